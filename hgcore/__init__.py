@@ -1,0 +1,14 @@
+"""Gradient-based hyperparameter optimisation: one backward recursion, one forward one, one linear solve, on two backends."""
+
+from hgcore import claims, data, figures, nets, profiles
+from hgcore.backend import Autograd, Torch
+from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
+from hgcore.layout import Layout
+from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann
+from hgcore.outer import Adam, Descent, RMSProp, alternate, box, descend, l1_ball, progress, realtime, simplex
+from hgcore.problem import Diverged, Problem
+from hgcore.reversal import FixedPoint, ReversalBuffer, ReversalError
+from hgcore.solvers import Forward, Hypergradient, Implicit, Reverse
+from hgcore.trajectory import checkpointed, reversible, shortcut, stored, train, truncated
+
+__version__ = "0.1.0"

@@ -1,0 +1,260 @@
+"""Two backends behind one set of verbs: `Autograd` (NumPy, float64, the reference) and `Torch` (any device).
+
+`xp` is the module `autograd.numpy` or `torch` itself: user functions call it directly. Vectors cross at two doors only,
+`array` in and `numpy` out; in between they are flat, of the backend's type, and carry no graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+Array = TypeVar("Array")
+
+
+class SecondOrder(NamedTuple):
+    """`gradient` (n,) of a scalar function, and `product(q, mixed=True)`: (H q, B'q), or (H q,) without the mixed one."""
+
+    gradient: Array
+    product: Callable
+
+
+class Backend(Protocol):
+    """What an algorithm may ask of a backend. `f` is always a user's function of flat vectors."""
+
+    name: str
+    device: str
+    dtype: str
+    xp: ModuleType
+    patience: int  # steps between two looks at the numbers: 1, or more where a look would stall the device
+
+    def array(self, values) -> Array: ...
+    def numpy(self, array) -> np.ndarray: ...
+    def exact(self, array) -> Array: ...
+    def numbers(self, scalars: list) -> list[float]: ...
+    def evaluate(self, f, *args): ...
+    def gradients(self, f, *args) -> tuple: ...
+    def gradient(self, f, weights, hyper) -> Array: ...
+    def second_order(self, f, weights, hyper) -> SecondOrder: ...
+    def pullback(self, f, x) -> tuple: ...
+    def pushforward(self, f, args, tangents, chunk=None) -> tuple: ...
+    def gradient_along(self, f, args, tangents, chunk=None) -> tuple: ...
+    def pinned(self) -> contextlib.AbstractContextManager: ...
+
+
+def namespace(array) -> ModuleType:
+    """The module whose functions take this array: numpy, autograd.numpy (traced values) or torch."""
+    root = type(array).__module__.split(".")[0]
+    if root == "torch":
+        return sys.modules["torch"]
+    return importlib.import_module("autograd.numpy") if root == "autograd" else np
+
+
+def cut(vector, sizes: list[int]):
+    """`vector` (sum of sizes,) as consecutive pieces; one operation on torch, whose backward pass is one concatenation."""
+    if namespace(vector) is sys.modules.get("torch"):
+        return vector.split(sizes)
+    stops = np.cumsum(sizes)
+    return [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+
+
+def make(name: str, device: str = "cpu", dtype: str = "float64") -> Backend:
+    """The backend of that name: 'autograd' (cpu, float64 only) or 'torch'."""
+    if name == "torch":
+        return Torch(device, dtype)
+    if name != "autograd":
+        raise ValueError(f"backend must be 'autograd' or 'torch', got {name!r}")
+    if (device, dtype) != ("cpu", "float64"):
+        raise ValueError(f"the autograd backend runs on cpu in float64, got {device}, {dtype}; use backend 'torch'")
+    return Autograd()
+
+
+def _scalar(value, what: str = "objective"):
+    if getattr(value, "shape", None) != ():
+        shape = getattr(value, "shape", type(value).__name__)
+        raise ValueError(f"an {what} must return a scalar of shape (), got {shape}; take its mean or sum")
+    return value
+
+
+@dataclass(frozen=True)
+class Autograd:
+    """NumPy in float64, differentiated by autograd: slow, plain, the reference that every other result must meet."""
+
+    name: str = field(default="autograd", init=False)
+    device: str = field(default="cpu", init=False)
+    dtype: str = field(default="float64", init=False)
+    patience: int = field(default=1, init=False)
+
+    @property
+    def xp(self) -> ModuleType:
+        return importlib.import_module("autograd.numpy")
+
+    def array(self, values) -> np.ndarray:
+        return np.asarray(values, dtype=np.float64)
+
+    def numpy(self, array) -> np.ndarray:
+        return np.asarray(array)
+
+    def exact(self, array) -> np.ndarray:
+        """The array in float64 where integers live, here NumPy's; a scalar as a number."""
+        return array if array.ndim else float(array)
+
+    def numbers(self, scalars: list) -> list[float]:
+        return [float(x) for x in scalars]
+
+    def evaluate(self, f, *args):
+        return f(*args)
+
+    def gradients(self, f, *args) -> tuple:
+        """(value, gradient with respect to each argument)."""
+        from autograd import make_vjp
+
+        pull, value = make_vjp(lambda *a: _scalar(f(*a)), tuple(range(len(args))))(*args)
+        return value, *pull(np.ones(()))
+
+    def gradient(self, f, weights, hyper) -> np.ndarray:
+        return self.gradients(lambda w: f(w, hyper), weights)[1]
+
+    def second_order(self, f, weights, hyper) -> SecondOrder:
+        from autograd import grad, make_vjp
+
+        pull, gradient = make_vjp(grad(lambda w, h: _scalar(f(w, h))), (0, 1))(weights, hyper)
+        return SecondOrder(gradient, lambda q, mixed=True: pull(q) if mixed else pull(q)[:1])
+
+    def pullback(self, f, x) -> tuple:
+        """(outputs y_i of f(x), a tuple; pull: cotangents c_i -> sum of (dy_i/dx)' c_i)."""
+        from autograd import make_vjp
+
+        pairs = [make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))]
+        pull = lambda cotangents: sum(p(self.array(c)) for (p, _), c in zip(pairs, cotangents, strict=True))  # noqa: E731
+        return tuple(self.array(y) for _, y in pairs), pull
+
+    def pushforward(self, f, args, tangents, chunk=None) -> tuple:
+        """(output of f(*args), its derivative along each of the m rows of `tangents`): the pullback, transposed."""
+        from autograd import make_vjp
+
+        pull, output = make_vjp(f, tuple(range(len(args))))(*args)
+        push, _ = make_vjp(pull)(np.zeros(np.shape(output)))
+        rows = [push(row) for row in zip(*tangents, strict=True)]
+        return output, np.reshape(rows, (len(rows), *np.shape(output)))
+
+    def gradient_along(self, f, args, tangents, chunk=None) -> tuple:
+        """`pushforward` of the gradient of f with respect to its first argument."""
+        from autograd import grad
+
+        return self.pushforward(grad(lambda *a: _scalar(f(*a))), args, tangents)
+
+    def pinned(self):
+        return contextlib.nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """PyTorch on `device` ('cpu', 'cuda', 'cuda:1') in `dtype` ('float64' or 'float32')."""
+
+    device: str = "cpu"
+    dtype: str = "float64"
+    name: str = field(default="torch", init=False)
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
+        torch = self.xp
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device!r} asked for, but torch {torch.__version__} sees no GPU; use 'cpu'")
+
+    @property
+    def xp(self) -> ModuleType:
+        return importlib.import_module("torch")
+
+    @property
+    def patience(self) -> int:
+        return 1 if self.device == "cpu" else 64
+
+    def _tensor(self, values):
+        return self.xp.as_tensor(values, dtype=getattr(self.xp, self.dtype), device=self.device)
+
+    def array(self, values):
+        return self._tensor(values).detach()
+
+    def numpy(self, array) -> np.ndarray:
+        return array.detach().cpu().numpy()
+
+    def exact(self, array):
+        """The array in float64 where integers live: NumPy's (a scalar as a number) on a CPU, the device's own elsewhere."""
+        array = array.detach().double()
+        if self.device != "cpu":
+            return array
+        return array.numpy() if array.ndim else float(array)
+
+    def numbers(self, scalars: list) -> list[float]:
+        """Numbers on the device as Python's, in one transfer."""
+        if len(scalars) == 1:
+            return [float(scalars[0])]
+        return self.xp.stack(scalars).tolist() if scalars else []
+
+    def evaluate(self, f, *args):
+        with self.xp.no_grad():
+            return f(*args)
+
+    def gradients(self, f, *args) -> tuple:
+        """(value, gradient with respect to each argument)."""
+        leaves = [a.detach().requires_grad_() for a in args]
+        with self.xp.enable_grad():
+            value = _scalar(f(*leaves))
+        return value.detach(), *self._grad((value,), leaves, None)
+
+    def gradient(self, f, weights, hyper):
+        # without the graph of `second_order`, but by the same operations: the bits must agree, and `reversible` checks
+        return self.gradients(lambda w: f(w, hyper), weights)[1]
+
+    def second_order(self, f, weights, hyper) -> SecondOrder:
+        w, h = weights.detach().requires_grad_(), hyper.detach().requires_grad_()
+        with self.xp.enable_grad():
+            (gradient,) = self._grad((_scalar(f(w, h)),), (w,), None, create_graph=True)
+
+        def product(q, mixed=True):
+            return self._grad((gradient,), (w, h) if mixed else (w,), (q,), retain_graph=True)
+
+        return SecondOrder(gradient.detach(), product)
+
+    def pullback(self, f, x) -> tuple:
+        """(outputs y_i of f(x), a tuple; pull: cotangents c_i -> sum of (dy_i/dx)' c_i)."""
+        x = x.detach().requires_grad_()
+        with self.xp.enable_grad():
+            outputs = tuple(self._tensor(y) for y in f(x))
+        return tuple(y.detach() for y in outputs), lambda cotangents: self._grad(outputs, (x,), cotangents)[0]
+
+    def pushforward(self, f, args, tangents, chunk=None) -> tuple:
+        """(output of f(*args), its derivative along each of the m rows of `tangents`), all rows in one batch."""
+        func = self.xp.func
+
+        def along(*rows):
+            return func.jvp(lambda *a: self._tensor(f(*a)), args, rows)
+
+        return func.vmap(along, out_dims=(None, 0), chunk_size=chunk)(*tangents)
+
+    def gradient_along(self, f, args, tangents, chunk=None) -> tuple:
+        """`pushforward` of the gradient of f with respect to its first argument."""
+        return self.pushforward(self.xp.func.grad(lambda *a: _scalar(f(*a))), args, tangents, chunk)
+
+    def _grad(self, outputs, inputs, cotangents, **keywords) -> tuple:
+        live = [i for i, y in enumerate(outputs) if y.requires_grad]
+        if not live:
+            return tuple(self.xp.zeros_like(x) for x in inputs)
+        seeds = None if cotangents is None else [cotangents[i] for i in live]
+        return self.xp.autograd.grad([outputs[i] for i in live], inputs, seeds, materialize_grads=True, **keywords)
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[Callable]:
+        """Yield a function that restores the thread count of this moment: other counts give other bits."""
+        torch = self.xp
+        threads = torch.get_num_threads()
+        yield lambda: torch.set_num_threads(threads)

@@ -1,0 +1,50 @@
+"""Named blocks of a flat vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hgcore.backend import cut, namespace
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the blocks of a vector (size,), in order: `Layout({"weights": (784, 10), "biases": (10,)})`.
+
+    Works on vectors of either backend, traced or not; a block of shape () is one number.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: list[int] = field(init=False, repr=False)
+    size: int = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "sizes", [math.prod(shape) for shape in self.shapes.values()])
+        object.__setattr__(self, "size", sum(self.sizes))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def split(self, vector) -> dict:
+        """{name: block in its shape}; views of `vector` (size,)."""
+        if vector.shape != (self.size,):
+            raise ValueError(f"this layout takes a vector of shape ({self.size},), got {tuple(vector.shape)}")
+        pieces = cut(vector, self.sizes)
+        return {name: piece.reshape(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+    def join(self, blocks: Mapping):
+        """The inverse of `split`: one vector (size,) out of all named blocks."""
+        if set(blocks) != set(self.shapes):
+            raise ValueError(f"blocks must be {list(self.shapes)}, got {list(blocks)}")
+        xp = namespace(next(iter(blocks.values())))
+        return xp.concatenate([blocks[name].reshape((-1,)) for name in self.shapes])
+
+    def expand(self, values):
+        """One value per block (len(layout),) -> one value per coordinate (size,)."""
+        if values.shape != (len(self),):
+            raise ValueError(f"expected one value per block, shape ({len(self)},), got {tuple(values.shape)}")
+        xp = namespace(values)
+        pieces = cut(values, [1] * len(self))
+        return xp.concatenate([xp.broadcast_to(piece, (size,)) for piece, size in zip(pieces, self.sizes, strict=True)])

@@ -1,0 +1,86 @@
+"""Networks as functions of one flat weight vector: dense nets over either backend, and any torch module without batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hgcore.backend import namespace
+from hgcore.layout import Layout
+
+
+def log_softmax(scores):
+    """log of the softmax over the last axis of scores (batch, classes)."""
+    xp = namespace(scores)
+    shifted = scores - xp.amax(scores, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def cross_entropy(log_probabilities, labels):
+    """Mean negative log-likelihood of one-hot (or soft) labels; both (batch, classes)."""
+    return -namespace(log_probabilities).sum(log_probabilities * labels) / len(labels)
+
+
+def error_rate(log_probabilities, labels) -> float:
+    """Share of the batch whose most likely class is not the labelled one."""
+    xp = namespace(log_probabilities)
+    return 1 - float((xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)).sum()) / len(labels)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense tanh net with log-softmax output: net(weights (n,), inputs (batch, sizes[0])) -> (batch, sizes[-1]).
+
+    `layout` names its blocks 'weights 1', 'biases 1', ... in the order of the layers, n = layout.size.
+    """
+
+    sizes: Sequence[int]
+    layout: Layout = field(init=False)
+
+    def __post_init__(self):
+        shapes = {}
+        for layer, (rows, columns) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True), start=1):
+            shapes |= {f"weights {layer}": (rows, columns), f"biases {layer}": (columns,)}
+        object.__setattr__(self, "layout", Layout(shapes))
+
+    def __call__(self, weights, inputs):
+        xp, blocks = namespace(weights), list(self.layout.split(weights).values())
+        hidden = inputs
+        for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
+            hidden = xp.tanh(hidden @ matrix + bias)
+        return log_softmax(hidden @ blocks[-2] + blocks[-1])
+
+
+def functional(module) -> tuple:
+    """(weights (n,), function(weights, *inputs)) of a `torch.nn.Module`, for use in a Problem on the Torch backend.
+
+    The module is called by `torch.func.functional_call`, its parameters being views of the flat vector. Modules that change
+    while they run cannot be trained twice with the same bits and are refused: batch statistics, and dropout in training mode.
+    """
+    import torch
+
+    for name, part in module.named_modules():
+        if _changes(part):
+            raise ValueError(f"module {name or type(part).__name__!r} ({type(part).__name__}) gives other results when called"
+                             " again or in another batch: put it in eval() mode, or use GroupNorm or LayerNorm")
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        raise ValueError(f"{type(module).__name__} has no parameters to train")
+    layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
+    weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+
+    def function(vector, *inputs):
+        return torch.func.functional_call(module, layout.split(vector), inputs)
+
+    return weights, function
+
+
+def _changes(part) -> bool:
+    """Whether a module draws random numbers, uses batch statistics or updates running ones."""
+    import torch
+
+    modules = torch.nn.modules
+    dropout = part.p if isinstance(part, modules.dropout._DropoutNd) else getattr(part, "dropout", 0)
+    draws = part.training and isinstance(dropout, float) and dropout > 0
+    batch = isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None
+    return draws or batch or (part.training and getattr(part, "track_running_stats", False))

@@ -1,0 +1,222 @@
+"""Outer loops: what to do with a hypergradient. Each yields one `OuterStep` per outer step and can be resumed from any.
+
+`descend`: a fresh training run per outer step; `realtime`: updates while training (forward mode); `alternate`: a warm start
+and a hypergradient every few steps (implicit differentiation). Rules and projections are plain functions of vectors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from hgcore.backend import namespace
+from hgcore.problem import Diverged, Problem, Watch
+from hgcore.solvers import Forward, Implicit
+
+
+class OuterStep(NamedTuple):
+    """Outer step k: the hypergradient `grad` and outer objective `value` at `hyper`, and `updated`, the next hyper.
+
+    state: flat, after training; nbytes: what the solver kept; carry: what a resumed loop needs besides `updated`.
+    """
+
+    k: int
+    hyper: object
+    value: object
+    grad: object
+    state: object
+    nbytes: int
+    updated: object
+    carry: tuple
+
+
+@dataclass(frozen=True)
+class Descent:
+    """velocity' = momentum velocity - (1 - momentum) grad;  hyper' = hyper + rate velocity'."""
+
+    rate: float
+    momentum: float = 0.0
+
+    def start(self, hyper) -> tuple:
+        return (0 * hyper,)
+
+    def __call__(self, hyper, grad, memory: tuple) -> tuple:
+        velocity = self.momentum * memory[0] - (1 - self.momentum) * grad
+        return hyper + self.rate * velocity, (velocity,)
+
+
+@dataclass(frozen=True)
+class RMSProp:
+    """square' = decay square + (1 - decay) grad**2;  hyper' = hyper - rate grad / (sqrt(square') + epsilon)."""
+
+    rate: float = 0.01
+    decay: float = 0.99
+    epsilon: float = 1e-8
+
+    def start(self, hyper) -> tuple:
+        return (0 * hyper,)
+
+    def __call__(self, hyper, grad, memory: tuple) -> tuple:
+        square = self.decay * memory[0] + (1 - self.decay) * grad**2
+        return hyper - self.rate * grad / (square**0.5 + self.epsilon), (square,)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2014).  first, second: decays of the two moments.
+
+    fade: the decay of the first moment is first * fade**k at outer step k, as in the first version of that paper; 1 for none.
+    Maclaurin's code has Adam(rate, 0.9, 0.99, epsilon=1e-4, fade=1e-4): no memory of the first moment but the full bias
+    correction, so that its early steps are up to five times larger.
+    """
+
+    rate: float = 0.001
+    first: float = 0.9
+    second: float = 0.999
+    epsilon: float = 1e-8
+    fade: float = 1.0
+
+    def start(self, hyper) -> tuple:
+        return 0 * hyper, 0 * hyper, 0
+
+    def __call__(self, hyper, grad, memory: tuple) -> tuple:
+        mean, square, k = memory
+        keep = self.first * self.fade**k
+        mean = keep * mean + (1 - keep) * grad
+        square = self.second * square + (1 - self.second) * grad**2
+        step = mean / (1 - self.first ** (k + 1)) / ((square / (1 - self.second ** (k + 1))) ** 0.5 + self.epsilon)
+        return hyper - self.rate * step, (mean, square, k + 1)
+
+
+def box(low, high) -> Callable:
+    """Projection onto low <= hyper <= high (numbers or vectors)."""
+    return lambda hyper: namespace(hyper).clip(hyper, low, high)
+
+
+def simplex(total: float = 1.0) -> Callable:
+    """Euclidean projection onto {hyper >= 0, sum = total}: Michelot 1986, exact in finitely many passes."""
+
+    def project(hyper):
+        shift, active, count = (hyper.sum() - total) / len(hyper), hyper == hyper, len(hyper)
+        while True:
+            active = hyper > shift
+            if int(active.sum()) == count:
+                return (hyper - shift) * active
+            count = int(active.sum())
+            shift = ((hyper * active).sum() - total) / count
+
+    return project
+
+
+def l1_ball(radius: float = 1.0) -> Callable:
+    """Euclidean projection onto {sum |hyper_i| <= radius} (Duchi et al. 2008)."""
+
+    def project(hyper):
+        if float(abs(hyper).sum()) <= radius:
+            return hyper
+        return namespace(hyper).sign(hyper) * simplex(radius)(abs(hyper))
+
+    return project
+
+
+def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
+    """The items, with a bar on stderr for a person at a terminal, or lines for the suite's runner; otherwise silent."""
+    total = len(items) if total is None else total
+    if "HGCORE_PROGRESS" not in os.environ:
+        yield from tqdm(items, desc=what, total=total, disable=None, leave=False)
+        return
+    shown = -1.0
+    for k, item in enumerate(items):
+        if time.monotonic() - shown > 0.5:
+            shown = time.monotonic()
+            print(f"@progress {k + 1}/{total} {what}", file=sys.stderr, flush=True)
+        yield item
+
+
+def _update(rule, project, hyper, grad, memory) -> tuple:
+    hyper, memory = rule(hyper, grad, memory)
+    return (hyper if project is None else project(hyper)), memory
+
+
+def _named(k: int, problem: Diverged) -> Diverged:
+    return type(problem)(f"outer step {k}: {problem}")
+
+
+def descend(solver: Callable, problem, hyper, *, rule, steps: int, project: Callable | None = None,
+            resume: OuterStep | None = None) -> Iterator[OuterStep]:
+    """`steps` outer steps, each a fresh training run.  problem: a Problem, or k -> Problem (new seeds, new batches).
+
+    rule: Descent, RMSProp, Adam or your own; project: onto the allowed set; resume: an earlier OuterStep to go on from.
+    Raises `Diverged` naming the outer and the inner step.
+    """
+    at = problem if callable(problem) else lambda k: problem
+    first, hyper = (0, at(0).hyper(hyper)) if resume is None else (resume.k + 1, resume.updated)
+    memory = rule.start(hyper) if resume is None else resume.carry[0]
+    for k in progress(range(first, steps), "outer step"):
+        try:
+            result = solver(at(k), hyper)
+        except Diverged as error:
+            raise _named(k, error) from error
+        updated, memory = _update(rule, project, hyper, result.grad, memory)
+        yield OuterStep(k, hyper, *result, updated, (memory,))
+        hyper = updated
+
+
+def realtime(problem: Problem, hyper, *, rule, steps: int, every: int = 1, project: Callable | None = None,
+             solver: Forward = Forward(), resume: OuterStep | None = None) -> Iterator[OuterStep]:
+    """Train once, and update hyper every `every` inner steps along the tangents so far (Franceschi et al. 2017, RTHO).
+
+    `steps` outer steps, so steps * every inner ones (problem.steps does not count). Tangents and weights are never reset, so
+    the hypergradient mixes earlier hypers: biased, and available at once. With a rule that moves nothing it is plain training.
+    """
+    hyper = problem.hyper(hyper) if resume is None else resume.updated
+    first = 0 if resume is None else resume.k + 1
+    state = problem.start(hyper)
+    tangents, memory = problem.push_start(hyper, problem.basis(hyper)), rule.start(hyper)
+    if resume is not None:
+        state, tangents, memory = resume.carry
+    watch = Watch(problem.backend)
+    for k in progress(range(first, steps), "outer step"):
+        span = range(k * every, (k + 1) * every)
+        try:
+            problem.check(hyper, state, span)
+            for t in span:
+                state, tangents = solver.step(problem, hyper, state, tangents, t)
+                watch(t, state[0] @ state[0])
+            watch.look()
+        except Diverged as error:
+            raise _named(k, error) from error
+        value, grad = solver.along(problem, hyper, state, tangents)
+        updated, memory = _update(rule, project, hyper, grad, memory)
+        kept = sum(vector.nbytes for vector in (*state, *tangents))
+        yield OuterStep(k, hyper, value, grad, problem.backend.xp.concatenate(state), kept, updated, (state, tangents, memory))
+        hyper = updated
+
+
+def alternate(solver: Implicit, problem: Problem, hyper, *, rule, steps: int, every: int = 1,
+              project: Callable | None = None, resume: OuterStep | None = None) -> Iterator[OuterStep]:
+    """`every` inner steps from where the last ones ended, then one implicit hypergradient (Lorraine et al. 2020, Algorithm 1)."""
+    hyper = problem.hyper(hyper) if resume is None else resume.updated
+    first = 0 if resume is None else resume.k + 1
+    state, memory = (problem.start(hyper), rule.start(hyper)) if resume is None else resume.carry
+    watch = Watch(problem.backend)
+    for k in progress(range(first, steps), "outer step"):
+        span = range(k * every, (k + 1) * every)
+        try:
+            problem.check(hyper, state, span)
+            for t in span:
+                state = problem.step(state, hyper, t)
+                watch(t, state[0] @ state[0])
+            watch.look()
+            result = solver(problem, hyper, state)
+        except Diverged as error:
+            raise _named(k, error) from error
+        updated, memory = _update(rule, project, hyper, result.grad, memory)
+        yield OuterStep(k, hyper, *result, updated, (state, memory))
+        hyper = updated

@@ -1,0 +1,150 @@
+"""A bilevel problem: minimise outer(weights after training, hyper), where training depends on hyper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hgcore.backend import Backend, SecondOrder
+from hgcore.dynamics import rounded
+from hgcore.reversal import DENOMINATOR
+
+
+class Diverged(ArithmeticError):
+    """A number stopped being finite, or left the range of the fixed-point representation."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained, how, and what is asked of the result. n weights, m hyperparameters, T = steps.
+
+    inner: (weights (n,), hyper (m,), t) -> scalar; t = 0..T-1 names the minibatch, t = None the full training set.
+    outer: (weights (n,), hyper (m,)) -> scalar.  dynamics: GradientDescent, Momentum or HeavyBall.
+    initial: hyper -> (n,).  Functions are written with `backend.xp`; the same call must always give the same bits.
+    """
+
+    backend: Backend
+    inner: Callable
+    outer: Callable
+    dynamics: object
+    initial: Callable
+    steps: int
+
+    def __post_init__(self):
+        for name in ("inner", "outer", "initial"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be a function, got {type(getattr(self, name)).__name__}")
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise ValueError(f"steps must be a whole number >= 0, got {self.steps!r}")
+
+    def hyper(self, hyper):
+        """`hyper` as a vector (m,) of the backend, checked."""
+        hyper = self.backend.array(hyper)
+        if hyper.ndim != 1:
+            raise ValueError(f"hyper must be a flat vector (m,), got shape {tuple(hyper.shape)}; see Layout.join")
+        if not bool(self.backend.xp.isfinite(hyper).all()):
+            raise Diverged("hyper holds a value that is not finite")
+        return hyper
+
+    def basis(self, hyper):
+        """The unit vectors of hyper, as rows (m, m)."""
+        return self.backend.xp.diag(0 * hyper + 1)
+
+    def start(self, hyper) -> tuple:
+        """The state before the first step."""
+        evaluate = self.backend.evaluate
+        parts = [self.backend.array(evaluate(f, hyper)) for f in self._starts]
+        for part in parts:
+            if part.ndim != 1 or part.shape != parts[0].shape:
+                raise ValueError(f"initial weights and velocity must be one shape (n,), got {[tuple(p.shape) for p in parts]}")
+        return *parts, *(0 * parts[0] for _ in range(self.dynamics.vectors - len(parts)))
+
+    @property
+    def _starts(self) -> tuple[Callable, ...]:
+        return (self.initial, *self.dynamics.starts)
+
+    def pull_start(self, hyper, adjoint: tuple):
+        """What the initial state contributes to the hypergradient (m,)."""
+        return self.backend.pullback(lambda h: tuple(f(h) for f in self._starts), hyper)[1](adjoint[: len(self._starts)])
+
+    def push_start(self, hyper, basis) -> tuple:
+        """Tangents (m, n) of the initial state along the rows of `basis` (m, m)."""
+        pushed = [self.backend.pushforward(f, (hyper,), (basis,))[1] for f in self._starts]
+        return *pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed)))
+
+    def coefficients(self, hyper, t: int) -> tuple:
+        """(rate,) or (rate, decay) of step t as the run uses them, each a scalar or (n,)."""
+        evaluate, array = self.backend.evaluate, self.backend.array
+        return self._used(array(evaluate(f, hyper, t)) for f in self.dynamics.functions.values())
+
+    def pull_coefficients(self, hyper, t: int) -> tuple:
+        """(coefficients of step t; pull: their cotangents -> what they contribute to the hypergradient (m,))."""
+        functions = self.dynamics.functions.values()
+        values, pull = self.backend.pullback(lambda h: tuple(f(h, t) for f in functions), hyper)
+        return self._used(values), pull
+
+    def _used(self, values) -> tuple:
+        return tuple(rounded(name, value) for name, value in zip(self.dynamics.functions, values, strict=True))
+
+    def push_coefficients(self, hyper, t: int, basis) -> tuple:
+        """Tangents of the coefficients of step t along the rows of `basis` (m, m): each (m,) or (m, n)."""
+        return tuple(self.backend.pushforward(lambda h, f=f: f(h, t), (hyper,), (basis,))[1]
+                     for f in self.dynamics.functions.values())
+
+    def gradient(self, weights, hyper, t: int):
+        """dL/dw (n,) of the inner objective at step t, with the bits that `second_order` finds."""
+        return self.backend.gradient(lambda w, h: self.inner(w, h, t), weights, hyper)
+
+    def second_order(self, weights, hyper, t: int | None) -> SecondOrder:
+        """dL/dw (n,) and the product q -> (d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t."""
+        return self.backend.second_order(lambda w, h: self.inner(w, h, t), weights, hyper)
+
+    def step(self, state: tuple, hyper, t: int) -> tuple:
+        """The state after step t."""
+        return self.dynamics.step(state, self.gradient(state[0], hyper, t), self.coefficients(hyper, t))
+
+    def judge(self, weights, hyper) -> tuple:
+        """(value, d outer/d weights (n,), d outer/d hyper (m,)) of the outer objective."""
+        return self.backend.gradients(self.outer, weights, hyper)
+
+    def check(self, hyper, state: tuple, steps: range | None = None) -> list[float]:
+        """The least decay of each of `steps`: all decays are looked at before the run starts, in one transfer."""
+        steps, xp = range(self.steps) if steps is None else steps, self.backend.xp
+        if not len(steps):
+            return []
+        for name, value in zip(self.dynamics.functions, self.coefficients(hyper, steps[0]), strict=True):
+            if value.shape not in ((), state[0].shape):
+                raise ValueError(f"{name} must be a scalar or have shape {tuple(state[0].shape)}, got {tuple(value.shape)}")
+        if "decay" not in self.dynamics.functions:
+            return []
+        decays = (self.backend.array(self.backend.evaluate(self.dynamics.decay, hyper, t)) for t in steps)
+        extremes = self.backend.numpy(xp.stack([extreme(d) for d in decays for extreme in (xp.amin, xp.amax)]))
+        for t, pair in zip(steps, extremes.reshape(-1, 2), strict=True):
+            for value in pair:
+                if not 1 / DENOMINATOR <= value <= 1:
+                    raise ValueError(f"decay must lie in [2**-16, 1], got {value:.6g} at step {t}; use GradientDescent for none")
+        return [float(value) for value in extremes[::2]]
+
+
+class Watch:
+    """Looks at one number of every step, `patience` steps at a time, and raises `Diverged` naming the first step above `limit`."""
+
+    def __init__(self, backend: Backend, limit: float = float("inf")):
+        self.backend, self.limit, self.seen = backend, limit, []
+
+    def __call__(self, t: int, number) -> None:
+        self.seen.append((t, number))
+        if len(self.seen) >= self.backend.patience:
+            self.look()
+
+    def look(self) -> None:
+        seen, self.seen = self.seen, []
+        for t, number in zip([t for t, _ in seen], self.backend.numbers([number for _, number in seen]), strict=True):
+            if not number < self.limit:
+                raise Diverged(self._message(t, number))
+
+    def _message(self, t: int, number: float) -> str:
+        if number < float("inf"):
+            return (f"a weight or velocity reached {number:.4g} at step {t}; fixed point holds magnitudes below"
+                    f" {self.limit:.0f}: scale the problem, or remember the run as `stored`")
+        return f"training diverged at step {t}: a weight or velocity is not finite; lower the rate"

@@ -1,0 +1,297 @@
+"""Arithmetic that can be undone to the last bit (Maclaurin et al. 2015, section 2.3 and Algorithm 3).
+
+Values are int64 in units of 2**-52, so |value| < 2**11. Additions are exact by nature; multiplication by a decay below one
+loses log2(1/decay) bits a step, which `ReversalBuffer` keeps. Everything here runs on NumPy arrays (fused by numba where it
+is present, with the same bits) and on torch integers of a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from hgcore.backend import namespace
+
+UNIT = 2.0**-52
+RANGE = 2.0**11
+DENOMINATOR_BITS = 16
+DENOMINATOR = 2**DENOMINATOR_BITS
+LOW = DENOMINATOR - 1
+WORD_BITS = 16
+LIMIT = 2**53 - 1  # the state stays an exact double, so that quotients may be taken in floating point
+
+
+class ReversalError(ArithmeticError):
+    """Running backwards did not arrive where the forward run started, bit for bit."""
+
+
+class Ratio(NamedTuple):
+    """A decay as the run really uses it: numerator / 2**16, one integer or one per coordinate; `least` bounds it below."""
+
+    numerator: object
+    least: int
+
+
+def round_decay(decay):
+    """The decay that every trajectory uses, round(decay * 2**16) / 2**16: a float, or an array of either backend."""
+    return namespace(decay).round(decay * DENOMINATOR) / DENOMINATOR
+
+
+def ratio(decay, least: float | None = None) -> Ratio:
+    """Ratio of a decay in [2**-16, 1], a scalar or (n,). `least`, its smallest value if known, saves a look at the array."""
+    if np.ndim(decay) == 0:
+        least = decay = float(decay)
+    xp = namespace(decay)
+    lowest, highest = (least, least) if least is not None else (float(xp.amin(decay)), float(xp.amax(decay)))
+    if not 1 / DENOMINATOR <= lowest <= highest <= 1:
+        worst = lowest if not 1 / DENOMINATOR <= lowest else highest
+        raise ValueError(f"decay must lie in [2**-16, 1], got {worst:.3g}; use GradientDescent for none")
+    numerator = integers(decay, DENOMINATOR) if np.ndim(decay) else round(decay * DENOMINATOR)
+    return Ratio(numerator, round(lowest * DENOMINATOR))
+
+
+def integers(values, scale: float = 1 / UNIT):
+    """round(values * scale), ties to even, as int64."""
+    xp = namespace(values)
+    return xp.asarray(xp.round(values * scale), dtype=xp.int64)
+
+
+@functools.cache
+def fused() -> ModuleType | None:
+    """The numba kernels, or None where numba is missing: NumPy then gives the same bits more slowly."""
+    try:
+        from hgcore import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def _kernels(values) -> ModuleType | None:
+    return fused() if isinstance(values, np.ndarray) else None
+
+
+class FixedPoint:
+    """A vector (n,) that can be added to and subtracted from with no rounding left behind.
+
+    `bits` are int64 in units of 2**-52. Beyond |value| < 2**11 they wrap around: look at what `add` returns.
+    """
+
+    def __init__(self, values):
+        self.bits = integers(values)
+
+    def floats(self):
+        """The values (n,) in float64, rounded to nearest."""
+        return self.bits * UNIT
+
+    def add(self, amount):
+        """Add `amount` (n,) rounded to the unit, for `subtract` of the same to undo.
+
+        Returns a bound on the magnitudes met: the sum is right if it is below 2**11, and not if it is more, or NaN.
+        """
+        kernels = _kernels(self.bits)
+        if kernels:
+            fits = kernels.add(self.bits, amount, 1 / UNIT)
+            return 0.0 if fits else np.maximum(RANGE, _reach(amount, amount * 0))
+        reach = _reach(self.floats(), amount)
+        self.bits = self.bits + integers(amount)
+        return reach
+
+    def subtract(self, amount) -> None:
+        """Undo `add(amount)`."""
+        kernels = _kernels(self.bits)
+        if kernels:
+            kernels.add(self.bits, amount, -1 / UNIT)
+        else:
+            self.bits = self.bits - integers(amount)
+
+    @property
+    def nbytes(self) -> int:
+        return self.bits.nbytes
+
+
+def _reach(values, amount):
+    """Largest |value| + |amount|, NaN if there is one; a scalar where the vectors live."""
+    return namespace(values).amax(abs(values) + abs(amount)) if len(values) else 0.0
+
+
+@dataclass
+class ReversalBuffer:
+    """What multiplications by decays would lose: `divide` undoes `multiply`, last first, bit for bit.
+
+    Per coordinate an integer x, 0 <= x <= bound <= LIMIT. One multiplication by n/d, with v = v1 d + v0:
+
+        x = s n + q;   v0 n + q = c d + r;   v' = v1 n + c;   x' = s d + r
+
+    so v' is v n/d to within one unit and x grows by log2(d/n) bits. (Algorithm 3 as printed replaces all of v0 by a digit of
+    the buffer: the same bijection of v alone, off by up to 2**16 units.) When the bound could pass LIMIT, the low 16 bits of
+    ALL x move to a list of words: WHEN depends on the decays only, never on the data, so there are no masks, no branches and
+    no device synchronisation. It costs log2(1/decay) bits a step for the smallest decay of the vector, and some 64 in all.
+    """
+
+    state: object = None
+    words: list = field(default_factory=list)
+    bounds: array = field(default_factory=lambda: array("q", [0]))  # of the steps since the last spill
+    starts: array = field(default_factory=lambda: array("q"))  # the first of `bounds`, for each spill before
+    lengths: array = field(default_factory=lambda: array("I"))  # how many steps followed it
+    numerators: list[list[int]] = field(default_factory=list)  # least ones, as run lengths [numerator, count]
+
+    def multiply(self, values, decay):
+        """values * decay as new int64 (n,), keeping what rounding loses. `decay`: a number, (n,), or a `Ratio`."""
+        numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
+        self.before_multiply(values, least)
+        kernels = _kernels(values)
+        if kernels:
+            return kernels.multiply(values, self.state, numerator)
+        share = self.state // numerator
+        carry = (values & LOW) * numerator + (self.state - share * numerator)
+        self.state = (share << DENOMINATOR_BITS) + (carry & LOW)
+        return (values >> DENOMINATOR_BITS) * numerator + (carry >> DENOMINATOR_BITS)
+
+    def divide(self, values, decay):
+        """Undo the latest `multiply`, which must have had this decay."""
+        numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
+        self.before_divide(least)
+        kernels = _kernels(values)
+        if kernels:
+            values = kernels.divide(values, self.state, numerator)
+        else:
+            high = values // numerator
+            rest = ((values - high * numerator) << DENOMINATOR_BITS) + (self.state & LOW)
+            low = rest // numerator
+            self.state = (self.state >> DENOMINATOR_BITS) * numerator + (rest - low * numerator)
+            values = (high << DENOMINATOR_BITS) + low
+        self.after_divide()
+        return values
+
+    def before_multiply(self, values, least: int) -> None:
+        """The bookkeeping of `multiply`, for callers that fuse its arithmetic into a loop of their own."""
+        if self.state is None:
+            self.state = values * 0
+        if _next_bound(self.bounds[-1], least) > LIMIT:
+            self._spill()
+        self.bounds.append(_next_bound(self.bounds[-1], least))
+        self._log(least)
+
+    def before_divide(self, least: int) -> None:
+        """The bookkeeping of `divide`, first half."""
+        self._unlog(least)
+        self.bounds.pop()
+
+    def after_divide(self) -> None:
+        """The bookkeeping of `divide`, second half."""
+        if len(self.bounds) == 1 and self.starts:
+            self._unspill()
+
+    def empty(self) -> bool:
+        """True when every multiplication has been undone and nothing is left over."""
+        return not self.words and not self.numerators and (self.state is None or not bool((self.state != 0).any()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: the states, the spilled words and the schedule."""
+        logs = sum(a.itemsize * len(a) for a in (self.bounds, self.starts, self.lengths)) + 16 * len(self.numerators)
+        return sum(word.nbytes for word in self.words) + logs + (0 if self.state is None else self.state.nbytes)
+
+    def _spill(self) -> None:
+        xp = namespace(self.state)
+        # 16 bits, signed because torch has no arithmetic on unsigned ones
+        self.words.append(xp.asarray((self.state & (2**WORD_BITS - 1)) - 2 ** (WORD_BITS - 1), dtype=xp.int16))
+        self.state >>= WORD_BITS
+        self.starts.append(self.bounds[0])
+        self.lengths.append(len(self.bounds) - 1)
+        self.bounds = array("q", [self.bounds[-1] >> WORD_BITS])
+
+    def _unspill(self) -> None:
+        xp = namespace(self.state)
+        self.state <<= WORD_BITS
+        self.state += xp.asarray(self.words.pop(), dtype=xp.int64) + 2 ** (WORD_BITS - 1)
+        self.bounds = array("q", [self.starts.pop()])
+        for numerator in self._latest(self.lengths.pop()):
+            self.bounds.append(_next_bound(self.bounds[-1], numerator))
+
+    def _log(self, numerator: int) -> None:
+        if self.numerators and self.numerators[-1][0] == numerator:
+            self.numerators[-1][1] += 1
+        else:
+            self.numerators.append([numerator, 1])
+
+    def _unlog(self, numerator: int) -> None:
+        if not self.numerators or self.numerators[-1][0] != numerator:
+            raise ReversalError("divide must undo the multiplications in reverse order, each with its own decay")
+        self.numerators[-1][1] -= 1
+        if not self.numerators[-1][1]:
+            self.numerators.pop()
+
+    def _latest(self, count: int) -> list[int]:
+        """The numerators of the latest `count` steps, oldest first."""
+        latest, runs = [], iter(reversed(self.numerators))
+        while len(latest) < count:
+            numerator, length = next(runs)
+            latest += [numerator] * min(length, count - len(latest))
+        return latest[::-1]
+
+
+def _next_bound(bound: int, numerator: int) -> int:
+    return bound // numerator * DENOMINATOR + LOW
+
+
+class ExactMomentum:
+    """A state that momentum moves and exactly moves back: v' = decay v + gain g, then w' = w + rate v' (all sums rounded once).
+
+    `weights` and `speed` are the state as float64. All vectors (n,) and coefficients live where integers do (`Backend.exact`).
+    """
+
+    def __init__(self, weights, speed):
+        self.position, self.velocity, self.buffer = FixedPoint(weights), FixedPoint(speed), ReversalBuffer()
+        self.weights, self.speed = self.position.floats(), self.velocity.floats()
+        self.reach = max(_reach(weights, weights * 0), _reach(speed, speed * 0))
+
+    def forth(self, gradient, decay: Ratio, gain, rate):
+        """One step; returns a bound on the magnitudes met, as `FixedPoint.add` does."""
+        kernels = _kernels(gradient)
+        if kernels:
+            self.buffer.before_multiply(self.velocity.bits, decay.least)
+            self.weights, self.speed, fits = kernels.forth(
+                self.position.bits, self.velocity.bits, self.buffer.state, gradient, decay.numerator, gain, rate)
+            return 0.0 if fits else np.maximum(RANGE, _reach(gain * gradient, rate * self.speed))
+        self.velocity.bits = self.buffer.multiply(self.velocity.bits, decay)
+        kicked = self.velocity.add(gain * gradient)
+        self.speed = self.velocity.floats()
+        drifted = self.position.add(rate * self.speed)
+        self.weights = self.position.floats()
+        return namespace(self.speed).maximum(kicked, drifted)
+
+    def back_position(self, rate) -> None:
+        """Undo the second half of `forth`: `weights` are those before the step, `speed` still that after it."""
+        kernels = _kernels(self.speed)
+        if kernels:
+            self.weights = kernels.back_position(self.position.bits, self.speed, rate)
+        else:
+            self.position.subtract(rate * self.speed)
+            self.weights = self.position.floats()
+
+    def back_velocity(self, gradient, decay: Ratio, gain) -> None:
+        """Undo the first half of `forth`, given the gradient at the weights before the step."""
+        kernels = _kernels(gradient)
+        if kernels:
+            self.buffer.before_divide(decay.least)
+            self.speed = kernels.back_velocity(self.velocity.bits, self.buffer.state, gradient, decay.numerator, gain)
+            self.buffer.after_divide()
+        else:
+            self.velocity.subtract(gain * gradient)
+            self.velocity.bits = self.buffer.divide(self.velocity.bits, decay)
+            self.speed = self.velocity.floats()
+
+    def misses(self, other: ExactMomentum) -> int:
+        """How many numbers differ from those of `other`, plus one if the buffer still holds anything."""
+        pairs = (self.position, other.position), (self.velocity, other.velocity)
+        return sum(int((a.bits != b.bits).sum()) for a, b in pairs) + (not self.buffer.empty())
+
+    @property
+    def nbytes(self) -> int:
+        return self.position.nbytes + self.velocity.nbytes + self.buffer.nbytes

@@ -1,0 +1,131 @@
+"""Hypergradients: d outer(weights after training, hyper) / d hyper, by three families of methods.
+
+`Reverse` pulls an adjoint back through the steps (its `remember` decides what memory and error cost), `Forward` pushes
+tangents along with them, `Implicit` looks only at the last weights and solves one linear system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hgcore.dynamics import Step
+from hgcore.problem import Diverged, Problem, Watch
+from hgcore.trajectory import stored, train
+
+
+class Hypergradient(NamedTuple):
+    """value: outer objective (a scalar); grad: (m,); state: after training, weights first, flat; nbytes: what was kept."""
+
+    value: object
+    grad: object
+    state: object
+    nbytes: int
+
+
+def _result(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:
+    xp = problem.backend.xp
+    if not bool(xp.isfinite(grad).all()):
+        raise Diverged("the hypergradient is not finite although training was; shorten the run or lower the rate")
+    return Hypergradient(value, grad, xp.concatenate(state), nbytes)
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """Reverse mode: exact, time of some three gradients a step for any number of hyperparameters.
+
+    remember: `stored` (default), `checkpointed`, `reversible`, the approximate `shortcut` and `truncated`, or your own
+    `Trajectory`. Franceschi et al. 2017, section 3.1; Maclaurin et al. 2015, Algorithm 2; Fu et al. 2016.
+    """
+
+    remember: Callable = stored
+
+    def __call__(self, problem: Problem, hyper) -> Hypergradient:
+        hyper = problem.hyper(hyper)
+        with problem.backend.pinned() as pin:
+            trajectory = self.remember(problem, hyper)
+            final, nbytes = trajectory.final, trajectory.nbytes
+            value, weights_adjoint, grad = problem.judge(final[0], hyper)
+            adjoint = (weights_adjoint, *(0 * vector for vector in final[1:]))
+            pin()
+            adjoint, grad = _pull_back(problem, hyper, trajectory, adjoint, grad)
+            trajectory.close()
+        if trajectory.replayed.start == 0:
+            grad = grad + problem.pull_start(hyper, adjoint)
+        return _result(problem, value, grad, final, nbytes)
+
+
+def _pull_back(problem: Problem, hyper, trajectory, adjoint: tuple, grad) -> tuple:
+    """(adjoint of the first replayed state, hypergradient of the steps added to `grad`)."""
+    dynamics, after = problem.dynamics, trajectory.final
+    for t in reversed(trajectory.replayed):
+        coefficients, pull = problem.pull_coefficients(hyper, t)
+        weights = trajectory.weights(t, coefficients)
+        gradient, product = problem.second_order(weights, hyper, t)
+        adjoint, direction = dynamics.arrive(adjoint, coefficients)
+        curvature, mixed = product(direction)
+        before = trajectory.state(t, gradient, coefficients)
+        adjoint, cotangents = dynamics.pullback(adjoint, Step(before, after, gradient, coefficients))
+        adjoint = (adjoint[0] + curvature, *adjoint[1:])
+        grad = grad + mixed + pull(cotangents)
+        after = before
+    return adjoint, grad
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Forward mode: exact, no trajectory, time and memory grow with m. Franceschi et al. 2017, section 3.2.
+
+    The m tangents are pushed in one batch (on torch by vmap); `chunk` limits how many at a time, to save memory.
+    """
+
+    chunk: int | None = None
+
+    def __call__(self, problem: Problem, hyper) -> Hypergradient:
+        hyper = problem.hyper(hyper)
+        state = problem.start(hyper)
+        problem.check(hyper, state)
+        tangents = problem.push_start(hyper, problem.basis(hyper))
+        watch = Watch(problem.backend)
+        for t in range(problem.steps):
+            state, tangents = self.step(problem, hyper, state, tangents, t)
+            watch(t, state[0] @ state[0])
+        watch.look()
+        value, grad = self.along(problem, hyper, state, tangents)
+        return _result(problem, value, grad, state, sum(vector.nbytes for vector in (*state, *tangents)))
+
+    def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
+        """(state, tangents (m, n)) after step t."""
+        basis = problem.basis(hyper)
+        gradient, curvature = problem.backend.gradient_along(
+            lambda w, h: problem.inner(w, h, t), (state[0], hyper), (tangents[0], basis), self.chunk)
+        coefficients = problem.coefficients(hyper, t)
+        after = problem.dynamics.step(state, gradient, coefficients)
+        slopes = problem.push_coefficients(hyper, t, basis)
+        return after, problem.dynamics.pushforward(tangents, Step(state, after, gradient, coefficients), curvature, slopes)
+
+    def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
+        """(value, hypergradient (m,)) of the outer objective at this state."""
+        value, weights_adjoint, grad = problem.judge(state[0], hyper)
+        return value, grad + tangents[0] @ weights_adjoint
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Implicit differentiation at the last weights: grad = d outer/dhyper - (B' A^-1) d outer/dw.
+
+    A, B are d2L/dw2 and d2L/dhyper dw of the full inner objective (t = None). Exact only where dL/dw = 0 and `solve` is.
+    solve: Neumann, ConjugateGradient, Identity or Dense. Lorraine et al. 2020, Algorithm 2 (corrected).
+    """
+
+    solve: Callable
+
+    def __call__(self, problem: Problem, hyper, state: tuple | None = None) -> Hypergradient:
+        hyper = problem.hyper(hyper)
+        state = train(problem, hyper) if state is None else state
+        value, weights_adjoint, direct = problem.judge(state[0], hyper)
+        _, product = problem.second_order(state[0], hyper, None)
+        inverse = self.solve(lambda q: product(q, mixed=False)[0], weights_adjoint)
+        grad = direct - product(inverse)[1]
+        return _result(problem, value, grad, state, state[0].nbytes)

@@ -1,0 +1,220 @@
+"""Answers to the one question of a backward pass: what was the state before step t?
+
+`stored`, `checkpointed` and `reversible` answer exactly, `shortcut` (DrMAD) by a straight line, `truncated` only for the last
+steps. Each is called as remember(problem, hyper), trains, and returns a `Trajectory`; bind options with `functools.partial`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from hgcore.problem import Problem, Watch
+from hgcore.reversal import RANGE, ExactMomentum, ReversalError, ratio
+
+
+class Trajectory(Protocol):
+    """A finished training run that can be walked backwards, once, over the steps in `replayed`.
+
+    For each step t: first `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient, coefficients)`.
+    `final`: the state after training; `nbytes`: what is kept between the two passes; `close()` after the last step.
+    """
+
+    final: tuple
+    replayed: range
+    nbytes: int
+
+    def weights(self, t, coefficients): ...
+    def state(self, t, gradient, coefficients) -> tuple: ...
+    def close(self) -> None: ...
+
+
+def _size(state: tuple) -> int:
+    return sum(vector.nbytes for vector in state)
+
+
+def _states(problem: Problem, hyper, state: tuple, steps: range):
+    """The states after each of `steps`, starting from `state`; raises `Diverged`."""
+    watch = Watch(problem.backend)
+    for t in steps:
+        state = problem.step(state, hyper, t)
+        watch(t, state[0] @ state[0])
+        yield state
+    watch.look()
+
+
+def train(problem: Problem, hyper) -> tuple:
+    """The state after training; nothing is kept on the way."""
+    state = problem.start(hyper)
+    problem.check(hyper, state)
+    for state in _states(problem, hyper, state, range(problem.steps)):  # noqa: B007
+        pass
+    return state
+
+
+class stored:
+    """Every state is kept: T + 1 of them (Franceschi et al. 2017, Reverse-HG)."""
+
+    first = 0
+
+    def __init__(self, problem: Problem, hyper):
+        state = problem.start(hyper)
+        problem.check(hyper, state)
+        self._train(problem, hyper, state)
+
+    def _train(self, problem, hyper, state):
+        self.replayed = range(self.first, problem.steps)
+        self.states = [state, *_states(problem, hyper, state, self.replayed)]
+        self.final = self.states[-1]
+        self.nbytes = sum(map(_size, self.states))
+
+    def weights(self, t, coefficients):
+        return self.states[t - self.first][0]
+
+    def state(self, t, gradient, coefficients) -> tuple:
+        return self.states[t - self.first]
+
+    def close(self) -> None:
+        self.states.clear()
+
+
+class truncated(stored):
+    """Only the last `last` steps are kept and differentiated: biased, cheap (Shaban et al. 2019)."""
+
+    def __init__(self, problem: Problem, hyper, last: int = 1):
+        if last < 0:
+            raise ValueError(f"last must be a number of steps >= 0, got {last}")
+        self.first = max(0, problem.steps - last)
+        state = problem.start(hyper)
+        problem.check(hyper, state)
+        for state in _states(problem, hyper, state, range(self.first)):  # noqa: B007
+            pass
+        self._train(problem, hyper, state)
+
+
+class checkpointed:
+    """About sqrt(T) states are kept, and each stretch between two of them is run again on the way back."""
+
+    def __init__(self, problem: Problem, hyper, every: int | None = None):
+        self.problem, self.hyper = problem, hyper
+        self.every = every or max(1, math.isqrt(problem.steps))
+        if self.every < 1:
+            raise ValueError(f"every must be a number of steps >= 1, got {every}")
+        state = problem.start(hyper)
+        problem.check(hyper, state)
+        self.marks, self.stretch = {0: state}, []
+        for t, state in enumerate(_states(problem, hyper, state, range(problem.steps)), start=1):
+            if t % self.every == 0 and t < problem.steps:
+                self.marks[t] = state
+        self.final, self.replayed = state, range(problem.steps)
+        self.nbytes = (len(self.marks) + min(self.every, problem.steps)) * _size(state)
+
+    def weights(self, t, coefficients):
+        if not self.stretch:
+            mark = t - t % self.every
+            state = self.marks.pop(mark)
+            self.stretch = [state, *_states(self.problem, self.hyper, state, range(mark, t))]
+        return self.stretch[-1][0]
+
+    def state(self, t, gradient, coefficients) -> tuple:
+        return self.stretch.pop()
+
+    def close(self) -> None:
+        self.marks.clear()
+
+
+class reversible:
+    """Nothing is kept but what the decays lose, log2(1/decay) bits a weight and step (Maclaurin et al. 2015).
+
+    State and additions are fixed point (see reversal.py), so the run differs from a `stored` one by rounding, 2**-53 a step.
+    Needs an inner objective that always gives the same bits: same thread count, no unseeded randomness. The rewound start is
+    compared with the true one, bit for bit, and a difference raises `ReversalError`.
+    """
+
+    def __init__(self, problem: Problem, hyper):
+        if not problem.dynamics.reversible:
+            name = type(problem.dynamics).__name__
+            raise ValueError(f"{name} cannot be run backwards: use Momentum or HeavyBall, or remember the run as `stored`")
+        self.problem, self.hyper, self.backend = problem, hyper, problem.backend
+        start = problem.start(hyper)
+        self.least, self.replayed = problem.check(hyper, start), range(problem.steps)
+        self.exact = self._begin(start)
+        self._forward(start[0])
+        self.final = self.floats()
+        self.nbytes = self.exact.nbytes
+
+    def _begin(self, start: tuple) -> ExactMomentum:
+        return ExactMomentum(*(self.backend.exact(vector) for vector in start))
+
+    def _forward(self, weights) -> None:
+        gradient, watch = self._agreeing(weights), Watch(self.backend, RANGE)
+        watch(-1, self.exact.reach)
+        for t in self.replayed:
+            weights = self.backend.array(self.exact.weights)
+            decay, gain, rate = self._used(t, self.problem.coefficients(self.hyper, t))
+            slope = self.backend.exact(gradient(weights, self.hyper, t))
+            watch(t, self.exact.forth(slope, decay, gain, rate))
+        watch.look()
+
+    def _agreeing(self, weights):
+        """The gradient to train with: the plain one if its bits are those that the way back will find, else that very call."""
+        twice = lambda w, hyper, t: self.problem.second_order(w, hyper, t).gradient  # noqa: E731
+        if not self.replayed:
+            return twice
+        plain, joint = (f(weights, self.hyper, 0) for f in (self.problem.gradient, twice))
+        return self.problem.gradient if bool((plain == joint).all()) else twice
+
+    def _used(self, t, coefficients) -> tuple:
+        """(decay, gain, signed rate) of step t, in float64 where integers live."""
+        rate, decay = (self.backend.exact(c) for c in coefficients)
+        return ratio(decay, self.least[t]), self.problem.dynamics.gain(decay), self.problem.dynamics.sign * rate
+
+    def floats(self) -> tuple:
+        """The present state in the backend's type."""
+        return self.backend.array(self.exact.weights), self.backend.array(self.exact.speed)
+
+    def weights(self, t, coefficients):
+        self.used = self._used(t, coefficients)
+        self.exact.back_position(self.used[2])
+        return self.backend.array(self.exact.weights)
+
+    def state(self, t, gradient, coefficients) -> tuple:
+        decay, gain, _ = self.used
+        self.exact.back_velocity(self.backend.exact(gradient), decay, gain)
+        return self.floats()
+
+    def close(self) -> None:
+        """Raise unless the rewound start is the true one to the last bit."""
+        misses = self.exact.misses(self._begin(self.problem.start(self.hyper)))
+        if misses:
+            raise ReversalError(
+                f"the run backwards missed its start in {misses} of {2 * len(self.exact.weights)} numbers: the inner objective"
+                " did not give the same bits twice. Keep one thread count, seed what is random by t, on a GPU ask for"
+                " deterministic algorithms; or remember the run as `stored` or `checkpointed`")
+
+
+class shortcut:
+    """The straight line from the first to the last weights in place of the true path: approximate (DrMAD, Fu et al. 2016).
+
+    w_t = (1 - t/T) w_0 + (t/T) w_T, and the velocity after step t is (w_{t+1} - w_t) / rate_t. Only two states are kept.
+    """
+
+    def __init__(self, problem: Problem, hyper):
+        self.problem, self.replayed = problem, range(problem.steps)
+        self.start, self.final = problem.start(hyper), train(problem, hyper)
+        self.nbytes = _size(self.start) + _size(self.final)
+        self.hyper = hyper
+
+    def weights(self, t, coefficients):
+        share = t / self.problem.steps
+        return (1 - share) * self.start[0] + share * self.final[0]
+
+    def state(self, t, gradient, coefficients) -> tuple:
+        if t == 0 or len(self.start) == 1:
+            return self.weights(t, coefficients), *self.start[1:]
+        stride = (self.final[0] - self.start[0]) / self.problem.steps
+        rate = self.problem.coefficients(self.hyper, t - 1)[0]
+        return self.weights(t, coefficients), self.problem.dynamics.sign * stride / rate
+
+    def close(self) -> None:
+        pass
