@@ -169,13 +169,13 @@ def descend(solver: Callable, problem, hyper, *, rule, steps: int, project: Call
 
 
 def realtime(problem: Problem, hyper, *, rule, steps: int, every: int = 1, project: Callable | None = None,
-             solver: Forward = Forward(), resume: OuterStep | None = None) -> Iterator[OuterStep]:
+             solver: Forward | None = None, resume: OuterStep | None = None) -> Iterator[OuterStep]:
     """Train once, and update hyper every `every` inner steps along the tangents so far (Franceschi et al. 2017, RTHO).
 
     `steps` outer steps, so steps * every inner ones (problem.steps does not count). Tangents and weights are never reset, so
     the hypergradient mixes earlier hypers: biased, and available at once. With a rule that moves nothing it is plain training.
     """
-    hyper = problem.hyper(hyper) if resume is None else resume.updated
+    solver, hyper = solver or Forward(), problem.hyper(hyper) if resume is None else resume.updated
     first = 0 if resume is None else resume.k + 1
     state = problem.start(hyper)
     tangents, memory = problem.push_start(hyper, problem.basis(hyper)), rule.start(hyper)

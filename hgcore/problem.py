@@ -55,8 +55,9 @@ class Problem:
         evaluate = self.backend.evaluate
         parts = [self.backend.array(evaluate(f, hyper)) for f in self._starts]
         for part in parts:
-            if part.ndim != 1 or part.shape != parts[0].shape:
-                raise ValueError(f"initial weights and velocity must be one shape (n,), got {[tuple(p.shape) for p in parts]}")
+            if part.ndim != 1 or part.shape != parts[0].shape or not len(part):
+                shapes = [tuple(p.shape) for p in parts]
+                raise ValueError(f"initial weights and velocity must have one shape (n,) with n >= 1, got {shapes}")
         return *parts, *(0 * parts[0] for _ in range(self.dynamics.vectors - len(parts)))
 
     @property

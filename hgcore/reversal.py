@@ -45,7 +45,7 @@ def round_decay(decay):
 def ratio(decay, least: float | None = None) -> Ratio:
     """Ratio of a decay in [2**-16, 1], a scalar or (n,). `least`, its smallest value if known, saves a look at the array."""
     if np.ndim(decay) == 0:
-        least = decay = float(decay)
+        least = decay = float(decay) if least is None else least
     xp = namespace(decay)
     lowest, highest = (least, least) if least is not None else (float(xp.amin(decay)), float(xp.amax(decay)))
     if not 1 / DENOMINATOR <= lowest <= highest <= 1:
@@ -86,7 +86,8 @@ class FixedPoint:
 
     def floats(self):
         """The values (n,) in float64, rounded to nearest."""
-        return self.bits * UNIT
+        xp = namespace(self.bits)
+        return xp.asarray(self.bits, dtype=xp.float64) * UNIT
 
     def add(self, amount):
         """Add `amount` (n,) rounded to the unit, for `subtract` of the same to undo.
@@ -116,7 +117,7 @@ class FixedPoint:
 
 def _reach(values, amount):
     """Largest |value| + |amount|, NaN if there is one; a scalar where the vectors live."""
-    return namespace(values).amax(abs(values) + abs(amount)) if len(values) else 0.0
+    return namespace(values).amax(abs(values) + abs(amount))
 
 
 @dataclass
@@ -249,7 +250,7 @@ class ExactMomentum:
     def __init__(self, weights, speed):
         self.position, self.velocity, self.buffer = FixedPoint(weights), FixedPoint(speed), ReversalBuffer()
         self.weights, self.speed = self.position.floats(), self.velocity.floats()
-        self.reach = max(_reach(weights, weights * 0), _reach(speed, speed * 0))
+        self.reach = namespace(weights).maximum(_reach(weights, 0 * weights), _reach(speed, 0 * speed))
 
     def forth(self, gradient, decay: Ratio, gain, rate):
         """One step; returns a bound on the magnitudes met, as `FixedPoint.add` does."""

@@ -47,8 +47,12 @@ def train(problem: Problem, hyper) -> tuple:
     """The state after training; nothing is kept on the way."""
     state = problem.start(hyper)
     problem.check(hyper, state)
-    for state in _states(problem, hyper, state, range(problem.steps)):  # noqa: B007
-        pass
+    return _last(state, _states(problem, hyper, state, range(problem.steps)))
+
+
+def _last(state: tuple, states) -> tuple:
+    for after in states:
+        state = after
     return state
 
 
@@ -87,9 +91,7 @@ class truncated(stored):
         self.first = max(0, problem.steps - last)
         state = problem.start(hyper)
         problem.check(hyper, state)
-        for state in _states(problem, hyper, state, range(self.first)):  # noqa: B007
-            pass
-        self._train(problem, hyper, state)
+        self._train(problem, hyper, _last(state, _states(problem, hyper, state, range(self.first))))
 
 
 class checkpointed:
@@ -102,11 +104,12 @@ class checkpointed:
             raise ValueError(f"every must be a number of steps >= 1, got {every}")
         state = problem.start(hyper)
         problem.check(hyper, state)
-        self.marks, self.stretch = {0: state}, []
-        for t, state in enumerate(_states(problem, hyper, state, range(problem.steps)), start=1):
+        self.marks, self.stretch, self.final = {0: state}, [], state
+        for t, after in enumerate(_states(problem, hyper, state, range(problem.steps)), start=1):
+            self.final = after
             if t % self.every == 0 and t < problem.steps:
-                self.marks[t] = state
-        self.final, self.replayed = state, range(problem.steps)
+                self.marks[t] = after
+        self.replayed = range(problem.steps)
         self.nbytes = (len(self.marks) + min(self.every, problem.steps)) * _size(state)
 
     def weights(self, t, coefficients):
