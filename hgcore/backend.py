@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -51,15 +51,18 @@ class Backend(Protocol):
 
 def namespace(array) -> ModuleType:
     """The module whose functions take this array: numpy, autograd.numpy (traced values) or torch."""
-    root = type(array).__module__.split(".")[0]
-    if root == "torch":
-        return sys.modules["torch"]
-    return importlib.import_module("autograd.numpy") if root == "autograd" else np
+    return _home(type(array))
+
+
+@functools.cache
+def _home(kind: type) -> ModuleType:
+    root = kind.__module__.split(".")[0]
+    return importlib.import_module({"torch": "torch", "autograd": "autograd.numpy"}.get(root, "numpy"))
 
 
 def cut(vector, sizes: list[int]):
     """`vector` (sum of sizes,) as consecutive pieces; one operation on torch, whose backward pass is one concatenation."""
-    if namespace(vector) is sys.modules.get("torch"):
+    if hasattr(vector, "split"):
         return vector.split(sizes)
     stops = np.cumsum(sizes)
     return [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
@@ -92,7 +95,7 @@ class Autograd:
     dtype: str = field(default="float64", init=False)
     patience: int = field(default=1, init=False)
 
-    @property
+    @functools.cached_property
     def xp(self) -> ModuleType:
         return importlib.import_module("autograd.numpy")
 
@@ -170,16 +173,20 @@ class Torch:
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {self.device!r} asked for, but torch {torch.__version__} sees no GPU; use 'cpu'")
 
-    @property
+    @functools.cached_property
     def xp(self) -> ModuleType:
         return importlib.import_module("torch")
+
+    @functools.cached_property
+    def _kind(self) -> dict:
+        return {"dtype": getattr(self.xp, self.dtype), "device": self.device}
 
     @property
     def patience(self) -> int:
         return 1 if self.device == "cpu" else 64
 
     def _tensor(self, values):
-        return self.xp.as_tensor(values, dtype=getattr(self.xp, self.dtype), device=self.device)
+        return self.xp.as_tensor(values, **self._kind)
 
     def array(self, values):
         return self._tensor(values).detach()
