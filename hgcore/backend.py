@@ -240,13 +240,15 @@ class Torch:
         return tuple(y.detach() for y in outputs), lambda cotangents: self._grad(outputs, (x,), cotangents)[0]
 
     def pushforward(self, f, args, tangents, chunk=None) -> tuple:
-        """(output of f(*args), its derivative along each of the m rows of `tangents`), all rows in one batch."""
+        """(output of f(*args), its derivative along each of the m rows of `tangents`), `chunk` rows in one batch, or all."""
         func = self.xp.func
 
         def along(*rows):
             return func.jvp(lambda *a: self._tensor(f(*a)), args, rows)
 
-        return func.vmap(along, out_dims=(None, 0), chunk_size=chunk)(*tangents)
+        batches = zip(*(rows.split(chunk or len(rows)) for rows in tangents), strict=True)
+        outputs, pushed = zip(*(func.vmap(along, out_dims=(None, 0))(*rows) for rows in batches), strict=True)
+        return outputs[0], self.xp.cat(pushed)
 
     def gradient_along(self, f, args, tangents, chunk=None) -> tuple:
         """`pushforward` of the gradient of f with respect to its first argument."""

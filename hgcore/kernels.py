@@ -64,7 +64,7 @@ def add(bits, amount, scale):
     """bits += round(amount * scale), in place; False if a sum may have left the range."""
     wrong = 0
     for i in range(bits.size):
-        step = amount[i] * scale
+        step = _at(amount, i) * scale
         wrong |= not _fits(bits[i], step)
         bits[i] += np.int64(np.rint(step))
     return wrong == 0

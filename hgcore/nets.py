@@ -81,6 +81,7 @@ def _changes(part) -> bool:
 
     modules = torch.nn.modules
     dropout = part.p if isinstance(part, modules.dropout._DropoutNd) else getattr(part, "dropout", 0)
-    draws = part.training and isinstance(dropout, float) and dropout > 0
+    random = isinstance(part, (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d))
+    draws = part.training and (random or isinstance(dropout, float) and dropout > 0)
     batch = isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None
     return draws or batch or (part.training and getattr(part, "track_running_stats", False))

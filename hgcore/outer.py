@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hgcore.backend import namespace
 from hgcore.problem import Diverged, Problem, Watch
-from hgcore.solvers import Forward, Implicit
+from hgcore.solvers import Forward, Implicit, require_finite
 
 
 class OuterStep(NamedTuple):
@@ -96,13 +96,22 @@ class Adam:
 
 def box(low, high) -> Callable:
     """Projection onto low <= hyper <= high (numbers or vectors)."""
-    return lambda hyper: namespace(hyper).clip(hyper, low, high)
+
+    def project(hyper):
+        xp = namespace(hyper)
+        least, most = (xp.asarray(bound, dtype=hyper.dtype, device=hyper.device) for bound in (low, high))
+        return xp.minimum(xp.maximum(hyper, least), most)
+
+    return project
 
 
 def simplex(total: float = 1.0) -> Callable:
-    """Euclidean projection onto {hyper >= 0, sum = total}: Michelot 1986, exact in finitely many passes."""
+    """Euclidean projection onto {hyper >= 0, sum = total > 0}: Michelot 1986, exact in finitely many passes."""
+    if not total > 0:
+        raise ValueError(f"the sum must be positive, got {total}")
 
     def project(hyper):
+        hyper = hyper - hyper.max()  # moves no projection, and keeps the largest above the shift whatever is rounded
         shift, active, count = (hyper.sum() - total) / len(hyper), hyper == hyper, len(hyper)
         while True:
             active = hyper > shift
@@ -188,11 +197,12 @@ def realtime(problem: Problem, hyper, *, rule, steps: int, every: int = 1, proje
             problem.check(hyper, state, span)
             for t in span:
                 state, tangents = solver.step(problem, hyper, state, tangents, t)
-                watch(t, state[0] @ state[0])
+                watch.weights(t, state[0])
             watch.look()
+            value, grad = solver.along(problem, hyper, state, tangents)
+            require_finite(problem, value, grad)
         except Diverged as error:
             raise _named(k, error) from error
-        value, grad = solver.along(problem, hyper, state, tangents)
         updated, memory = _update(rule, project, hyper, grad, memory)
         kept = sum(vector.nbytes for vector in (*state, *tangents))
         yield OuterStep(k, hyper, value, grad, problem.backend.xp.concatenate(state), kept, updated, (state, tangents, memory))
@@ -212,7 +222,7 @@ def alternate(solver: Implicit, problem: Problem, hyper, *, rule, steps: int, ev
             problem.check(hyper, state, span)
             for t in span:
                 state = problem.step(state, hyper, t)
-                watch(t, state[0] @ state[0])
+                watch.weights(t, state[0])
             watch.look()
             result = solver(problem, hyper, state)
         except Diverged as error:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
 
 from hgcore.backend import Backend, SecondOrder
 from hgcore.dynamics import rounded
 from hgcore.reversal import DENOMINATOR
+
+quiet = np.errstate(over="ignore", invalid="ignore")  # what is not finite is reported once, as `Diverged`
 
 
 class Diverged(ArithmeticError):
@@ -34,7 +39,7 @@ class Problem:
         for name in ("inner", "outer", "initial"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function, got {type(getattr(self, name)).__name__}")
-        if not isinstance(self.steps, int) or self.steps < 0:
+        if not isinstance(self.steps, Integral) or self.steps < 0:
             raise ValueError(f"steps must be a whole number >= 0, got {self.steps!r}")
 
     def hyper(self, hyper):
@@ -50,6 +55,7 @@ class Problem:
         """The unit vectors of hyper, as rows (m, m)."""
         return self.backend.xp.diag(0 * hyper + 1)
 
+    @quiet
     def start(self, hyper) -> tuple:
         """The state before the first step."""
         evaluate = self.backend.evaluate
@@ -100,6 +106,7 @@ class Problem:
         """dL/dw (n,) and the product q -> (d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t."""
         return self.backend.second_order(lambda w, h: self.inner(w, h, t), weights, hyper)
 
+    @quiet
     def step(self, state: tuple, hyper, t: int) -> tuple:
         """The state after step t."""
         return self.dynamics.step(state, self.gradient(state[0], hyper, t), self.coefficients(hyper, t))
@@ -109,22 +116,24 @@ class Problem:
         return self.backend.gradients(self.outer, weights, hyper)
 
     def check(self, hyper, state: tuple, steps: range | None = None) -> list[float]:
-        """The least decay of each of `steps`: all decays are looked at before the run starts, in one transfer."""
+        """The least decay of each of `steps`: all coefficients are looked at before the run starts, in one transfer."""
         steps, xp = range(self.steps) if steps is None else steps, self.backend.xp
-        if not len(steps):
+        looked = [self._extremes(name, hyper, state, t) for name in self.dynamics.functions for t in steps]
+        if not looked or "decay" not in self.dynamics.functions:
             return []
-        for name, value in zip(self.dynamics.functions, self.coefficients(hyper, steps[0]), strict=True):
-            if value.shape not in ((), state[0].shape):
-                raise ValueError(f"{name} must be a scalar or have shape {tuple(state[0].shape)}, got {tuple(value.shape)}")
-        if "decay" not in self.dynamics.functions:
-            return []
-        decays = (self.backend.array(self.backend.evaluate(self.dynamics.decay, hyper, t)) for t in steps)
-        extremes = self.backend.numpy(xp.stack([extreme(d) for d in decays for extreme in (xp.amin, xp.amax)]))
+        extremes = self.backend.numpy(xp.stack([extreme for pair in looked[-len(steps) :] for extreme in pair]))
         for t, pair in zip(steps, extremes.reshape(-1, 2), strict=True):
             for value in pair:
                 if not 1 / DENOMINATOR <= value <= 1:
                     raise ValueError(f"decay must lie in [2**-16, 1], got {value:.6g} at step {t}; use GradientDescent for none")
         return [float(value) for value in extremes[::2]]
+
+    def _extremes(self, name: str, hyper, state: tuple, t: int) -> tuple:
+        """(least, largest) value of that coefficient at step t, its shape checked."""
+        value = self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t))
+        if value.shape not in ((), state[0].shape):
+            raise ValueError(f"{name} must be a scalar or have shape {tuple(state[0].shape)}, got {tuple(value.shape)} at step {t}")
+        return (self.backend.xp.amin(value), self.backend.xp.amax(value)) if name == "decay" else ()
 
 
 class Watch:
@@ -138,6 +147,11 @@ class Watch:
         if len(self.seen) >= self.backend.patience:
             self.look()
 
+    @quiet
+    def weights(self, t: int, weights) -> None:
+        """Look at the weights (n,) after step t."""
+        self(t, weights @ weights)
+
     def look(self) -> None:
         seen, self.seen = self.seen, []
         for t, number in zip([t for t, _ in seen], self.backend.numbers([number for _, number in seen]), strict=True):
@@ -145,7 +159,8 @@ class Watch:
                 raise Diverged(self._message(t, number))
 
     def _message(self, t: int, number: float) -> str:
+        where = f"at step {t}" if t >= 0 else "before step 0"
         if number < float("inf"):
-            return (f"a weight or velocity reached {number:.4g} at step {t}; fixed point holds magnitudes below"
+            return (f"a weight or velocity reached {number:.4g} {where}; fixed point holds magnitudes below"
                     f" {self.limit:.0f}: scale the problem, or remember the run as `stored`")
-        return f"training diverged at step {t}: a weight or velocity is not finite; lower the rate"
+        return f"training diverged {where}: a weight or velocity is not finite; lower the rate"

@@ -71,8 +71,10 @@ def fused() -> ModuleType | None:
     return kernels
 
 
-def _kernels(values) -> ModuleType | None:
-    return fused() if isinstance(values, np.ndarray) else None
+def _kernels(values, *others) -> ModuleType | None:
+    """The kernels, which do not look at shapes, where all `others` are numbers or (n,); NumPy broadcasts the rest, or refuses."""
+    fit = isinstance(values, np.ndarray) and all(np.shape(other) in ((), values.shape) for other in others)
+    return fused() if fit else None
 
 
 class FixedPoint:
@@ -94,17 +96,17 @@ class FixedPoint:
 
         Returns a bound on the magnitudes met: the sum is right if it is below 2**11, and not if it is more, or NaN.
         """
-        kernels = _kernels(self.bits)
+        kernels = _kernels(self.bits, amount)
         if kernels:
             fits = kernels.add(self.bits, amount, 1 / UNIT)
-            return 0.0 if fits else np.maximum(RANGE, _reach(amount, amount * 0))
+            return 0.0 if fits else np.maximum(RANGE, _reach(amount, 0.0))
         reach = _reach(self.floats(), amount)
         self.bits = self.bits + integers(amount)
         return reach
 
     def subtract(self, amount) -> None:
         """Undo `add(amount)`."""
-        kernels = _kernels(self.bits)
+        kernels = _kernels(self.bits, amount)
         if kernels:
             kernels.add(self.bits, amount, -1 / UNIT)
         else:
@@ -139,13 +141,14 @@ class ReversalBuffer:
     bounds: array = field(default_factory=lambda: array("q", [0]))  # of the steps since the last spill
     starts: array = field(default_factory=lambda: array("q"))  # the first of `bounds`, for each spill before
     lengths: array = field(default_factory=lambda: array("I"))  # how many steps followed it
-    numerators: list[list[int]] = field(default_factory=list)  # least ones, as run lengths [numerator, count]
+    numerators: array = field(default_factory=lambda: array("i"))  # least ones, in runs
+    counts: array = field(default_factory=lambda: array("I"))  # how often each came
 
     def multiply(self, values, decay):
         """values * decay as new int64 (n,), keeping what rounding loses. `decay`: a number, (n,), or a `Ratio`."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
         self.before_multiply(values, least)
-        kernels = _kernels(values)
+        kernels = _kernels(values, self.state, numerator)
         if kernels:
             return kernels.multiply(values, self.state, numerator)
         share = self.state // numerator
@@ -157,7 +160,7 @@ class ReversalBuffer:
         """Undo the latest `multiply`, which must have had this decay."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
         self.before_divide(least)
-        kernels = _kernels(values)
+        kernels = _kernels(values, self.state, numerator)
         if kernels:
             values = kernels.divide(values, self.state, numerator)
         else:
@@ -195,7 +198,7 @@ class ReversalBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes held: the states, the spilled words and the schedule."""
-        logs = sum(a.itemsize * len(a) for a in (self.bounds, self.starts, self.lengths)) + 16 * len(self.numerators)
+        logs = sum(a.itemsize * len(a) for a in (self.bounds, self.starts, self.lengths, self.numerators, self.counts))
         return sum(word.nbytes for word in self.words) + logs + (0 if self.state is None else self.state.nbytes)
 
     def _spill(self) -> None:
@@ -216,21 +219,23 @@ class ReversalBuffer:
             self.bounds.append(_next_bound(self.bounds[-1], numerator))
 
     def _log(self, numerator: int) -> None:
-        if self.numerators and self.numerators[-1][0] == numerator:
-            self.numerators[-1][1] += 1
+        if self.numerators and self.numerators[-1] == numerator:
+            self.counts[-1] += 1
         else:
-            self.numerators.append([numerator, 1])
+            self.numerators.append(numerator)
+            self.counts.append(1)
 
     def _unlog(self, numerator: int) -> None:
-        if not self.numerators or self.numerators[-1][0] != numerator:
+        if not self.numerators or self.numerators[-1] != numerator:
             raise ReversalError("divide must undo the multiplications in reverse order, each with its own decay")
-        self.numerators[-1][1] -= 1
-        if not self.numerators[-1][1]:
+        self.counts[-1] -= 1
+        if not self.counts[-1]:
             self.numerators.pop()
+            self.counts.pop()
 
     def _latest(self, count: int) -> list[int]:
         """The numerators of the latest `count` steps, oldest first."""
-        latest, runs = [], iter(reversed(self.numerators))
+        latest, runs = [], zip(reversed(self.numerators), reversed(self.counts), strict=True)
         while len(latest) < count:
             numerator, length = next(runs)
             latest += [numerator] * min(length, count - len(latest))
@@ -250,11 +255,11 @@ class ExactMomentum:
     def __init__(self, weights, speed):
         self.position, self.velocity, self.buffer = FixedPoint(weights), FixedPoint(speed), ReversalBuffer()
         self.weights, self.speed = self.position.floats(), self.velocity.floats()
-        self.reach = namespace(weights).maximum(_reach(weights, 0 * weights), _reach(speed, 0 * speed))
+        self.reach = namespace(weights).maximum(_reach(weights, 0.0), _reach(speed, 0.0))
 
     def forth(self, gradient, decay: Ratio, gain, rate):
         """One step; returns a bound on the magnitudes met, as `FixedPoint.add` does."""
-        kernels = _kernels(gradient)
+        kernels = _kernels(gradient, self.speed, decay.numerator, gain, rate)
         if kernels:
             self.buffer.before_multiply(self.velocity.bits, decay.least)
             self.weights, self.speed, fits = kernels.forth(
@@ -269,7 +274,7 @@ class ExactMomentum:
 
     def back_position(self, rate) -> None:
         """Undo the second half of `forth`: `weights` are those before the step, `speed` still that after it."""
-        kernels = _kernels(self.speed)
+        kernels = _kernels(self.speed, rate)
         if kernels:
             self.weights = kernels.back_position(self.position.bits, self.speed, rate)
         else:
@@ -278,7 +283,7 @@ class ExactMomentum:
 
     def back_velocity(self, gradient, decay: Ratio, gain) -> None:
         """Undo the first half of `forth`, given the gradient at the weights before the step."""
-        kernels = _kernels(gradient)
+        kernels = _kernels(gradient, self.speed, decay.numerator, gain)
         if kernels:
             self.buffer.before_divide(decay.least)
             self.speed = kernels.back_velocity(self.velocity.bits, self.buffer.state, gradient, decay.numerator, gain)

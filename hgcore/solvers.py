@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from hgcore.dynamics import Step
-from hgcore.problem import Diverged, Problem, Watch
+from hgcore.problem import Diverged, Problem, Watch, quiet
 from hgcore.trajectory import stored, train
 
 
@@ -25,10 +25,16 @@ class Hypergradient(NamedTuple):
 
 
 def _result(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:
+    require_finite(problem, value, grad)
+    return Hypergradient(value, grad, problem.backend.xp.concatenate(state), nbytes)
+
+
+def require_finite(problem: Problem, value, grad) -> None:
+    """Raise `Diverged` unless value and hypergradient are finite, in one look at the device."""
     xp = problem.backend.xp
-    if not bool(xp.isfinite(grad).all()):
-        raise Diverged("the hypergradient is not finite although training was; shorten the run or lower the rate")
-    return Hypergradient(value, grad, xp.concatenate(state), nbytes)
+    if not bool(xp.isfinite(grad).all() & xp.isfinite(value)):
+        raise Diverged("the outer objective or the hypergradient is not finite although training was; look at the outer objective at"
+                       " the last weights, shorten the run or lower the rate")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Reverse:
 
     remember: Callable = stored
 
+    @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.hyper(hyper)
         with problem.backend.pinned() as pin:
@@ -82,6 +89,7 @@ class Forward:
 
     chunk: int | None = None
 
+    @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.hyper(hyper)
         state = problem.start(hyper)
@@ -90,11 +98,12 @@ class Forward:
         watch = Watch(problem.backend)
         for t in range(problem.steps):
             state, tangents = self.step(problem, hyper, state, tangents, t)
-            watch(t, state[0] @ state[0])
+            watch.weights(t, state[0])
         watch.look()
         value, grad = self.along(problem, hyper, state, tangents)
         return _result(problem, value, grad, state, sum(vector.nbytes for vector in (*state, *tangents)))
 
+    @quiet
     def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
         """(state, tangents (m, n)) after step t."""
         basis = problem.basis(hyper)
@@ -105,6 +114,7 @@ class Forward:
         slopes = problem.push_coefficients(hyper, t, basis)
         return after, problem.dynamics.pushforward(tangents, Step(state, after, gradient, coefficients), curvature, slopes)
 
+    @quiet
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
         """(value, hypergradient (m,)) of the outer objective at this state."""
         value, weights_adjoint, grad = problem.judge(state[0], hyper)
@@ -121,6 +131,7 @@ class Implicit:
 
     solve: Callable
 
+    @quiet
     def __call__(self, problem: Problem, hyper, state: tuple | None = None) -> Hypergradient:
         hyper = problem.hyper(hyper)
         state = train(problem, hyper) if state is None else state

@@ -38,7 +38,7 @@ def _states(problem: Problem, hyper, state: tuple, steps: range):
     watch = Watch(problem.backend)
     for t in steps:
         state = problem.step(state, hyper, t)
-        watch(t, state[0] @ state[0])
+        watch.weights(t, state[0])
         yield state
     watch.look()
 
@@ -99,7 +99,7 @@ class checkpointed:
 
     def __init__(self, problem: Problem, hyper, every: int | None = None):
         self.problem, self.hyper = problem, hyper
-        self.every = every or max(1, math.isqrt(problem.steps))
+        self.every = max(1, math.isqrt(problem.steps)) if every is None else every
         if self.every < 1:
             raise ValueError(f"every must be a number of steps >= 1, got {every}")
         state = problem.start(hyper)

@@ -94,6 +94,33 @@ def ridge(backend, steps=400, n=6):
     return problem, np.full(n, -1.0)
 
 
+def bowl(backend, steps=6, n=5, **changes):
+    """A small quadratic for questions of form rather than of number; `changes` replace parts of the Problem."""
+    xp = backend.xp
+    target = backend.array(np.linspace(-1, 1, n))
+    parts = {"inner": lambda w, hyper, t: xp.sum((w - target) ** 2) * xp.exp(hyper[0]), "outer": lambda w, hyper: xp.sum((w - 1) ** 2),
+             "dynamics": momentum(), "initial": lambda hyper: 0.5 * target + hyper[1]}
+    return hg.Problem(backend=backend, steps=steps, **parts | changes), np.array([0.1, 0.3])
+
+
+def momentum(rate=0.1, decay=0.9, kind=hg.Momentum, velocity=None):
+    """Dynamics whose coefficients are the given numbers, or functions of t."""
+    function = lambda x: (lambda hyper, t: x(t)) if callable(x) else (lambda hyper, t: x)  # noqa: E731
+    return kind(rate=function(rate), decay=function(decay), velocity=velocity)
+
+
+def logistic(backend, steps=3000, n=4):
+    """Logistic regression with a penalty per weight, trained to its optimum by gradient descent; its Hessian is positive definite."""
+    xp = backend.xp
+    rng = np.random.default_rng(3)
+    (x, x2), signs = (backend.array(rng.standard_normal((25, n))) for _ in range(2)), backend.array(np.sign(rng.standard_normal(25)))
+    problem = hg.Problem(
+        backend=backend, steps=steps, dynamics=hg.GradientDescent(rate=lambda hyper, t: 1.0), initial=lambda hyper: 0 * hyper,
+        inner=lambda w, hyper, t: xp.mean(xp.log(1 + xp.exp(-signs * (x @ w)))) + xp.sum(xp.exp(hyper) * w**2),
+        outer=lambda w, hyper: xp.mean(xp.log(1 + xp.exp(-signs * (x2 @ w)))))
+    return problem, np.linspace(-3, -1, n)
+
+
 def unrolled(problem, hyper):
     """The hypergradient by automatic differentiation of the whole loop: independent of every solver, decays as really used."""
     backend = problem.backend

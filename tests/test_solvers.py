@@ -28,7 +28,8 @@ EXACT = {
 
 def gap(a, b) -> float:
     """Largest difference, relative to the largest number."""
-    return float(np.max(np.abs(np.subtract(a, b))) / np.max(np.abs(b)))
+    a, b = np.asarray(a), np.asarray(b)
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -47,3 +48,74 @@ def test_exact_solvers_equal_the_unrolled_loop(solver, case, backend):
 def test_plain_gradient_descent(solver, backend):
     problem, hyper = catalogue.plain(backend)
     assert gap(backend.numpy(solver(problem, hyper).grad), catalogue.unrolled(problem, hyper)[1]) < 1e-13
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_forward_mode_in_chunks_gives_the_same_result(chunk):
+    """In batches of another size the sums may have another order."""
+    problem, hyper = catalogue.everything(hg.Torch(), per_coordinate=True)
+    whole, parts = hg.Forward()(problem, hyper), hg.Forward(chunk=chunk)(problem, hyper)
+    assert gap(parts.grad, whole.grad) < 1e-13 and parts.nbytes == whole.nbytes
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+def test_forward_mode_of_a_hundred_hyperparameters_costs_no_hundred_calls(backend):
+    calls = []
+
+    def inner(w, hyper, t):
+        calls.append(t)
+        return backend.xp.sum(backend.xp.exp(hyper) * w**2)
+
+    problem, _ = catalogue.bowl(backend, n=100, steps=3, inner=inner, initial=lambda hyper: hyper + 1)
+    hyper = np.linspace(-2, 0, 100)
+    found = hg.Forward()(problem, hyper).grad
+    assert len(calls) <= 2 * problem.steps
+    assert gap(found, catalogue.unrolled(problem, hyper)[1]) < 1e-13
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("solver", EXACT.values(), ids=EXACT)
+def test_finite_differences_agree_in_every_direction(solver, backend):
+    """Central differences, error 1e-7; not for the decay, which is rounded to 2**-16."""
+    problem, hyper = catalogue.everything(backend, steps=5)
+    grad, slots = backend.numpy(solver(problem, hyper).grad), [i for i in range(len(hyper)) if i != 5]  # 5 is the decay
+    for i in slots:
+        step = 1e-5 * np.eye(len(hyper))[i]
+        high, low = (float(hg.Reverse()(problem, hyper + s * step).value) for s in (1, -1))
+        assert abs(grad[i] - (high - low) / 2e-5) < 1e-7 * max(1, abs(grad).max())
+
+
+@pytest.mark.parametrize("solver", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("per_coordinate", [False, True])
+def test_both_backends_agree(solver, per_coordinate):
+    """The same operations in another order: some 1e-16 a step."""
+    numpy, torch = (solver(*catalogue.everything(b, per_coordinate=per_coordinate)) for b in BACKENDS)
+    assert all(gap(b, a) < 1e-12 for a, b in zip(numpy[:3], torch[:3], strict=True)) and numpy.nbytes == torch.nbytes
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("solver", EXACT.values(), ids=EXACT)
+def test_the_result_has_the_promised_shapes_and_types(solver, backend):
+    problem, hyper = catalogue.everything(backend)
+    result = solver(problem, hyper)
+    assert result.grad.shape == hyper.shape and result.state.shape == (8,) and np.shape(result.value) == ()
+    assert isinstance(result.nbytes, int) and not getattr(result.grad, "requires_grad", False)
+    assert float(problem.outer(result.state[:4], backend.array(hyper))) == float(result.value)
+
+
+def test_single_precision_meets_double_in_every_solver():
+    """Twelve steps of 6e-8, amplified some 1e2."""
+    expected = hg.Reverse()(*catalogue.everything(hg.Torch())).grad
+    for solver in EXACT.values():
+        found = solver(*catalogue.everything(hg.Torch(dtype="float32"))).grad
+        assert str(found.dtype) == "torch.float32" and gap(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("decay", [0.99998, 2.0**-16 + 1e-9])
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+def test_extreme_decays_and_long_runs(decay, backend):
+    problem, hyper = catalogue.everything(backend, decay=decay, steps=150)
+    hyper[:150] = -4.0
+    expected = hg.Reverse()(problem, hyper).grad
+    assert gap(hg.Reverse(hg.reversible)(problem, hyper).grad, expected) < 1e-9
+    assert gap(expected, catalogue.unrolled(problem, hyper)[1]) < 1e-10

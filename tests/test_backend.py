@@ -1,0 +1,156 @@
+"""The verbs of a backend, against each other and against finite differences."""
+
+import numpy as np
+import pytest
+import torch
+
+import hgcore as hg
+from hgcore.backend import make, namespace
+
+BACKENDS = [hg.Autograd(), hg.Torch()]
+both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+RNG = np.random.default_rng(0)
+W, H, MATRIX = RNG.standard_normal(4), RNG.standard_normal(3), RNG.standard_normal((4, 4))
+
+
+def curved(backend):
+    """A function of (w (4,), h (3,)) with every second derivative."""
+    xp, matrix = backend.xp, backend.array(MATRIX)
+    return lambda w, h: xp.sum(xp.sin(matrix @ w) * xp.exp(h[0] * w)) + xp.sum(h**3) * xp.sum(w**2) + h[1] * h[2]
+
+
+def slope(f, x, step=1e-6):
+    """Central differences: their error is some 1e-10 for numbers of size one."""
+    return np.array([(f(x + step * e) - f(x - step * e)) / (2 * step) for e in np.eye(len(x))])
+
+
+@both
+def test_the_gradient_is_that_of_finite_differences(backend):
+    f = curved(backend)
+    number = lambda w, h: float(backend.evaluate(f, backend.array(w), backend.array(h)))  # noqa: E731
+    value, by_w, by_h = backend.gradients(f, backend.array(W), backend.array(H))
+    assert float(value) == number(W, H)
+    assert np.allclose(backend.numpy(by_w), slope(lambda w: number(w, H), W), atol=1e-7)
+    assert np.allclose(backend.numpy(by_h), slope(lambda h: number(W, h), H), atol=1e-7)
+
+
+@both
+def test_second_order_products_are_those_of_finite_differences(backend):
+    f, q = curved(backend), RNG.standard_normal(4)
+    gradient = lambda w, h: backend.numpy(backend.gradient(f, backend.array(w), backend.array(h)))  # noqa: E731
+    joint = backend.second_order(f, backend.array(W), backend.array(H))
+    curvature, mixed = joint.product(backend.array(q))
+    assert np.allclose(backend.numpy(curvature), slope(lambda w: gradient(w, H) @ q, W), atol=1e-6)
+    assert np.allclose(backend.numpy(mixed), slope(lambda h: gradient(W, h) @ q, H), atol=1e-6)
+    (alone,) = joint.product(backend.array(q), mixed=False)
+    assert np.array_equal(backend.numpy(alone), backend.numpy(curvature))
+
+
+@both
+def test_the_plain_gradient_has_the_bits_of_the_joint_one(backend):
+    f, w, h = curved(backend), backend.array(W), backend.array(H)
+    assert bool((backend.gradient(f, w, h) == backend.second_order(f, w, h).gradient).all())
+
+
+@both
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_gradients_along_tangents_are_products_with_the_hessian(backend, chunk):
+    f, rows, columns = curved(backend), RNG.standard_normal((3, 4)), RNG.standard_normal((3, 3))
+    args, tangents = tuple(map(backend.array, (W, H))), tuple(map(backend.array, (rows, columns)))
+    gradient, along = backend.gradient_along(f, args, tangents, chunk)
+    joint = backend.second_order(f, *args)
+    units = [joint.product(row) for row in backend.array(np.eye(4))]
+    hessian, mixed = (np.stack([backend.numpy(pair[i]) for pair in units]) for i in (0, 1))
+    assert np.allclose(backend.numpy(gradient), backend.numpy(joint.gradient), rtol=1e-14, atol=1e-14)
+    assert np.allclose(backend.numpy(along), rows @ hessian + columns @ mixed.T, atol=1e-12)
+
+
+@both
+def test_a_pullback_is_the_transpose_of_a_pushforward(backend):
+    xp = backend.xp
+    parts = [lambda h: xp.exp(h[0]) * h[1], lambda h: xp.sin(h) * h[2], lambda h: 0.25]  # a scalar, a vector, a constant
+    h, basis = backend.array(H), backend.array(np.eye(3))
+    values, pull = backend.pullback(lambda h: tuple(f(h) for f in parts), h)
+    cotangents = [backend.array(RNG.standard_normal(np.shape(v))) for v in values]
+    pushed = [backend.pushforward(f, (h,), (basis,)) for f in parts]
+    expected = 0
+    for (value, rows), again, cotangent in zip(pushed, values, cotangents, strict=True):
+        assert np.array_equal(np.asarray(value), np.asarray(again))
+        expected = expected + backend.numpy(rows).reshape(3, -1) @ backend.numpy(cotangent).reshape(-1)
+    assert np.allclose(backend.numpy(pull(cotangents)), expected, atol=1e-14)
+
+
+@both
+@pytest.mark.parametrize("f", [lambda w, h: (h * h).sum(), lambda w, h: (w * 2.0).sum(), lambda w, h: (w * 0 + 1.0).sum()])
+def test_what_does_not_depend_on_an_argument_has_zero_derivatives(backend, f):
+    w, h = backend.array(W), backend.array(H)
+    gradient, product = backend.second_order(f, w, h)
+    assert gradient.shape == (4,) and all(float(abs(x).sum()) == 0 for x in product(w))
+    assert backend.gradients(f, w, h)[2].shape == (3,)
+    assert float(abs(backend.gradient_along(f, (w, h), (backend.array(MATRIX), backend.array(MATRIX[:, :3])))[1]).sum()) == 0
+
+
+@both
+@pytest.mark.parametrize("values", [[1, 2, 3], (1.0, 2.0, 3.0), np.array([1, 2, 3]), np.float32([1, 2, 3]), torch.tensor([1, 2, 3])])
+def test_anything_with_numbers_comes_in_as_a_vector(backend, values):
+    vector = backend.array(values)
+    assert namespace(vector) in (np, torch) and str(vector.dtype).endswith("float64") and backend.numpy(vector).tolist() == [1, 2, 3]
+
+
+@both
+def test_no_graph_comes_out(backend):
+    f, w, h = curved(backend), backend.array(W), backend.array(H)
+    results = [*backend.gradients(f, w, h), backend.gradient(f, w, h), backend.evaluate(f, w, h),
+               *backend.second_order(f, w, h).product(w), *backend.gradient_along(f, (w, h), (backend.array(MATRIX), backend.array(MATRIX[:, :3])))]
+    assert not any(getattr(x, "requires_grad", False) or hasattr(x, "_node") for x in results)
+
+
+@both
+@pytest.mark.parametrize("f", [lambda w, h: w, lambda w, h: w[:1], lambda w, h: 1.0])
+def test_an_objective_that_is_not_a_scalar_is_refused(backend, f):
+    w, h = backend.array(W), backend.array(H)
+    for verb in (backend.gradients, backend.gradient, backend.second_order):
+        with pytest.raises(ValueError, match=r"must return a scalar of shape \(\)"):
+            verb(f, w, h)
+    with pytest.raises(ValueError, match=r"must return a scalar of shape \(\)"):
+        backend.gradient_along(f, (w, h), (backend.array(MATRIX), backend.array(MATRIX[:, :3])))
+
+
+def test_a_backend_is_made_by_name_or_refused_with_the_way_out():
+    assert make("autograd") == hg.Autograd() and make("torch", "cpu", "float32") == hg.Torch("cpu", "float32")
+    with pytest.raises(ValueError, match="'autograd' or 'torch'"):
+        make("jax")
+    with pytest.raises(ValueError, match="use backend 'torch'"):
+        make("autograd", "cpu", "float32")
+    with pytest.raises(ValueError, match="'float32' or 'float64'"):
+        hg.Torch(dtype="float16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="sees no GPU; use 'cpu'"):
+        hg.Torch("cuda")
+
+
+def test_single_precision_stays_single():
+    backend = hg.Torch(dtype="float32")
+    f, w, h = curved(backend), backend.array(W), backend.array(H)
+    assert {x.dtype for x in (*backend.gradients(f, w, h), *backend.second_order(f, w, h).product(w))} == {torch.float32}
+    assert backend.exact(w).dtype == np.float64 and backend.numpy(w).dtype == np.float32
+
+
+def test_the_thread_count_of_the_forward_pass_is_restored():
+    before = torch.get_num_threads()
+    try:
+        with hg.Torch().pinned() as pin:
+            torch.set_num_threads(before + 1)
+            pin()
+            assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_numbers_come_over_in_one_list():
+    for backend in BACKENDS:
+        assert backend.numbers([]) == [] and backend.numbers([backend.array(2.0)]) == [2.0]
+        assert backend.numbers([backend.array(2.0), backend.array(3.0)]) == [2.0, 3.0]

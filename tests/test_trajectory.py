@@ -1,0 +1,239 @@
+"""Remembering a run: exact kinds agree, approximate ones are what they say, a run that cannot be repeated is caught."""
+
+import dataclasses
+import functools
+
+import catalogue
+import numpy as np
+import pytest
+import torch
+from test_solvers import gap
+
+import hgcore as hg
+from hgcore import reversal
+
+BACKENDS = [hg.Autograd(), hg.Torch()]
+both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+
+
+@both
+@pytest.mark.parametrize("every", [1, 3, 4, 12, 99, None])
+@pytest.mark.parametrize("steps", [0, 1, 12, 13])
+def test_checkpoints_at_any_distance_give_the_bits_of_stored(backend, every, steps):
+    problem, hyper = catalogue.everything(backend, steps=steps)
+    stored, marked = (hg.Reverse(r)(problem, hyper) for r in (hg.stored, functools.partial(hg.checkpointed, every=every)))
+    assert all(np.array_equal(a, b) for a, b in zip(stored[:3], marked[:3], strict=True))
+
+
+@both
+@pytest.mark.parametrize("last", [0, 1, 5, 12, 40])
+def test_truncation_is_exact_reverse_mode_from_a_later_start(backend, last):
+    """The run before is a constant: what it passes on depends on hyper in no way."""
+    problem, hyper = catalogue.everything(backend)
+    first = max(0, problem.steps - last)
+    truth = dataclasses.replace(problem, steps=first)
+    middle = [backend.array(x) for x in np.split(backend.numpy(hg.Reverse()(truth, hyper).state), 2)]
+    later = lambda f: lambda hyper, t: f(hyper, t + first)  # noqa: E731
+    rest = hg.Problem(
+        backend, lambda w, hyper, t: problem.inner(w, hyper, t + first), problem.outer, steps=problem.steps - first,
+        dynamics=hg.Momentum(later(problem.dynamics.rate), later(problem.dynamics.decay), lambda hyper: middle[1] + 0 * hyper[0]),
+        initial=lambda hyper: middle[0] + 0 * hyper[0])
+    found = hg.Reverse(functools.partial(hg.truncated, last=last))(problem, hyper)
+    whole = problem if last >= problem.steps else rest
+    assert gap(backend.numpy(found.grad), catalogue.unrolled(whole, hyper)[1]) < 1e-12
+    assert gap(backend.numpy(found.value), backend.numpy(hg.Reverse()(problem, hyper).value)) == 0
+
+
+def straight_line(problem, hyper, rate, decay):
+    """DrMAD for static hyperparameters: papers.md 1.2 with as many steps back as forth and the points t/T, t = T-1..0."""
+    backend = problem.backend
+    first, last = problem.start(hyper)[0], hg.train(problem, hyper)[0]
+    _, dw, grad = backend.gradients(problem.outer, last, hyper)
+    dv = 0 * dw
+    for t in reversed(range(problem.steps)):
+        share = t / problem.steps
+        w = (1 - share) * first + share * last
+        dv = dv + rate * dw
+        curvature, mixed = problem.second_order(w, hyper, t).product(dv)
+        dw, grad = dw - (1 - decay) * curvature, grad - (1 - decay) * mixed
+        dv = dv * decay
+    return grad
+
+
+@both
+@pytest.mark.parametrize("steps", [0, 1, 2, 30])
+def test_the_shortcut_is_the_recursion_of_its_paper(backend, steps):
+    decay = reversal.round_decay(0.9)
+    xp = backend.xp
+    problem, hyper = catalogue.bowl(
+        backend, steps=steps, dynamics=catalogue.momentum(0.1, 0.9), initial=lambda hyper: backend.array(np.linspace(-1, 2, 5)),
+        inner=lambda w, hyper, t: xp.sum(xp.exp(hyper[0]) * (w - hyper[1]) ** 4) * (1 + 0.1 * (t or 0)))
+    found = hg.Reverse(hg.shortcut)(problem, hyper).grad
+    expected = straight_line(problem, backend.array(hyper), 0.1, decay)
+    assert float(abs(found - expected).max()) < 1e-13 * max(1, float(abs(expected).max()))
+
+
+@both
+@pytest.mark.parametrize("kind", [hg.Momentum, hg.HeavyBall])
+def test_the_shortcut_is_exact_where_the_path_is_straight_and_even(backend, kind):
+    """A linear loss whose velocity starts at its limit: every step is the same, so the line is the path. Rates and decays count."""
+    xp = backend.xp
+    slope = backend.array(np.array([1.0, -2.0, 0.5]))
+    limit = -slope if kind is hg.Momentum else slope / (1 - reversal.round_decay(0.75))
+    problem = hg.Problem(
+        backend, inner=lambda w, hyper, t: xp.sum(slope * w), outer=lambda w, hyper: xp.sum((w - 1) ** 2), steps=8,
+        dynamics=kind(rate=lambda hyper, t: xp.exp(hyper[t]), decay=lambda hyper, t: 1 / (1 + xp.exp(-hyper[8 + t])),
+                      velocity=lambda hyper: limit + 0 * hyper[0]),
+        initial=lambda hyper: hyper[16:])
+    hyper = np.concatenate([np.full(8, -2.0), np.full(8, np.log(3.0)), [0.3, 0.2, 0.1]])
+    line, exact = (hg.Reverse(r)(problem, hyper).grad for r in (hg.shortcut, hg.stored))
+    assert gap(line, exact) < 1e-12
+
+
+@both
+@pytest.mark.parametrize("steps", [0, 1, 12])
+@pytest.mark.parametrize("case", [catalogue.everything, catalogue.plain, functools.partial(catalogue.everything, per_coordinate=True)])
+def test_the_shortcut_runs_on_every_kind_of_hyperparameter(backend, case, steps):
+    problem, hyper = case(backend, steps=steps)
+    exact, line = hg.Reverse()(problem, hyper), hg.Reverse(hg.shortcut)(problem, hyper)
+    assert np.isfinite(backend.numpy(line.grad)).all() and float(line.value) == float(exact.value)
+    if steps == 0:
+        assert np.array_equal(line.grad, exact.grad)
+
+
+@both
+def test_what_is_kept_is_counted_and_comes_in_the_expected_order(backend):
+    problem, hyper = catalogue.bowl(backend, n=200, steps=225, dynamics=catalogue.momentum(0.01, 0.9))
+    kept = {r.__name__: hg.Reverse(r)(problem, hyper).nbytes for r in (hg.stored, hg.checkpointed, hg.reversible, hg.shortcut, hg.truncated)}
+    state = 2 * 200 * 8
+    assert kept["stored"] == 226 * state and kept["checkpointed"] == 30 * state and kept["shortcut"] == kept["truncated"] == 2 * state
+    assert kept["reversible"] < kept["shortcut"] < kept["checkpointed"] < kept["stored"]  # here: one state and 0.152 bits a step
+    log = 225 * 200 * 0.152 / 8  # log2(1/0.9) bits a weight and step, and a state of the buffer
+    assert state + log < kept["reversible"] < state + log + 200 * 8 + 3000
+
+
+@both
+@pytest.mark.parametrize("kind", [hg.Momentum, hg.HeavyBall])
+def test_reversal_with_layers_of_different_decays_arrives_after_hundreds_of_steps(backend, kind):
+    decays = np.array([2.0**-16, 0.5, 0.9, 0.99998, 1.0])
+    turning = lambda t: np.roll(decays, t)  # noqa: E731
+    rate = 1e-3 if kind is hg.Momentum else 1e-5  # heavy ball with decay 1 oscillates freely
+    problem, hyper = catalogue.bowl(backend, steps=500, dynamics=catalogue.momentum(rate, turning, kind))
+    exact, stored = (hg.Reverse(r)(problem, hyper) for r in (hg.reversible, hg.stored))
+    assert gap(backend.numpy(exact.grad), backend.numpy(stored.grad)) < 1e-10  # 500 roundings of 2**-53
+
+
+@both
+def test_reversal_gives_the_same_bits_without_numba(backend, monkeypatch):
+    problem, hyper = catalogue.everything(backend, per_coordinate=True, steps=40)
+    fast = hg.Reverse(hg.reversible)(problem, hyper)
+    monkeypatch.setattr(reversal, "fused", lambda: None)
+    slow = hg.Reverse(hg.reversible)(problem, hyper)
+    assert all(np.array_equal(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+@both
+@pytest.mark.parametrize("solver", [hg.Reverse(hg.reversible), hg.Reverse(), hg.Reverse(hg.checkpointed), hg.Forward()])
+def test_the_same_call_gives_the_same_bits(backend, solver):
+    problem, hyper = catalogue.everything(backend, per_coordinate=True)
+    assert all(np.array_equal(a, b) for a, b in zip(solver(problem, hyper), solver(problem, hyper), strict=True))
+
+
+@both
+@pytest.mark.parametrize("name", ["inner", "initial", "rate", "decay"])
+def test_unseeded_randomness_is_caught_by_reversal(backend, name):
+    rng = np.random.default_rng(0)
+    draw = lambda: 1 + 0.01 * rng.random()  # noqa: E731
+    problem, hyper = catalogue.bowl(backend)
+    changes = {
+        "inner": {"inner": lambda w, hyper, t: problem.inner(w, hyper, t) * draw()},
+        "initial": {"initial": lambda hyper: problem.initial(hyper) * draw()},
+        "rate": {"dynamics": catalogue.momentum(rate=lambda t: 0.1 * draw())},
+        "decay": {"dynamics": catalogue.momentum(decay=lambda t: 0.9 * draw())}}
+    with pytest.raises(hg.ReversalError, match="missed its start in .* of 10 numbers.*seed what is random"):
+        hg.Reverse(hg.reversible)(catalogue.bowl(backend, **changes[name])[0], hyper)
+
+
+@both
+def test_bits_that_change_between_the_passes_are_caught(backend):
+    """As another thread count on the way back would change them: in the last place."""
+    calls = []
+
+    def inner(w, hyper, t):
+        calls.append(t)
+        return backend.xp.sum((w - hyper[0]) ** 2) * (1.0 if len(calls) < 10 else 1 + 2.0**-50)
+
+    problem, hyper = catalogue.bowl(backend, inner=inner)
+    with pytest.raises(hg.ReversalError, match="Keep one thread count"):
+        hg.Reverse(hg.reversible)(problem, hyper)
+
+
+def test_threads_changed_by_the_outer_objective_change_nothing():
+    """Forward on 1, then 2 asked for in between: the way back is on 1 again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        problem, hyper = catalogue.layered(hg.Torch())
+
+        def outer(w, hyper):
+            torch.set_num_threads(2)
+            return problem.outer(w, hyper)
+
+        found = hg.Reverse(hg.reversible)(dataclasses.replace(problem, outer=outer), hyper)
+        assert torch.get_num_threads() == 1
+        assert np.array_equal(found.grad, hg.Reverse(hg.reversible)(problem, hyper).grad)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("base", [hg.Autograd, hg.Torch])
+def test_where_plain_gradients_have_other_bits_the_joint_ones_are_used(base, monkeypatch):
+    problem, hyper = catalogue.everything(base())
+    expected = hg.Reverse(hg.reversible)(problem, hyper)
+    plain = base.gradient
+    monkeypatch.setattr(base, "gradient", lambda self, f, weights, hyper: plain(self, f, weights, hyper) * (1 + 2.0**-52))
+    found = hg.Reverse(hg.reversible)(problem, hyper)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("base", [hg.Autograd, hg.Torch])
+def test_other_bits_only_at_a_later_step_are_caught(base, monkeypatch):
+    """The first step is tried both ways; for the others there is the comparison at the end."""
+    plain, calls = base.gradient, []
+
+    def gradient(self, f, weights, hyper):
+        calls.append(0)
+        return plain(self, f, weights, hyper) * (1 + 2.0**-52 * (len(calls) > 3))
+
+    monkeypatch.setattr(base, "gradient", gradient)
+    with pytest.raises(hg.ReversalError):
+        hg.Reverse(hg.reversible)(*catalogue.everything(base()))
+
+
+def test_single_precision_reverses_exactly_and_agrees_with_stored():
+    """The fixed-point run rounds its state to float32 before each gradient: T roundings of 6e-8."""
+    backend = hg.Torch(dtype="float32")
+    problem, hyper = catalogue.layered(backend)
+    exact, stored = (hg.Reverse(r)(problem, hyper) for r in (hg.reversible, hg.stored))
+    assert exact.grad.dtype == torch.float32 and gap(exact.grad, stored.grad) < 1e-5
+    assert gap(stored.grad, hg.Reverse()(*catalogue.layered(hg.Torch())).grad) < 1e-4
+
+
+def test_a_trajectory_of_ones_own_is_a_trajectory():
+    class loud(hg.stored):
+        def weights(self, t, coefficients):
+            seen.append(t)
+            return super().weights(t, coefficients)
+
+    seen = []
+    problem, hyper = catalogue.everything(hg.Torch())
+    assert np.array_equal(hg.Reverse(loud)(problem, hyper).grad, hg.Reverse()(problem, hyper).grad) and seen == list(range(12))[::-1]
+
+
+@both
+def test_train_gives_the_state_of_every_exact_solver(backend):
+    problem, hyper = catalogue.everything(backend)
+    state = np.concatenate([backend.numpy(x) for x in hg.train(problem, backend.array(hyper))])
+    for solver in (hg.Reverse(), hg.Reverse(hg.checkpointed), hg.Reverse(hg.shortcut), hg.Forward()):
+        assert gap(backend.numpy(solver(problem, hyper).state), state) < 1e-14
+    assert gap(backend.numpy(hg.Reverse(hg.reversible)(problem, hyper).state), state) < 1e-12
