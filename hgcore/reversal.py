@@ -8,6 +8,7 @@ is present, with the same bits) and on torch integers of a GPU.
 from __future__ import annotations
 
 import functools
+import itertools
 from array import array
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -122,6 +123,69 @@ def _reach(values, amount):
     return namespace(values).amax(abs(values) + abs(amount))
 
 
+class _Schedule:
+    """When the buffer spills: the decays alone decide, through a bound on the largest integer that it could hold."""
+
+    def __init__(self):
+        self.bound = self.start = self.steps = 0  # now; right after the latest spill; multiplications since then
+        self.starts, self.lengths = array("q"), array("I")  # start and steps of the stretches before
+        self.numerators, self.counts = array("i"), array("I")  # the decays, as run lengths
+        self.trail: array | None = None  # the bounds of this stretch, once it is walked back
+
+    def advance(self, numerator: int) -> bool:
+        """Take note of a multiplication; True if the low words must be spilled before it."""
+        spill = _next_bound(self.bound, numerator) > LIMIT
+        if spill:
+            self.starts.append(self.start)
+            self.lengths.append(self.steps)
+            self.start = self.bound = self.bound >> WORD_BITS
+            self.steps = 0
+        self.bound, self.trail = _next_bound(self.bound, numerator), None
+        self.steps += 1
+        if self.numerators and self.numerators[-1] == numerator:
+            self.counts[-1] += 1
+        else:
+            self.numerators.append(numerator)
+            self.counts.append(1)
+        return spill
+
+    def retreat(self, numerator: int) -> bool:
+        """Forget the latest multiplication; True if a word was spilled before it and must come back now."""
+        if not self.numerators or self.numerators[-1] != numerator:
+            raise ReversalError("divide must undo the multiplications in reverse order, each with its own decay")
+        if self.trail is None:
+            self.trail = self._walk()
+        self.trail.pop()
+        self.steps -= 1
+        self.counts[-1] -= 1
+        if not self.counts[-1]:
+            self.numerators.pop()
+            self.counts.pop()
+        unspill = self.steps == 0 and len(self.starts) > 0
+        if unspill:
+            self.start, self.steps = self.starts.pop(), self.lengths.pop()
+            self.trail = self._walk()
+        self.bound = self.trail[-1]
+        return unspill
+
+    def _walk(self) -> array:
+        """The bounds of this stretch, from its start to now."""
+        latest, runs = [], zip(reversed(self.numerators), reversed(self.counts), strict=True)
+        while len(latest) < self.steps:
+            numerator, count = next(runs)
+            latest += [numerator] * min(count, self.steps - len(latest))
+        return array("q", itertools.accumulate(reversed(latest), _next_bound, initial=self.start))
+
+    @property
+    def nbytes(self) -> int:
+        logs = (self.starts, self.lengths, self.numerators, self.counts, self.trail or ())
+        return sum(log.itemsize * len(log) for log in logs if log)
+
+
+def _next_bound(bound: int, numerator: int) -> int:
+    return bound // numerator * DENOMINATOR + LOW
+
+
 @dataclass
 class ReversalBuffer:
     """What multiplications by decays would lose: `divide` undoes `multiply`, last first, bit for bit.
@@ -138,11 +202,7 @@ class ReversalBuffer:
 
     state: object = None
     words: list = field(default_factory=list)
-    bounds: array = field(default_factory=lambda: array("q", [0]))  # of the steps since the last spill
-    starts: array = field(default_factory=lambda: array("q"))  # the first of `bounds`, for each spill before
-    lengths: array = field(default_factory=lambda: array("I"))  # how many steps followed it
-    numerators: array = field(default_factory=lambda: array("i"))  # least ones, in runs
-    counts: array = field(default_factory=lambda: array("I"))  # how often each came
+    schedule: _Schedule = field(default_factory=_Schedule)
 
     def multiply(self, values, decay):
         """values * decay as new int64 (n,), keeping what rounding loses. `decay`: a number, (n,), or a `Ratio`."""
@@ -159,7 +219,7 @@ class ReversalBuffer:
     def divide(self, values, decay):
         """Undo the latest `multiply`, which must have had this decay."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
-        self.before_divide(least)
+        unspill = self.schedule.retreat(least)
         kernels = _kernels(values, self.state, numerator)
         if kernels:
             values = kernels.divide(values, self.state, numerator)
@@ -169,81 +229,35 @@ class ReversalBuffer:
             low = rest // numerator
             self.state = (self.state >> DENOMINATOR_BITS) * numerator + (rest - low * numerator)
             values = (high << DENOMINATOR_BITS) + low
-        self.after_divide()
+        self.after_divide(unspill)
         return values
 
     def before_multiply(self, values, least: int) -> None:
         """The bookkeeping of `multiply`, for callers that fuse its arithmetic into a loop of their own."""
         if self.state is None:
             self.state = values * 0
-        if _next_bound(self.bounds[-1], least) > LIMIT:
-            self._spill()
-        self.bounds.append(_next_bound(self.bounds[-1], least))
-        self._log(least)
+        if self.schedule.advance(least):
+            xp = namespace(self.state)
+            # 16 bits, signed because torch has no arithmetic on unsigned ones
+            self.words.append(xp.asarray((self.state & (2**WORD_BITS - 1)) - 2 ** (WORD_BITS - 1), dtype=xp.int16))
+            self.state >>= WORD_BITS
 
-    def before_divide(self, least: int) -> None:
-        """The bookkeeping of `divide`, first half."""
-        self._unlog(least)
-        self.bounds.pop()
-
-    def after_divide(self) -> None:
-        """The bookkeeping of `divide`, second half."""
-        if len(self.bounds) == 1 and self.starts:
-            self._unspill()
+    def after_divide(self, unspill: bool) -> None:
+        """The bookkeeping of `divide`, given what `schedule.retreat` said before it."""
+        if unspill:
+            xp = namespace(self.state)
+            self.state <<= WORD_BITS
+            self.state += xp.asarray(self.words.pop(), dtype=xp.int64) + 2 ** (WORD_BITS - 1)
 
     def empty(self) -> bool:
         """True when every multiplication has been undone and nothing is left over."""
-        return not self.words and not self.numerators and (self.state is None or not bool((self.state != 0).any()))
+        return not self.schedule.numerators and (self.state is None or not bool((self.state != 0).any()))
 
     @property
     def nbytes(self) -> int:
         """Bytes held: the states, the spilled words and the schedule."""
-        logs = sum(a.itemsize * len(a) for a in (self.bounds, self.starts, self.lengths, self.numerators, self.counts))
-        return sum(word.nbytes for word in self.words) + logs + (0 if self.state is None else self.state.nbytes)
-
-    def _spill(self) -> None:
-        xp = namespace(self.state)
-        # 16 bits, signed because torch has no arithmetic on unsigned ones
-        self.words.append(xp.asarray((self.state & (2**WORD_BITS - 1)) - 2 ** (WORD_BITS - 1), dtype=xp.int16))
-        self.state >>= WORD_BITS
-        self.starts.append(self.bounds[0])
-        self.lengths.append(len(self.bounds) - 1)
-        self.bounds = array("q", [self.bounds[-1] >> WORD_BITS])
-
-    def _unspill(self) -> None:
-        xp = namespace(self.state)
-        self.state <<= WORD_BITS
-        self.state += xp.asarray(self.words.pop(), dtype=xp.int64) + 2 ** (WORD_BITS - 1)
-        self.bounds = array("q", [self.starts.pop()])
-        for numerator in self._latest(self.lengths.pop()):
-            self.bounds.append(_next_bound(self.bounds[-1], numerator))
-
-    def _log(self, numerator: int) -> None:
-        if self.numerators and self.numerators[-1] == numerator:
-            self.counts[-1] += 1
-        else:
-            self.numerators.append(numerator)
-            self.counts.append(1)
-
-    def _unlog(self, numerator: int) -> None:
-        if not self.numerators or self.numerators[-1] != numerator:
-            raise ReversalError("divide must undo the multiplications in reverse order, each with its own decay")
-        self.counts[-1] -= 1
-        if not self.counts[-1]:
-            self.numerators.pop()
-            self.counts.pop()
-
-    def _latest(self, count: int) -> list[int]:
-        """The numerators of the latest `count` steps, oldest first."""
-        latest, runs = [], zip(reversed(self.numerators), reversed(self.counts), strict=True)
-        while len(latest) < count:
-            numerator, length = next(runs)
-            latest += [numerator] * min(length, count - len(latest))
-        return latest[::-1]
-
-
-def _next_bound(bound: int, numerator: int) -> int:
-    return bound // numerator * DENOMINATOR + LOW
+        held = [*self.words, self.schedule] + ([] if self.state is None else [self.state])
+        return sum(part.nbytes for part in held)
 
 
 class ExactMomentum:
@@ -285,9 +299,9 @@ class ExactMomentum:
         """Undo the first half of `forth`, given the gradient at the weights before the step."""
         kernels = _kernels(gradient, self.speed, decay.numerator, gain)
         if kernels:
-            self.buffer.before_divide(decay.least)
+            unspill = self.buffer.schedule.retreat(decay.least)
             self.speed = kernels.back_velocity(self.velocity.bits, self.buffer.state, gradient, decay.numerator, gain)
-            self.buffer.after_divide()
+            self.buffer.after_divide(unspill)
         else:
             self.velocity.subtract(gain * gradient)
             self.velocity.bits = self.buffer.divide(self.velocity.bits, decay)

@@ -109,7 +109,7 @@ def momentum(rate=0.1, decay=0.9, kind=hg.Momentum, velocity=None):
     return kind(rate=function(rate), decay=function(decay), velocity=velocity)
 
 
-def logistic(backend, steps=3000, n=4):
+def logistic(backend, steps=400, n=4):
     """Logistic regression with a penalty per weight, trained to its optimum by gradient descent; its Hessian is positive definite."""
     xp = backend.xp
     rng = np.random.default_rng(3)

@@ -211,8 +211,8 @@ def test_realtime_with_a_rule_that_moves_nothing_is_plain_training(backend, case
 @both
 def test_realtime_lowers_the_outer_objective_while_it_trains(backend):
     problem, hyper = catalogue.ridge(backend)
-    steps = list(hg.realtime(problem, hyper, rule=hg.Adam(0.02), steps=60, every=2))
-    plain = list(hg.realtime(problem, hyper, rule=STILL, steps=60, every=2))
+    steps = list(hg.realtime(problem, hyper, rule=hg.Adam(0.05), steps=25, every=2))
+    plain = list(hg.realtime(problem, hyper, rule=STILL, steps=25, every=2))
     assert float(steps[-1].value) < float(plain[-1].value)
 
 
