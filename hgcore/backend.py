@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -86,6 +87,14 @@ def _scalar(value, what: str = "objective"):
     return value
 
 
+@contextlib.contextmanager
+def _constants_allowed() -> Iterator[None]:
+    """A constant rate, decay or start is no mistake: without autograd's warning about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Output seems independent of input")
+        yield
+
+
 @dataclass(frozen=True)
 class Autograd:
     """NumPy in float64, differentiated by autograd: slow, plain, the reference that every other result must meet."""
@@ -135,7 +144,8 @@ class Autograd:
         """(outputs y_i of f(x), a tuple; pull: cotangents c_i -> sum of (dy_i/dx)' c_i)."""
         from autograd import make_vjp
 
-        pairs = [make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))]
+        with _constants_allowed():
+            pairs = [make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))]
         pull = lambda cotangents: sum(p(self.array(c)) for (p, _), c in zip(pairs, cotangents, strict=True))  # noqa: E731
         return tuple(self.array(y) for _, y in pairs), pull
 
@@ -143,8 +153,9 @@ class Autograd:
         """(output of f(*args), its derivative along each of the m rows of `tangents`): the pullback, transposed."""
         from autograd import make_vjp
 
-        pull, output = make_vjp(f, tuple(range(len(args))))(*args)
-        push, _ = make_vjp(pull)(np.zeros(np.shape(output)))
+        with _constants_allowed():
+            pull, output = make_vjp(f, tuple(range(len(args))))(*args)
+            push, _ = make_vjp(pull)(np.zeros(np.shape(output)))
         rows = [push(row) for row in zip(*tangents, strict=True)]
         return output, np.reshape(rows, (len(rows), *np.shape(output)))
 

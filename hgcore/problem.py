@@ -8,7 +8,7 @@ from numbers import Integral
 
 import numpy as np
 
-from hgcore.backend import Backend, SecondOrder
+from hgcore.backend import Backend, SecondOrder, cut
 from hgcore.dynamics import rounded
 from hgcore.reversal import DENOMINATOR
 
@@ -50,6 +50,13 @@ class Problem:
         if not bool(self.backend.xp.isfinite(hyper).all()):
             raise Diverged("hyper holds a value that is not finite")
         return hyper
+
+    def parts(self, state) -> tuple:
+        """A flat state (as in `Hypergradient.state`) as the tuple of its vectors; a tuple as it is."""
+        if isinstance(state, tuple):
+            return state
+        size = len(state) // self.dynamics.vectors
+        return tuple(cut(self.backend.array(state), [size] * self.dynamics.vectors))
 
     def basis(self, hyper):
         """The unit vectors of hyper, as rows (m, m)."""

@@ -8,7 +8,8 @@ PAPERS = {  # in the order of the page: short name, title
     "tour": ("Tour", "A tour of the suite"),
     "maclaurin2015": ("Maclaurin 2015", "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through Reversible Learning"),
     "drmad2016": ("Fu 2016", "Fu, Luo, Feng, Low, Chua 2016: DrMAD"),
-    "franceschi2017": ("Franceschi 2017", "Franceschi, Donini, Frasconi, Pontil 2017: Forward and Reverse Gradient-Based Hyperparameter Optimization"),
+    "franceschi2017": (
+        "Franceschi 2017", "Franceschi, Donini, Frasconi, Pontil 2017: Forward and Reverse Gradient-Based Hyperparameter Optimization"),
     "lorraine2020": ("Lorraine 2020", "Lorraine, Vicol, Duvenaud 2020: Optimizing Millions of Hyperparameters by Implicit Differentiation"),
     "beyond": ("Beyond", "Beyond the papers"),
 }
@@ -37,7 +38,8 @@ def tally(root, profile="paper"):
     """`12 of 14 claims hold at profile paper; 1 refuted; 1 not decided.`"""
     counts = Counter(verdict for *_, verdict in verdicts(root, profile))
     told = [verdict for verdict in VERDICTS[1:] if counts[verdict] or verdict in ("REFUTED", "NOT DECIDED")]
-    return f"{counts['HOLDS']} of {counts.total()} claims hold at profile {profile}; {'; '.join(SAID[verdict].format(counts[verdict]) for verdict in told)}."
+    rest = "; ".join(SAID[verdict].format(counts[verdict]) for verdict in told)
+    return f"{counts['HOLDS']} of {counts.total()} claims hold at profile {profile}; {rest}."
 
 
 def states(name, root):
@@ -156,15 +158,17 @@ def _figure(figure, records, root):
              f"{record['backend']}, {record['dtype']}", f"seed {record['seed']}"]  # fmt: skip
     counts = Counter(claim["verdict"] for claim in quick["claims"]) if quick and quick is not record else Counter()
     also = ", ".join(said.format(counts[verdict]) for verdict, said in SAID.items() if counts[verdict])
-    return {"id": figure, "stem": ("quick/" if record is quick else "") + figure, "meta": " · ".join(facts), "stale": not notebook.fresh(record, root),
-            "other": also and f"At profile quick, {_seconds(quick['seconds'])}: {also}.", "claims": [_claim(claim) for claim in record["claims"]]}  # fmt: skip
+    return {"id": figure, "stem": ("quick/" if record is quick else "") + figure, "meta": " · ".join(facts),
+            "stale": not notebook.fresh(record, root), "claims": [_claim(claim) for claim in record["claims"]],
+            "other": also and f"At profile quick, {_seconds(quick['seconds'])}: {also}."}
 
 
 def _claim(claim):
     paper = claim["paper"]
     error = f" ± {_shown(paper['reading_error'])}" if paper.get("reading_error") is not None else ""
     return {"verdict": claim["verdict"], "place": claim["place"], "statement": pages.inline(claim["statement"]),
-            "measured": _shown(claim["measured"]), "accepted": accepted(claim["accept"]), "note": pages.inline(claim["note"]) if claim["note"] else "",
+            "measured": _shown(claim["measured"]), "accepted": accepted(claim["accept"]),
+            "note": pages.inline(claim["note"]) if claim["note"] else "",
             "paper": "no value" if paper["value"] is None else _shown(paper["value"]) + error, "known": paper["known"]}  # fmt: skip
 
 

@@ -134,7 +134,7 @@ class Implicit:
     @quiet
     def __call__(self, problem: Problem, hyper, state: tuple | None = None) -> Hypergradient:
         hyper = problem.hyper(hyper)
-        state = train(problem, hyper) if state is None else state
+        state = train(problem, hyper) if state is None else problem.parts(state)
         value, weights_adjoint, direct = problem.judge(state[0], hyper)
         _, product = problem.second_order(state[0], hyper, None)
         inverse = self.solve(lambda q: product(q, mixed=False)[0], weights_adjoint)

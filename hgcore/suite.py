@@ -89,7 +89,8 @@ def _execute(job, root, watches, stop):
         _papermill(job, root, target, watch, stop)
         watch.over = True  # what is wrong from here on is no cell's error
         if not job.overrides and not job.done(root):
-            raise RuntimeError("left no complete record of this run: give profiles.start the parameters, end with claims.check, change nothing meanwhile")
+            raise RuntimeError("left no complete record of this run: give profiles.start the parameters, end with claims.check,"
+                               " change nothing meanwhile")
         return Outcome(job, "done", watch.seconds, file=target)
     except Exception as error:
         told = getattr(error, "traceback", None) or traceback.format_exception(error)  # a cell's own, without papermill's frames

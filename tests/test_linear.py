@@ -139,3 +139,11 @@ def test_the_outer_objective_may_depend_on_hyper_directly(backend):
     direct = dataclasses.replace(problem, outer=lambda w, hyper: problem.outer(w, hyper) + xp.sum(hyper**3))
     difference = hg.Implicit(hg.Dense())(direct, hyper).grad - hg.Implicit(hg.Dense())(problem, hyper).grad
     assert gap(backend.numpy(difference), 3 * hyper**2) < 1e-14
+
+
+@both
+def test_a_flat_state_from_another_solver_is_taken_too(backend):
+    problem, hyper = catalogue.everything(backend)
+    solver = hg.Implicit(hg.Identity())
+    expected = solver(problem, hyper)
+    assert np.array_equal(backend.numpy(solver(problem, hyper, expected.state).grad), backend.numpy(expected.grad))
