@@ -86,10 +86,15 @@ class Problem:
         pushed = [self.backend.pushforward(f, (hyper,), (basis,))[1] for f in self._starts]
         return *pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed)))
 
-    def coefficients(self, hyper, t: int) -> tuple:
-        """(rate,) or (rate, decay) of step t as the run uses them, each a scalar or (n,)."""
-        evaluate, array = self.backend.evaluate, self.backend.array
-        return self._used(array(evaluate(f, hyper, t)) for f in self.dynamics.functions.values())
+    def coefficients(self, weights, hyper, t: int) -> tuple:
+        """(rate,) or (rate, decay) of step t as the run uses them, each a scalar or of the shape of `weights` (n,)."""
+        return self._used(self._coefficient(name, weights, hyper, t) for name in self.dynamics.functions)
+
+    def _coefficient(self, name: str, weights, hyper, t: int):
+        value = self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t))
+        if value.shape not in ((), weights.shape):
+            raise ValueError(f"{name} must be a scalar or have shape {tuple(weights.shape)}, got {tuple(value.shape)} at step {t}")
+        return value
 
     def pull_coefficients(self, hyper, t: int) -> tuple:
         """(coefficients of step t; pull: their cotangents -> what they contribute to the hypergradient (m,))."""
@@ -116,31 +121,25 @@ class Problem:
     @quiet
     def step(self, state: tuple, hyper, t: int) -> tuple:
         """The state after step t."""
-        return self.dynamics.step(state, self.gradient(state[0], hyper, t), self.coefficients(hyper, t))
+        return self.dynamics.step(state, self.gradient(state[0], hyper, t), self.coefficients(state[0], hyper, t))
 
     def judge(self, weights, hyper) -> tuple:
         """(value, d outer/d weights (n,), d outer/d hyper (m,)) of the outer objective."""
         return self.backend.gradients(self.outer, weights, hyper)
 
     def check(self, hyper, state: tuple, steps: range | None = None) -> list[float]:
-        """The least decay of each of `steps`: all coefficients are looked at before the run starts, in one transfer."""
-        steps, xp = range(self.steps) if steps is None else steps, self.backend.xp
-        looked = [self._extremes(name, hyper, state, t) for name in self.dynamics.functions for t in steps]
-        if not looked or "decay" not in self.dynamics.functions:
+        """The least decay of each of `steps`: all decays are looked at before the run starts, in one transfer."""
+        steps = range(self.steps) if steps is None else steps
+        if not len(steps) or "decay" not in self.dynamics.functions:
             return []
-        extremes = self.backend.numpy(xp.stack([extreme for pair in looked[-len(steps) :] for extreme in pair]))
-        for t, pair in zip(steps, extremes.reshape(-1, 2), strict=True):
+        decays = (self._coefficient("decay", state[0], hyper, t) for t in steps)
+        ends = self.backend.xp.stack([end(decay) for decay in decays for end in (self.backend.xp.amin, self.backend.xp.amax)])
+        extremes = self.backend.numpy(ends).reshape(-1, 2)
+        for t, pair in zip(steps, extremes, strict=True):
             for value in pair:
                 if not 1 / DENOMINATOR <= value <= 1:
                     raise ValueError(f"decay must lie in [2**-16, 1], got {value:.6g} at step {t}; use GradientDescent for none")
-        return [float(value) for value in extremes[::2]]
-
-    def _extremes(self, name: str, hyper, state: tuple, t: int) -> tuple:
-        """(least, largest) value of that coefficient at step t, its shape checked."""
-        value = self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t))
-        if value.shape not in ((), state[0].shape):
-            raise ValueError(f"{name} must be a scalar or have shape {tuple(state[0].shape)}, got {tuple(value.shape)} at step {t}")
-        return (self.backend.xp.amin(value), self.backend.xp.amax(value)) if name == "decay" else ()
+        return [float(least) for least, _ in extremes]
 
 
 class Watch:

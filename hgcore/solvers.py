@@ -109,7 +109,7 @@ class Forward:
         basis = problem.basis(hyper)
         gradient, curvature = problem.backend.gradient_along(
             lambda w, h: problem.inner(w, h, t), (state[0], hyper), (tangents[0], basis), self.chunk)
-        coefficients = problem.coefficients(hyper, t)
+        coefficients = problem.coefficients(state[0], hyper, t)
         after = problem.dynamics.step(state, gradient, coefficients)
         slopes = problem.push_coefficients(hyper, t, basis)
         return after, problem.dynamics.pushforward(tangents, Step(state, after, gradient, coefficients), curvature, slopes)

@@ -138,8 +138,8 @@ def environment(root, workers):
     """What the kernels inherit: the root, this very package, a share of the cores; a thread count that the user set stays."""
     before = dict(os.environ)
     package = str(Path(__file__).resolve().parents[1])
-    for variable in THREADS:
-        os.environ.setdefault(variable, str(max(1, cores() // workers)))
+    for variable in THREADS:  # OMP first: the others follow it
+        os.environ.setdefault(variable, before.get(THREADS[0]) or str(max(1, cores() // workers)))
     os.environ.update(HGCORE_ROOT=str(root), HGCORE_PROGRESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before.get("PYTHONPATH")]))
     os.environ.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook

@@ -154,7 +154,7 @@ class reversible:
         watch(-1, self.exact.reach)
         for t in self.replayed:
             weights = self.backend.array(self.exact.weights)
-            decay, gain, rate = self._used(t, self.problem.coefficients(self.hyper, t))
+            decay, gain, rate = self._used(t, self.problem.coefficients(weights, self.hyper, t))
             slope = self.backend.exact(gradient(weights, self.hyper, t))
             watch(t, self.exact.forth(slope, decay, gain, rate))
         watch.look()
@@ -170,7 +170,8 @@ class reversible:
     def _used(self, t, coefficients) -> tuple:
         """(decay, gain, signed rate) of step t, in float64 where integers live."""
         rate, decay = (self.backend.exact(c) for c in coefficients)
-        return ratio(decay, self.least[t]), self.problem.dynamics.gain(decay), self.problem.dynamics.sign * rate
+        dynamics = self.problem.dynamics
+        return ratio(decay, self.least[t]), dynamics.gain(decay), rate if dynamics.sign > 0 else -rate
 
     def floats(self) -> tuple:
         """The present state in the backend's type."""
@@ -216,7 +217,7 @@ class shortcut:
         if t == 0 or len(self.start) == 1:
             return self.weights(t, coefficients), *self.start[1:]
         stride = (self.final[0] - self.start[0]) / self.problem.steps
-        rate = self.problem.coefficients(self.hyper, t - 1)[0]
+        rate = self.problem.coefficients(self.start[0], self.hyper, t - 1)[0]
         return self.weights(t, coefficients), self.problem.dynamics.sign * stride / rate
 
     def close(self) -> None:
