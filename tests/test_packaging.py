@@ -5,6 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -51,7 +52,7 @@ class TestNotebook:
         return [cell for cell in self.load(name)["cells"] if cell["cell_type"] == "code"]
 
     def test_is_normalised(self, name):
-        nb = self.load(name)
+        nb = nbformat.read(notebook.path(name, ROOT), as_version=4)
         assert notebook.normalise(nb) == nb
 
     def test_was_executed_in_order_without_errors(self, name):

@@ -172,7 +172,7 @@ def test_interrupted_and_killed_runs_go_on_where_they_stopped(tmp_path):
     interrupted = start()
     kernel = started(root, 1)
     interrupted.send_signal(signal.SIGINT)
-    out, err = interrupted.communicate(timeout=30)
+    out, err = interrupted.communicate(timeout=200)
     assert interrupted.returncode == 130 and gone(kernel), err
     assert "Profile quick: 1 done, 1 interrupted." in out and "Traceback" not in err
 
