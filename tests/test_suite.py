@@ -167,12 +167,14 @@ def test_interrupted_and_killed_runs_go_on_where_they_stopped(tmp_path):
                             "while not Path('go').exists():\n    time.sleep(0.05)")  # fmt: skip
     call = [sys.executable, "-m", "hgcore", "run", "--jobs", "1", *FAST]
     free = {"HGCORE_ROOT": str(root), "PYTHONPATH": str(HERE)}
-    start = lambda: subprocess.Popen(call, cwd=root, env=os.environ | free, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: E731
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  a shell's background jobs do not hear it
+    start = lambda: subprocess.Popen(call, cwd=root, env=os.environ | free, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,  # noqa: E731
+                                     preexec_fn=heard)
 
     interrupted = start()
     kernel = started(root, 1)
     interrupted.send_signal(signal.SIGINT)
-    out, err = interrupted.communicate(timeout=200)
+    out, err = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130 and gone(kernel), err
     assert "Profile quick: 1 done, 1 interrupted." in out and "Traceback" not in err
 
