@@ -28,7 +28,10 @@ class Layout:
         return len(self.shapes)
 
     def split(self, vector) -> dict:
-        """{name: block in its shape}; views of `vector` (size,)."""
+        """{name: block in its shape}; views of `vector` (size,).
+
+        One operation on torch: slices v[a:b] of one's own fill a whole vector of zeros each in every backward pass.
+        """
         if vector.shape != (self.size,):
             raise ValueError(f"this layout takes a vector of shape ({self.size},), got {tuple(vector.shape)}")
         pieces = cut(vector, self.sizes)
