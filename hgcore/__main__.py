@@ -20,6 +20,7 @@ NAMES = "notebooks or figures: a name, the beginning of one, or a pattern such a
 
 
 def parser():
+    """The command line: run, list, report."""
     top = argparse.ArgumentParser(prog="python -m hgcore", description="Regenerate the figures of the suite and see which claims hold.",
                                   epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="{run,list,report}")
@@ -30,6 +31,7 @@ def parser():
 
 
 def add_run(add, what):
+    """`run` and its options."""
     run = add("run", help=what, description=f"{what.capitalize()}; what is done is known by content, so a run that was cut short goes on.",
               epilog="exit status: 0 all done, 1 a notebook failed, 2 refused before starting, 130 interrupted")  # fmt: skip
     option, default = run.add_argument, "(default: %(default)s)"
@@ -47,12 +49,14 @@ def add_run(add, what):
 
 
 def add_list(add, what):
+    """`list` and its options."""
     listing = add("list", help=what, description=f"{what.capitalize()}.")
     listing.add_argument("names", nargs="*", metavar="NAME", help=NAMES)
     listing.set_defaults(act=act_list)
 
 
 def add_report(add, what):
+    """`report` and its options."""
     report = add("report", help=what, description=f"{what.capitalize()}.")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is out of date")
     report.set_defaults(act=act_report)
@@ -74,6 +78,7 @@ def override(text):
 
 
 def positive(text):
+    """A whole number from 1 up, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
@@ -153,6 +158,7 @@ def shown(path):
 
 
 def main(arguments=None):
+    """Run one command; its exit status."""
     asked = parser().parse_args(arguments)
     try:
         return asked.act(asked, notebook.find_root()) or 0

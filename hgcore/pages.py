@@ -20,6 +20,7 @@ MARK = re.compile("\ue000(\\d+)\ue000")  # stands for a formula while Markdown i
 
 @cache
 def template(name):
+    """The page template of that name."""
     folder = Path(__file__).parent / "templates"
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(name)

@@ -96,6 +96,7 @@ def readme(root):
 
 
 def write_readme(root):
+    """Put the table of today's records between the README's markers."""
     before, after = readme(root)
     if after != before:
         figures.write(root / "README.md", after.encode())
