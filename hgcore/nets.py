@@ -12,6 +12,8 @@ from hgcore.layout import Layout
 def log_softmax(scores):
     """log of the softmax over the last axis of scores (batch, classes)."""
     xp = namespace(scores)
+    if hasattr(xp, "log_softmax"):
+        return xp.log_softmax(scores, -1)
     shifted = scores - xp.amax(scores, axis=-1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
@@ -44,11 +46,19 @@ class Dense:
         object.__setattr__(self, "layout", Layout(shapes))
 
     def __call__(self, weights, inputs):
-        xp, blocks = namespace(weights), list(self.layout.split(weights).values())
-        hidden = inputs
+        xp = namespace(weights)
+        if xp.__name__ == "torch" and (fused := _fused()).fits(weights, inputs):
+            return fused.log_probabilities(weights, inputs, self.layout)
+        hidden, blocks = inputs, list(self.layout.split(weights).values())
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
             hidden = xp.tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
+
+
+def _fused():
+    from hgcore import fused  # here: it needs torch
+
+    return fused
 
 
 def functional(module) -> tuple:

@@ -7,7 +7,7 @@ import torch
 from test_solvers import gap
 
 import hgcore as hg
-from hgcore import nets
+from hgcore import fused, nets
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -44,6 +44,40 @@ def test_large_scores_neither_overflow_nor_lose_the_gradient(backend):
     f = lambda scores: nets.log_softmax(scores)[0, 0]  # noqa: E731
     value, gradient = backend.gradients(f, backend.array([[1e4, -1e4, 0.0]]))
     assert float(value) == 0 and np.isfinite(backend.numpy(gradient)).all()
+
+
+LOSSES = {"linear in the outputs": lambda log: -(log * LABELS).sum(), "not linear": lambda log: ((log.exp() - LABELS) ** 2).sum()}
+LABELS = torch.softmax(torch.as_tensor(RNG.standard_normal((9, 3))), -1)
+
+
+def derivatives(net, loss, weights, inputs, direction):
+    """Value, gradient, Hessian times direction, mixed derivative with a factor on the weights times direction."""
+    factor = torch.ones_like(weights).requires_grad_()
+    weights = weights.clone().requires_grad_()
+    value = loss(net(factor * weights, inputs))
+    (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
+    return value.detach(), gradient.detach(), *torch.autograd.grad(gradient, (weights, factor), direction)
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float64, 1e-13), (torch.float32, 1e-4)])  # some hundred roundings
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (4, 6, 5, 6, 3)])
+def test_derivatives_written_out_are_those_that_torch_derives(sizes, loss, dtype, most, monkeypatch):
+    net = nets.Dense(sizes)
+    weights, direction = torch.as_tensor(RNG.standard_normal((2, net.layout.size)))
+    inputs = torch.as_tensor(RNG.standard_normal((9, 4)))
+    written = derivatives(net, loss, *(x.to(dtype) for x in (weights, inputs, direction)))
+    monkeypatch.setattr(fused, "fits", lambda *_: False)
+    for found, derived in zip(written, derivatives(net, loss, weights, inputs, direction), strict=True):
+        assert gap(found.double(), derived) < most
+
+
+def test_a_third_derivative_is_refused_and_not_wrong():
+    net = nets.Dense((4, 5, 3))
+    weights = torch.as_tensor(RNG.standard_normal(net.layout.size)).requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES["not linear"](net(weights, torch.ones(9, 4, dtype=torch.float64))), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.grad(gradient, weights, torch.ones_like(weights), create_graph=True)
 
 
 class Tied(torch.nn.Module):
