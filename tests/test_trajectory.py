@@ -168,8 +168,8 @@ def test_bits_that_change_between_the_passes_are_caught(backend):
         hg.Reverse(hg.reversible)(problem, hyper)
 
 
-def test_threads_changed_by_the_outer_objective_change_nothing():
-    """Forward on 1, then 2 asked for in between: the way back is on 1 again."""
+def test_threads_changed_by_the_outer_objective_do_not_reach_the_way_back():
+    """Forward on 1, then 2 asked for in between: the way back is on 1 again. (The outer objective itself may round in another way.)"""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -181,7 +181,7 @@ def test_threads_changed_by_the_outer_objective_change_nothing():
 
         found = hg.Reverse(hg.reversible)(dataclasses.replace(problem, outer=outer), hyper)
         assert torch.get_num_threads() == 1
-        assert np.array_equal(found.grad, hg.Reverse(hg.reversible)(problem, hyper).grad)
+        assert gap(found.grad, hg.Reverse(hg.reversible)(problem, hyper).grad) < 1e-13
     finally:
         torch.set_num_threads(before)
 
