@@ -8,11 +8,12 @@ from pathlib import Path
 
 from hgcore import claims
 from hgcore.content import code, installed, version
+from hgcore.reach import reached
 from hgcore.tidy import normalise, tags, write  # noqa: F401  one door for all that is done to a notebook
 
 PACKAGE = Path(__file__).parent
 # no figure depends on these
-NOT_KEYED = {"suite.py", "report.py", "__main__.py", "notebook.py", "meter.py", "tidy.py", "content.py", "jobs.py", "live.py", "pages.py"}
+NOT_KEYED = {"suite.py", "report.py", "__main__.py", "notebook.py", "meter.py", "tidy.py", "content.py", "jobs.py", "live.py", "pages.py", "reach.py"}
 NOT_CODE = {"parameters", "injected-parameters"}
 RECORD = {"figure", "notebook", "siblings", "profile", "backend", "device", "seed", "overrides", "key", "products", "claims"}
 
@@ -80,7 +81,7 @@ def parameters(nb: dict) -> dict[str, object]:
 def scale(nb: dict) -> dict[str, dict[str, object]]:
     """The tables quick= and paper= of the notebook's profiles.start(...), unexecuted; a value that is no literal is `...`."""
     for source in source_cells(nb):
-        for node in ast.walk(_tree(source)):
+        for node in ast.walk(ast.parse(_plain(source))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("profiles.start"):
                 tables = {word.arg: word.value for word in node.keywords}
                 return {profile: _table(tables.get(profile), profile) for profile in ("quick", "paper")}
@@ -95,11 +96,11 @@ def source_cells(nb: dict) -> list[str]:
 # ---- what belongs to what: content, never dates
 
 def key(name: str, profile: str, backend: str, device: str, seed: int, overrides: dict, root: Path) -> str:
-    """sha256 of all that a figure depends on: notebook code, package, claims, parameters, numpy and torch. Data is pinned by the package."""
+    """sha256 of all that a figure depends on: notebook code, what it reaches in the package, claims, parameters, numpy and torch."""
+    cells = source_cells(read(name, root))
     content = {
-        "cells": [code(source) for source in source_cells(read(name, root))],
-        "package": {file.relative_to(PACKAGE).as_posix(): code(file.read_text(encoding="utf-8"))
-                    for file in sorted(PACKAGE.rglob("*.py")) if file.name not in NOT_KEYED},
+        "cells": [code(source) for source in cells],
+        "package": reached("\n".join(map(_plain, cells)), PACKAGE, NOT_KEYED),
         "claims": claims.entries(name, root),
         "parameters": [profile, backend, device, seed, overrides],
         "versions": [version(root), *(".".join(installed(library).split(".")[:2]) for library in ("numpy", "torch"))],
@@ -131,11 +132,13 @@ def fresh(record: dict, root: Path) -> bool:
 
 # ---- details
 
-def _tree(source: str) -> ast.AST:
+def _plain(source: str) -> str:
+    """The source of a cell; where it is no plain Python (magics), code that could call anything in the package."""
     try:
-        return ast.parse(source)
-    except SyntaxError:  # a cell with magics
-        return ast.Module([], [])
+        ast.parse(source)
+    except SyntaxError:
+        return f"import {PACKAGE.name}\n{PACKAGE.name}"
+    return source
 
 
 def _table(node: ast.AST | None, profile: str) -> dict[str, object]:

@@ -162,15 +162,25 @@ def keyed(root, **asked):
     return notebook.key(NAME, **ASKED | asked, root=root)
 
 
-def test_the_key_holds_what_a_figure_depends_on(root, tmp_path_factory, monkeypatch):
-    package = tmp_path_factory.mktemp("package")
-    (package / "solvers.py").write_text("a = 1\n")
-    (package / "report.py").write_text("a = 1\n")
+def packaged(tmp_path_factory, monkeypatch, **modules):
+    """A package hgcore of these modules and what SETUP calls, in place of the true one."""
+    modules["profiles"] = "def start():\n    pass\n"
+    package = tmp_path_factory.mktemp("lib") / "hgcore"
+    package.mkdir()
+    for name, source in modules.items():
+        (package / f"{name}.py").write_text(source)
+    (package / "__init__.py").write_text("".join(f"from hgcore import {name}\n" for name in modules))
     monkeypatch.setattr(notebook, "PACKAGE", package)
+    return package
+
+
+def test_the_key_holds_what_a_figure_depends_on(root, tmp_path_factory, monkeypatch):
+    package = packaged(tmp_path_factory, monkeypatch, solvers="a = 1\n", report="a = 1\n")
+    put(made(SETUP, "hg.solvers.a"), root)
     seen = [keyed(root)]
     for asked in ({"profile": "paper"}, {"backend": "autograd"}, {"device": "cuda"}, {"seed": 1}, {"overrides": {"steps": 3}}):
         seen.append(keyed(root, **asked))
-    put(made(SETUP, "x = 2"), root)
+    put(made(SETUP, "x = hg.solvers.a"), root)
     seen.append(keyed(root))
     (package / "solvers.py").write_text("a = 2\n")
     seen.append(keyed(root))
@@ -184,13 +194,12 @@ def test_the_key_holds_what_a_figure_depends_on(root, tmp_path_factory, monkeypa
 
 
 def test_the_key_holds_nothing_else(root, tmp_path_factory, monkeypatch):
-    package = tmp_path_factory.mktemp("package")
-    monkeypatch.setattr(notebook, "PACKAGE", package)
-    (package / "solvers.py").write_text("def f():\n    return 1\n")
+    package = packaged(tmp_path_factory, monkeypatch, solvers="def f():\n    return 1\n")
+    put(made(SETUP, "x = hg.solvers.f()"), root)
     before = keyed(root)
-    (package / "solvers.py").write_text('"""A file."""\ndef f():\n    """Words.\n\n    More."""\n    # why\n    return 1  # so\n')
+    (package / "solvers.py").write_text('"""A file."""\ndef g():\n    pass\n\ndef f():\n    """Words.\n\n    More."""\n    # why\n    return 1  # so\n')
     (package / "report.py").write_text("a = 2\n")
-    nb = made(SETUP, "# a comment\nx = 1  # one", parameters=PARAMETERS.replace("base", "some"))
+    nb = made(SETUP, "# a comment\nx = hg.solvers.f()  # one", parameters=PARAMETERS.replace("base", "some"))
     nb.cells[0].source = "# Another title"
     nb.cells[2].update(execution_count=3, outputs=[new_output("stream", text="out")])
     nb.cells.append(new_code_cell(" "))
