@@ -21,28 +21,66 @@ from hgcore import figures, meter
 SIZES, BATCH, DECAY = (784, 50, 50, 50, 10), 250, round(0.9 * 2**16) / 2**16
 
 
-def task(steps):
-    """(problem, hyper): the net trained on noise, whose numbers cost what real ones do."""
-    net, generator = hg.nets.Dense(SIZES), torch.Generator().manual_seed(0)
-    blocks = hg.Layout({"rate": (steps, 8), "penalty": (8,)})
+NET = hg.nets.Dense(SIZES)
+
+
+@functools.cache
+def numbers():
+    """(inputs, labels, start): noise, whose numbers cost what real ones do."""
+    generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2000, SIZES[0], generator=generator, dtype=torch.float64)
     labels = torch.eye(10, dtype=torch.float64)[torch.randint(10, (2000,), generator=generator)]
-    start = 0.05 * torch.randn(net.layout.size, generator=generator, dtype=torch.float64)
+    return inputs, labels, 0.05 * torch.randn(NET.layout.size, generator=generator, dtype=torch.float64)
+
+
+def batch(t):
+    return slice(t * BATCH % 2000, t * BATCH % 2000 + BATCH)
+
+
+def task(steps):
+    """(problem, hyper) with a net of hg.nets."""
+    inputs, labels, start = numbers()
+    blocks = hg.Layout({"rate": (steps, 8), "penalty": (8,)})
 
     def inner(w, hyper, t):
-        rows = slice(t * BATCH % 2000, t * BATCH % 2000 + BATCH)
-        penalty = net.layout.expand(torch.exp(blocks.split(hyper)["penalty"]))
-        return hg.nets.cross_entropy(net(w, inputs[rows]), labels[rows]) + torch.sum(penalty * w * w)
+        penalty = NET.layout.expand(torch.exp(blocks.split(hyper)["penalty"]))
+        return hg.nets.cross_entropy(NET(w, inputs[batch(t)]), labels[batch(t)]) + torch.sum(penalty * w * w)
 
     problem = hg.Problem(
-        backend=hg.Torch(), inner=inner, outer=lambda w, hyper: hg.nets.cross_entropy(net(w, inputs[:1000]), labels[:1000]),
-        dynamics=hg.Momentum(rate=lambda hyper, t: net.layout.expand(torch.exp(blocks.split(hyper)["rate"][t])), decay=lambda hyper, t: DECAY),
+        backend=hg.Torch(), inner=inner, outer=lambda w, hyper: hg.nets.cross_entropy(NET(w, inputs[:1000]), labels[:1000]),
+        dynamics=hg.Momentum(rate=lambda hyper, t: NET.layout.expand(torch.exp(blocks.split(hyper)["rate"][t])), decay=lambda hyper, t: DECAY),
         initial=lambda hyper: start, steps=steps)
     return problem, torch.as_tensor(blocks.join({"rate": np.full((steps, 8), np.log(0.05)), "penalty": np.full(8, -6.0)}))
 
 
+def by_hand(w, x):
+    """The net in plain torch."""
+    for matrix, bias in zip(w[:-2:2], w[1:-2:2], strict=True):
+        x = torch.tanh(x @ matrix + bias)
+    return torch.log_softmax(x @ w[-2] + w[-1], -1)
+
+
+def loss(w, rows):
+    inputs, labels, _ = numbers()
+    return -(by_hand(w, inputs[rows]) * labels[rows]).sum() / len(labels[rows])
+
+
 def loop(problem, hyper):
-    """The same hypergradient by torch alone: the whole run in one graph."""
+    """The same hypergradient in plain torch, without hgcore: lists of tensors, and the whole run in one graph."""
+    steps, hyper = problem.steps, hyper.clone().requires_grad_()
+    rates, penalties = torch.exp(hyper[:-8]).reshape(steps, 8), torch.exp(hyper[-8:])
+    w = [block.clone().requires_grad_() for block in NET.layout.split(numbers()[2]).values()]
+    v = [torch.zeros_like(block) for block in w]
+    for t in range(steps):
+        objective = loss(w, batch(t)) + sum(p * (block * block).sum() for p, block in zip(penalties, w, strict=True))
+        gradient = torch.autograd.grad(objective, w, create_graph=True)
+        v = [DECAY * a - (1 - DECAY) * b for a, b in zip(v, gradient, strict=True)]
+        w = [a + rate * b for a, rate, b in zip(w, rates[t], v, strict=True)]
+    return torch.autograd.grad(loss(w, slice(1000)), hyper)[0]
+
+
+def loop_over_problem(problem, hyper):
+    """Plain torch again, but around the problem's own functions, flat vectors and net of hg.nets."""
     hyper = hyper.clone().requires_grad_()
     w = problem.initial(hyper).clone().requires_grad_()
     v = torch.zeros_like(w)
@@ -61,7 +99,7 @@ def stored_run(problem, hyper):
     return hg.Reverse()(problem, hyper).grad
 
 
-RUNNERS = {"plain loop": loop, "Reverse(stored)": stored_run, "Reverse(reversible)": reversed_run}
+RUNNERS = {"plain loop": loop, "plain loop over hg.nets": loop_over_problem, "Reverse(stored)": stored_run, "Reverse(reversible)": reversed_run}
 
 
 def alone(name, steps):
