@@ -58,7 +58,7 @@ class Reverse:
             pin()
             adjoint, grad = _pull_back(problem, hyper, trajectory, adjoint, grad)
             trajectory.close()
-        if trajectory.replayed.start == 0:
+        if trajectory.whole:
             grad = grad + problem.pull_start(hyper, adjoint)
         return _result(problem, value, grad, final, nbytes)
 

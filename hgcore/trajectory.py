@@ -7,21 +7,25 @@ steps. Each is called as remember(problem, hyper), trains, and returns a `Trajec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
 
 from hgcore.problem import Problem, Watch
 from hgcore.reversal import RANGE, ExactMomentum, ReversalError, ratio
 
 
 class Trajectory(Protocol):
-    """A finished training run that can be walked backwards, once, over the steps in `replayed`.
+    """A finished training run that can be walked backwards, once, over the steps in `replayed`; if `whole`, to the initial state.
 
-    For each step t: first `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient, coefficients)`.
+    For each step t, last first: `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient, coefficients)`.
     `final`: the state after training; `nbytes`: what is kept between the two passes; `close()` after the last step.
     """
 
     final: tuple
-    replayed: range
+    replayed: Sequence[int]
+    whole: bool
     nbytes: int
 
     def weights(self, t, coefficients): ...
@@ -59,7 +63,7 @@ def _last(state: tuple, states) -> tuple:
 class stored:
     """Every state is kept: T + 1 of them (Franceschi et al. 2017, Reverse-HG)."""
 
-    first = 0
+    first, whole = 0, True
 
     def __init__(self, problem: Problem, hyper):
         state = problem.start(hyper)
@@ -89,6 +93,7 @@ class truncated(stored):
         if last < 0:
             raise ValueError(f"last must be a number of steps >= 0, got {last}")
         self.first = max(0, problem.steps - last)
+        self.whole = self.first == 0
         state = problem.start(hyper)
         problem.check(hyper, state)
         self._train(problem, hyper, _last(state, _states(problem, hyper, state, range(self.first))))
@@ -96,6 +101,8 @@ class truncated(stored):
 
 class checkpointed:
     """About sqrt(T) states are kept, and each stretch between two of them is run again on the way back."""
+
+    whole = True
 
     def __init__(self, problem: Problem, hyper, every: int | None = None):
         self.problem, self.hyper = problem, hyper
@@ -133,6 +140,8 @@ class reversible:
     Needs an inner objective that always gives the same bits: same thread count, no unseeded randomness. The rewound start is
     compared with the true one, bit for bit, and a difference raises `ReversalError`.
     """
+
+    whole = True
 
     def __init__(self, problem: Problem, hyper):
         if not problem.dynamics.reversible:
@@ -200,25 +209,45 @@ class reversible:
 class shortcut:
     """The straight line from the first to the last weights in place of the true path: approximate (DrMAD, Fu et al. 2016).
 
-    w_t = (1 - t/T) w_0 + (t/T) w_T, and the velocity after step t is (w_{t+1} - w_t) / rate_t. Only two states are kept.
+    share: how many of the T steps are replayed, N = share * T and at least one. Fewer replay a shorter run: the hypergradient of
+    something added up over all steps (a penalty, a rate) shrinks with N.
+    minibatches: "spread" replays every (T/N)th step's batch and coefficients, "first" those of steps 0..N-1.
+    ends: None puts the weights before replayed step j at j/N of the line; a number e puts them at N even places from e to 1 - e.
+    The authors' release has share=0.1, minibatches="first", ends=0.001. The velocity is that of a steady walk along the line in T
+    steps, (w_T - w_0) / (T rate), where the rate is not zero; at the start it is the true one. Only two states are kept.
     """
 
-    def __init__(self, problem: Problem, hyper):
-        self.problem, self.replayed = problem, range(problem.steps)
-        self.start, self.final = problem.start(hyper), train(problem, hyper)
+    whole = True
+
+    def __init__(self, problem: Problem, hyper, share: float = 1.0, minibatches: str = "spread", ends: float | None = None):
+        steps = problem.steps
+        count = min(steps, max(1, int(share * steps)))
+        if not 0 < share <= 1:
+            raise ValueError(f"share must lie in (0, 1], the part of the steps to replay, got {share}")
+        if minibatches not in ("spread", "first"):
+            raise ValueError(f"minibatches must be 'spread' or 'first', got {minibatches!r}")
+        if ends is not None and not 0 <= ends < 0.5:
+            raise ValueError(f"ends must be None or lie in [0, 0.5), got {ends}")
+        self.replayed = [j * steps // count for j in range(count)] if minibatches == "spread" else range(count)
+        places = np.arange(count) / max(1, count) if ends is None else np.linspace(ends, 1 - ends, count)
+        self.places = dict(zip(self.replayed, places.tolist(), strict=True))
+        self.problem, self.hyper, self.start, self.final = problem, hyper, problem.start(hyper), train(problem, hyper)
         self.nbytes = _size(self.start) + _size(self.final)
-        self.hyper = hyper
 
     def weights(self, t, coefficients):
-        share = t / self.problem.steps
-        return (1 - share) * self.start[0] + share * self.final[0]
+        place = self.places[t]
+        return (1 - place) * self.start[0] + place * self.final[0]
 
     def state(self, t, gradient, coefficients) -> tuple:
-        if t == 0 or len(self.start) == 1:
+        if t == 0:
             return self.weights(t, coefficients), *self.start[1:]
-        stride = (self.final[0] - self.start[0]) / self.problem.steps
+        return self.weights(t, coefficients), *(self._velocity(t) for _ in self.start[1:])
+
+    def _velocity(self, t):
+        """After step t - 1; zero where nothing moves because the rate is zero."""
         rate = self.problem.coefficients(self.start[0], self.hyper, t - 1)[0]
-        return self.weights(t, coefficients), self.problem.dynamics.sign * stride / rate
+        stride = self.problem.dynamics.sign * (self.final[0] - self.start[0]) / self.problem.steps
+        return stride / self.problem.backend.xp.where(rate != 0, rate, math.inf)
 
     def close(self) -> None:
         pass

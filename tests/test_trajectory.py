@@ -44,15 +44,14 @@ def test_truncation_is_exact_reverse_mode_from_a_later_start(backend, last):
     assert gap(backend.numpy(found.value), backend.numpy(hg.Reverse()(problem, hyper).value)) == 0
 
 
-def straight_line(problem, hyper, rate, decay):
-    """DrMAD for static hyperparameters: papers.md 1.2 with as many steps back as forth and the points t/T, t = T-1..0."""
+def straight_line(problem, hyper, rate, decay, replayed, places):
+    """The recursion of the paper, completed as in the authors' code: constant rate and decay, no derivative but of the loss."""
     backend = problem.backend
     first, last = problem.start(hyper)[0], hg.train(problem, hyper)[0]
     _, dw, grad = backend.gradients(problem.outer, last, hyper)
     dv = 0 * dw
-    for t in reversed(range(problem.steps)):
-        share = t / problem.steps
-        w = (1 - share) * first + share * last
+    for t, place in reversed(list(zip(replayed, places, strict=True))):
+        w = (1 - place) * first + place * last
         dv = dv + rate * dw
         curvature, mixed = problem.second_order(w, hyper, t).product(dv)
         dw, grad = dw - (1 - decay) * curvature, grad - (1 - decay) * mixed
@@ -60,17 +59,45 @@ def straight_line(problem, hyper, rate, decay):
     return grad
 
 
+CHOICES = {
+    "every step": ({}, lambda T: (range(T), [t / T for t in range(T)])),
+    "a third": ({"share": 1 / 3}, lambda T: ([0, 3, 6, 9, 12, 15, 18, 21, 24, 27], np.arange(10) / 10)),
+    "a third, the first": ({"share": 1 / 3, "minibatches": "first"}, lambda T: (range(10), np.arange(10) / 10)),
+    "the release": ({"share": 0.1, "minibatches": "first", "ends": 0.001}, lambda T: (range(T // 10), np.linspace(0.001, 0.999, T // 10))),
+    "one step": ({"share": 0.001}, lambda T: ([0], [0.0]))}
+
+
 @both
-@pytest.mark.parametrize("steps", [0, 1, 2, 30])
-def test_the_shortcut_is_the_recursion_of_its_paper(backend, steps):
-    decay = reversal.round_decay(0.9)
+@pytest.mark.parametrize("decay", [0.1, 0.9, 0.95])
+@pytest.mark.parametrize("steps, choice", [(0, "every step"), (1, "every step"), (2, "every step"), *((30, choice) for choice in CHOICES),
+                                           (100, "the release")])
+def test_the_shortcut_is_the_recursion_of_its_paper(backend, steps, choice, decay):
     xp = backend.xp
     problem, hyper = catalogue.bowl(
-        backend, steps=steps, dynamics=catalogue.momentum(0.1, 0.9), initial=lambda hyper: backend.array(np.linspace(-1, 2, 5)),
-        inner=lambda w, hyper, t: xp.sum(xp.exp(hyper[0]) * (w - hyper[1]) ** 4) * (1 + 0.1 * (t or 0)))
-    found = hg.Reverse(hg.shortcut)(problem, hyper).grad
-    expected = straight_line(problem, backend.array(hyper), 0.1, decay)
+        backend, steps=steps, dynamics=catalogue.momentum(0.1, decay), initial=lambda hyper: backend.array(np.linspace(-1, 2, 5)),
+        inner=lambda w, hyper, t: xp.sum(xp.exp(hyper[0]) * (w - hyper[1]) ** 4) * (1 + 0.1 * (t or 0) / steps))
+    options, replay = CHOICES[choice]
+    found = hg.Reverse(functools.partial(hg.shortcut, **options))(problem, hyper).grad
+    expected = straight_line(problem, backend.array(hyper), 0.1, reversal.round_decay(decay), *replay(steps))
     assert float(abs(found - expected).max()) < 1e-13 * max(1, float(abs(expected).max()))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"share": 0}, r"share must lie in \(0, 1\].*got 0"), ({"share": 1.5}, "got 1.5"), ({"minibatches": "last"}, "'spread' or 'first', got 'last'"),
+    ({"ends": 0.5}, r"\[0, 0.5\), got 0.5"), ({"ends": -1.0}, "got -1.0")])
+def test_choices_of_the_shortcut_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        hg.Reverse(functools.partial(hg.shortcut, **options))(*catalogue.bowl(hg.Torch()))
+
+
+@both
+def test_the_shortcut_bears_steps_that_do_not_move(backend):
+    """A rate of zero leaves the velocity unknown; its cotangent is then finite all the same."""
+    rate = backend.array([0.1, 0.0, 0.1, 0.0])
+    problem = hg.Problem(backend, inner=lambda w, hyper, t: backend.xp.sum((w - hyper[0]) ** 2), outer=lambda w, hyper: backend.xp.sum(w**2),
+                         dynamics=hg.Momentum(rate=lambda hyper, t: rate[t] * hyper[1], decay=lambda hyper, t: 0.9),
+                         initial=lambda hyper: hyper[2:], steps=4)
+    assert np.isfinite(backend.numpy(hg.Reverse(hg.shortcut)(problem, [0.5, 1.0, 2.0, 3.0]).grad)).all()
 
 
 @both
