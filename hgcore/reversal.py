@@ -45,14 +45,13 @@ def round_decay(decay):
 
 def ratio(decay, least: float | None = None) -> Ratio:
     """Ratio of a decay in [2**-16, 1], a scalar or (n,). `least`, its smallest value if known, saves a look at the array."""
-    if np.ndim(decay) == 0:
+    if number := getattr(decay, "ndim", 0) == 0:
         least = decay = float(decay) if least is None else least
-    xp = namespace(decay)
-    lowest, highest = (least, least) if least is not None else (float(xp.amin(decay)), float(xp.amax(decay)))
+    lowest, highest = (least, least) if least is not None else (float(end(decay)) for end in (namespace(decay).amin, namespace(decay).amax))
     if not 1 / DENOMINATOR <= lowest <= highest <= 1:
         worst = lowest if not 1 / DENOMINATOR <= lowest else highest
         raise ValueError(f"decay must lie in [2**-16, 1], got {worst:.3g}; use GradientDescent for none")
-    numerator = integers(decay, DENOMINATOR) if np.ndim(decay) else round(decay * DENOMINATOR)
+    numerator = round(decay * DENOMINATOR) if number else integers(decay, DENOMINATOR)
     return Ratio(numerator, round(lowest * DENOMINATOR))
 
 
@@ -74,8 +73,12 @@ def fused() -> ModuleType | None:
 
 def _kernels(values, *others) -> ModuleType | None:
     """The kernels, which do not look at shapes, where all `others` are numbers or (n,); NumPy broadcasts the rest, or refuses."""
-    fit = isinstance(values, np.ndarray) and all(np.shape(other) in ((), values.shape) for other in others)
-    return fused() if fit else None
+    if not isinstance(values, np.ndarray):
+        return None
+    for other in others:
+        if getattr(other, "shape", ()) not in ((), values.shape):
+            return None
+    return fused()
 
 
 class FixedPoint:
