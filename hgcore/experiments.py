@@ -108,8 +108,8 @@ def sharing(backend, net: Dense, train: Sequence[Letters], judged: Sequence[Lett
     start = backend.array(rng.randn(len(train) * net.layout.size) * np.exp(log_scale))
     return Problem(
         backend=backend,
-        inner=lambda free, hyper, t: _total(net, free, hyper, train) + penalty * (free @ free),
-        outer=lambda free, hyper: _total(net, free, hyper, judged) / len(judged),
+        inner=lambda free, hyper, t: sum(_losses(net, free, hyper, train)) + penalty * (free @ free),
+        outer=lambda free, hyper: sum(_losses(net, free, hyper, judged)) / len(judged),
         dynamics=Momentum(rate=lambda hyper, t: backend.array(rate), decay=lambda hyper, t: backend.array(decay)),
         initial=lambda hyper: start,
         steps=steps)
@@ -121,10 +121,15 @@ def _examples(backend, task: Letters) -> data.Split:
     return data.Split(backend.array(task.images.reshape(-1, pixels)), backend.array(task.labels.repeat(drawings, axis=0)))
 
 
-def _total(net: Dense, free, hyper, tasks: Sequence[data.Split]):
-    """The sum over tasks of the mean cross-entropy of the task's net."""
-    return sum(cross_entropy(net.through(blocks, task.images), task.labels)
-               for blocks, task in zip(mixed(net, free, hyper, len(tasks)), tasks, strict=True))
+def _losses(net: Dense, free, hyper, tasks: Sequence[data.Split]) -> list:
+    """The mean cross-entropy of each task's net."""
+    nets = mixed(net, free, hyper, len(tasks))
+    return [cross_entropy(net.through(blocks, task.images), task.labels) for blocks, task in zip(nets, tasks, strict=True)]
+
+
+def losses_by_task(backend, net: Dense, free, hyper, tasks: Sequence[Letters]) -> np.ndarray:
+    """What `sharing` judges by, of every task on its own: (tasks,)."""
+    return np.array([float(loss) for loss in _losses(net, free, hyper, [_examples(backend, task) for task in tasks])])
 
 
 def mixed(net: Dense, free, hyper, tasks: int):

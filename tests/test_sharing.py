@@ -72,6 +72,13 @@ def test_a_tied_layer_is_one_layer_and_the_upper_ones_are_not():
 
 
 @backends
+def test_losses_by_task_are_what_the_outer_objective_averages(backend):
+    case, hyper = problem(backend), backend.array(sharing.evenly(4, [0.5, 0.3, 0.4]))
+    free, judged = case.start(hyper)[0], sharing.deal(tasks(), [3, 2], np.random.RandomState(1))[1]
+    assert abs(sharing.losses_by_task(backend, NET, free, hyper, judged).mean() - float(case.outer(free, hyper))) < 1e-14
+
+
+@backends
 def test_exact_solvers_agree(backend):
     hyper = sharing.evenly(4, [0.5, 0.3, 0.4]) + 0.05 * np.random.RandomState(3).randn(48)
     forward, reverse, reversible = (solver(problem(backend), hyper).grad for solver in (hg.Forward(), hg.Reverse(), hg.Reverse(hg.reversible)))
