@@ -46,12 +46,16 @@ class Dense:
         object.__setattr__(self, "layout", Layout(shapes))
 
     def __call__(self, weights, inputs):
-        xp = namespace(weights)
-        if xp.__name__ == "torch" and (fused := _fused()).fits(weights, inputs):
+        if namespace(weights).__name__ == "torch" and (fused := _fused()).fits(weights, inputs):
             return fused.log_probabilities(weights, inputs, self.layout)
-        hidden, blocks = inputs, list(self.layout.split(weights).values())
+        return self.through(list(self.layout.split(weights).values()), inputs)
+
+    @staticmethod
+    def through(blocks: Sequence, inputs):
+        """The log-probabilities of a net whose weights and biases are these blocks, in turn."""
+        hidden = inputs
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
-            hidden = xp.tanh(hidden @ matrix + bias)
+            hidden = namespace(matrix).tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
 
 

@@ -16,6 +16,7 @@ import pooch
 import pytest
 
 from hgcore import data
+from hgcore.data import digits, files
 
 NAME, CONTENT = "set/file.bin", b"a small file" * 1000
 MIRROR = os.environ.get("HGCORE_DATA_MIRROR")
@@ -38,8 +39,8 @@ def cached(monkeypatch, tmp_path):
     """The place of NAME in an empty cache, without mirror or network."""
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path / "a cache"))
     monkeypatch.delenv("HGCORE_DATA_MIRROR", raising=False)
-    monkeypatch.setattr(data, "FILES", {NAME: entry(CONTENT)})
-    monkeypatch.setattr(data, "_used", {})
+    monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT)})
+    monkeypatch.setattr(files, "_used", {})
     monkeypatch.setattr(pooch, "HTTPDownloader", no_network)
     return tmp_path / "a cache" / NAME
 
@@ -144,7 +145,7 @@ sys.stdout.buffer.write(module["fetch"]("set/file.bin"))
 
 
 def child():
-    return subprocess.Popen([sys.executable, "-c", CHILD, data.__file__, sha(CONTENT)], stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", CHILD, files.__file__, sha(CONTENT)], stdout=subprocess.PIPE)
 
 
 def test_killed_download_never_looks_finished(cached, monkeypatch):
@@ -177,9 +178,9 @@ def test_download_goes_on_to_the_next_address(cached, tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     folders = [f"http://127.0.0.1:{server.server_port}/{folder}/" for folder in ("absent", "short", "good")]
-    monkeypatch.setattr(data, "FILES", {NAME: entry(CONTENT, folders[:2])})
+    monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders[:2])})
     refusal("404", sha(CONTENT[:500]), *folders[:2])
-    monkeypatch.setattr(data, "FILES", {NAME: entry(CONTENT, folders)})
+    monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders)})
     assert data.fetch(NAME) == CONTENT
     assert list(cached.parent.iterdir()) == [cached]
     server.shutdown()
@@ -221,7 +222,7 @@ def tiny_mnist(cached, monkeypatch):
     for part, rows in (("train", slice(0, 6)), ("t10k", slice(6, 10))):
         for kind, array in (("images-idx3", pixels[rows]), ("labels-idx1", labels[rows])):
             content = packed(array)
-            monkeypatch.setitem(data.FILES, f"mnist/{part}-{kind}-ubyte.gz", entry(content))
+            monkeypatch.setitem(files.FILES, f"mnist/{part}-{kind}-ubyte.gz", entry(content))
             put(cached.parent.parent / f"mnist/{part}-{kind}-ubyte.gz", content)
     return pixels.reshape(10, 784), labels
 
@@ -250,7 +251,7 @@ def test_mnist_as_published(tiny_mnist):
 @pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
 def test_real_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
-    pixels, labels, n = data._mnist()
+    pixels, labels, n = digits._mnist()
     assert (pixels.shape, n) == ((70_000, 784), 60_000)
     assert np.bincount(labels[:n]).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert round(pixels[:n].mean() / 255, 5) == 0.13066  # the value everyone quotes
@@ -274,11 +275,11 @@ def test_mnist_small_is_balanced_shuffled_and_always_the_same(cached):
 
 
 def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "MNIST_SMALL", 64 * "0")
+    monkeypatch.setattr(digits, "MNIST_SMALL", 64 * "0")
     with pytest.raises(data.DataError, match="altered.*0000, found .5000, 785.*force-reinstall"):
         data.mnist_small()
     put(tmp_path / "data/data/mnist_5k.csv.gz", gzip.compress(b"1,2,3\n")[:-9])
-    monkeypatch.setattr(data.importlib.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(digits.importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(data.DataError, match="mnist_small cannot be read"):
         data.mnist_small()
     monkeypatch.undo()

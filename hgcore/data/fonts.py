@@ -1,0 +1,74 @@
+"""Alphabets without a download: letters of the DejaVu fonts that ship with matplotlib, in the form of `omniglot`."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hgcore.data.files import note
+from hgcore.data.letters import shrunk
+
+FONT_ALPHABETS = {
+    "Latin": "abcdefghijklmnopqrstuvwxyz",
+    "Greek": "αβγδεζηθικλμνξοπρστυφχψω",
+    "Cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
+    "Armenian": "աբգդեզէըթժիլխծկհձղճմյնշոչպջռսվտրցւփքօֆ",
+    "Georgian": "აბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ",
+}
+FACES = [f"DejaVu{family}{style}.ttf" for family, slant in (("Sans", "Oblique"), ("Serif", "Italic"), ("SansMono", "Oblique"))
+         for style in ("", f"-{slant}", "-Bold", f"-Bold{slant}")]
+GRAIN = 3  # samples to a side of a pixel
+
+
+def font_alphabets(alphabets: Sequence[str], drawings: int = 15, side: int = 28) -> list[np.ndarray]:
+    """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0.
+
+    Drawing d has face d of twelve, over and over, and its own turn, slant, size and place. Outlines are taken in whole font units,
+    unhinted, so that no version of FreeType matters. There is no checksum to meet: a sample that falls on an outline may
+    differ between machines, and nothing may be claimed that one pixel decides. `used()` tells what was drawn.
+    """
+    if unknown := [name for name in alphabets if name not in FONT_ALPHABETS]:
+        raise ValueError(f"there is no font alphabet {', '.join(map(repr, unknown))}; there are {', '.join(FONT_ALPHABETS)}")
+    fonts = _fonts()[:drawings]
+    return [_drawn(name, fonts, drawings, side) for name in alphabets]
+
+
+def _fonts() -> list:
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    return [FT2Font(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / face)) for face in FACES]
+
+
+def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
+    number = list(FONT_ALPHABETS).index(name)
+    ink = np.array([[_ink(_outline(fonts[d % len(fonts)], character), np.random.default_rng([number, c, d]), GRAIN * side)
+                     for d in range(drawings)] for c, character in enumerate(FONT_ALPHABETS[name])])
+    note(f"font alphabet {name} {ink.shape}", hashlib.sha256(np.packbits(ink).tobytes()).hexdigest())
+    return shrunk(ink, side)
+
+
+def _outline(font, character: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (k, 2), the middle of their box at 0 and its longer side 1, and what each of them is."""
+    from matplotlib.ft2font import LoadFlags
+
+    font.load_char(ord(character), flags=LoadFlags.NO_SCALE)
+    vertices, codes = font.get_path()
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    return (vertices - (low + high) / 2) / (high - low).max(), codes
+
+
+def _ink(outline: tuple, rng: np.random.Generator, n: int) -> np.ndarray:
+    """The letter on n x n samples, turned and slanted by up to 0.25, 0.55 to 0.8 of the picture long, off the middle by up to 0.06."""
+    from matplotlib.path import Path as Outline
+
+    vertices, codes = outline
+    turn, slant, size = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25), rng.uniform(0.55, 0.8)
+    spun = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array([[1, slant], [0, 1]])
+    place = 0.5 + rng.uniform(-0.06, 0.06, 2)
+    # in units of samples, in which matplotlib follows curves closely enough; rows count downwards, fonts upwards
+    contours = Outline((vertices @ (size * spun * [[1], [-1]]).T + place) * n, codes).to_polygons()
+    samples = np.stack(np.meshgrid(*2 * [np.arange(n) + 0.5]), axis=-1).reshape(-1, 2)
+    crossed = sum(Outline(contour).contains_points(samples).astype(int) for contour in contours)  # a hole lies inside two
+    return (crossed % 2 == 1).reshape(n, n)
