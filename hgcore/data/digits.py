@@ -11,8 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.data.files import DataError, fetch, note
+from hgcore.data.files import FILES, DataError, File, fetch, note
 
+# The official folder stands last: it often refuses or hangs, and the checksum makes every copy as good.
+_MNIST = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "http://yann.lecun.com/exdb/mnist/",
+)
+FILES.update({
+    "mnist/train-images-idx3-ubyte.gz": File("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422, _MNIST),
+    "mnist/train-labels-idx1-ubyte.gz": File("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881, _MNIST),
+    "mnist/t10k-images-idx3-ubyte.gz": File("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST),
+    "mnist/t10k-labels-idx1-ubyte.gz": File("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST),
+})
 # Of the (5000, 785) uint8 array, label last, in the package's order: a repacked file is as good.
 MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 

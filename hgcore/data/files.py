@@ -24,27 +24,7 @@ class File(NamedTuple):
     folders: tuple[str, ...]
 
 
-# The official folder stands last: it often refuses or hangs, and the checksum makes every copy as good.
-_MNIST = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",
-)
-_LAKE = ("https://raw.githubusercontent.com/brendenlake/omniglot/master/python/", "https://github.com/brendenlake/omniglot/raw/master/python/")
-_PACKED = ("https://raw.githubusercontent.com/bitsandscraps/omniglot/9514cfd6780ed78e96a4d88bae8c85f3ee31359e/",)
-FILES = {
-    "mnist/train-images-idx3-ubyte.gz": File("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422, _MNIST),
-    "mnist/train-labels-idx1-ubyte.gz": File("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881, _MNIST),
-    "mnist/t10k-images-idx3-ubyte.gz": File("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST),
-    "mnist/t10k-labels-idx1-ubyte.gz": File("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST),
-    "omniglot/images_background_small1.zip": File("f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4", 1319022, _LAKE),
-    "omniglot/images_background_small2.zip": File("3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f", 1580917, _LAKE),
-    "omniglot/images_background.zip": File("ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640", 9464212, _LAKE),
-    "omniglot/images_evaluation.zip": File("1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee", 6462886, _LAKE),
-    "omniglot/images_background.npz": File("8bf84167413cd00beacdce3fe582f780ab538d8dbef043a6d688f2527bbce199", 3340794, _PACKED),
-    "omniglot/images_evaluation.npz": File("0b84c7ffd94c4841c0040e529c86a82eaaccb986d8eadad5673f7991b7475276", 2415269, _PACKED),
-}
-
+FILES: dict[str, File] = {}  # filled by the modules of the sets
 _used: dict[str, str] = {}
 
 
@@ -71,7 +51,7 @@ def cache() -> Path:
 
 
 def fetch(name: str) -> bytes:
-    """Return the content of a file of FILES, obtained first if the cache lacks it. DataError rather than any other bytes."""
+    """The content of a file of FILES, obtained first if the cache lacks it. DataError rather than any other bytes."""
     path = cache() / name
     try:
         if not path.exists():

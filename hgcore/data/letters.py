@@ -7,8 +7,18 @@ from itertools import accumulate
 
 import numpy as np
 
-from hgcore.data.files import DataError, fetch
+from hgcore.data.files import FILES, DataError, File, fetch
 
+_LAKE = ("https://raw.githubusercontent.com/brendenlake/omniglot/master/python/", "https://github.com/brendenlake/omniglot/raw/master/python/")
+_PACKED = ("https://raw.githubusercontent.com/bitsandscraps/omniglot/9514cfd6780ed78e96a4d88bae8c85f3ee31359e/",)
+FILES.update({
+    "omniglot/images_background_small1.zip": File("f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4", 1319022, _LAKE),
+    "omniglot/images_background_small2.zip": File("3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f", 1580917, _LAKE),
+    "omniglot/images_background.zip": File("ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640", 9464212, _LAKE),
+    "omniglot/images_evaluation.zip": File("1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee", 6462886, _LAKE),
+    "omniglot/images_background.npz": File("8bf84167413cd00beacdce3fe582f780ab538d8dbef043a6d688f2527bbce199", 3340794, _PACKED),
+    "omniglot/images_evaluation.npz": File("0b84c7ffd94c4841c0040e529c86a82eaaccb986d8eadad5673f7991b7475276", 2415269, _PACKED),
+})
 SIDE, DRAWINGS = 105, 20
 # Characters of each alphabet, in the order of the original numbers: thirty alphabets "background", then twenty "evaluation".
 OMNIGLOT = {
