@@ -14,6 +14,8 @@ from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy
 from hgcore.problem import Problem
 
+LOGISTIC = Dense((784, 10))
+
 
 def schedules(net: Dense, steps: int) -> Layout:
     """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a momentum per step and block."""
@@ -38,6 +40,29 @@ def scheduled(backend, net: Dense, train: data.Split, judged: data.Split, *, ste
             rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
             decay=lambda hyper, t: net.layout.expand(1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t])))),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
+        steps=steps)
+
+
+def penalised(backend, train: data.Split, valid: data.Split, *, steps: int, batch: int, rate: float = 1.0, decay: float = 0.9,
+              scale: float = np.exp(-4.0), meta_penalty: float = 0.0, seed: int = 0) -> Problem:
+    """Softmax regression in which every weight and bias has an L2 penalty of its own (Maclaurin et al. 2015, section 3.2).
+
+    hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all of them (1,).
+    Inner objective: cross-entropy of the t-th consecutive batch, in cycles, plus sum(penalties * weights**2).
+    Outer: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of the authors' code (0.01)
+    that the paper does not mention.
+    Weights start normal with standard deviation `scale`, every training alike, from the authors' stream.
+    """
+    xp = backend.xp
+    start = backend.array(scale * np.random.RandomState(seed).randn(2, LOGISTIC.layout.size)[1])  # they draw a velocity first
+    slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
+    return Problem(
+        backend=backend,
+        inner=lambda weights, hyper, t: (loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
+                                         + xp.sum(xp.exp(hyper) * weights**2)),
+        outer=lambda weights, hyper: loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper)**2),
+        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        initial=lambda hyper: start,
         steps=steps)
 
 
