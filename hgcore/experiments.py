@@ -11,7 +11,7 @@ from hgcore import data
 from hgcore.backend import cut
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
-from hgcore.nets import Dense, cross_entropy
+from hgcore.nets import Dense, cross_entropy, log_softmax
 from hgcore.problem import Problem
 
 LOGISTIC = Dense((784, 10))
@@ -61,6 +61,32 @@ def penalised(backend, train: data.Split, valid: data.Split, *, steps: int, batc
         inner=lambda weights, hyper, t: (loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
                                          + xp.sum(xp.exp(hyper) * weights**2)),
         outer=lambda weights, hyper: loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper)**2),
+        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        initial=lambda hyper: start,
+        steps=steps)
+
+
+def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data.Split, *, steps: int, rate: float = 1.0,
+                 decay: float = 0.9, scale: float = np.exp(-4.0), seed: int = 0) -> Problem:
+    """Training `net`, full batch, on a training set of N examples that is a hyperparameter (Maclaurin et al. 2015, section 3.3).
+
+    learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits" (N, classes), whose softmax
+    is then the soft labels; given: the other ones as they are, and "labels" (N, classes) where no logits are learned.
+    Inner objective: cross-entropy plus exp(log penalty) * |weights|**2. Outer: cross-entropy on all of `judged`.
+    Weights start normal with standard deviation `scale`, every training alike, from the authors' stream.
+    """
+    xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
+    start = backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])  # they draw a velocity first
+
+    def inner(weights, hyper, t):
+        blocks = given | learned.split(hyper)
+        labels = xp.exp(log_softmax(blocks["label logits"])) if "label logits" in blocks else blocks["labels"]
+        return loss(net, weights, data.Split(blocks["images"], labels)) + xp.exp(blocks["log penalty"]) * (weights @ weights)
+
+    return Problem(
+        backend=backend,
+        inner=inner,
+        outer=lambda weights, hyper: loss(net, weights, judged),
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
         steps=steps)
