@@ -71,12 +71,21 @@ def figures_of(name, root):
 def table(root):
     """figure -> notebook -> claim -> verdict at profile paper, as Markdown, and the tally."""
     rows, before = ["| figure | notebook | claim | verdict |", "| --- | --- | --- | --- |"], None
-    for name, entry, verdict in verdicts(root, "paper"):
+    said = verdicts(root, "paper")
+    places = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said))
+    for name, entry, verdict in sorted(said, key=lambda row: places.index((row[0], row[1]["figure"]))):
         where = name, entry["figure"]
-        cells = ("", "") if where == before else (_linked(name, entry["figure"], root), f"[{name}](notebooks/{name}.ipynb)")
+        cells = ("", "") if where == before else (_linked(name, entry["figure"], root), f"[{name}](notebooks/{name}.ipynb){_time(name, root)}")
         rows.append("| " + " | ".join([*cells, " ".join(entry["statement"].split()).replace("|", "\\|"), verdict]) + " |")
         before = where
     return "\n".join([*rows, "", tally(root)])
+
+
+def _time(name, root):
+    """What the notebook took at profile paper, said once it is minutes; what to do about it, where it is more than a quarter of an hour."""
+    took = max((record["seconds"] for record in latest(root).values() if record["notebook"] == name and record["profile"] == "paper"), default=0)
+    remedy = "; on a GPU add `--device cuda`" if took > 900 else ""
+    return f" ({_seconds(took)}{remedy})" if took >= 120 else ""
 
 
 def _linked(name, figure, root):
