@@ -80,6 +80,11 @@ class TestNotebook:
 
 
 @pytest.mark.parametrize("ledger", PAPERS, ids=lambda path: path.parent.name)
+def test_only_what_a_paper_says_is_refuted(ledger):
+    assert not [entry["id"] for entry in claims.load(ledger) if entry.get("refutes") and entry["paper"]["known"] == "not in the paper"]
+
+
+@pytest.mark.parametrize("ledger", PAPERS, ids=lambda path: path.parent.name)
 def test_every_claim_belongs_to_a_notebook_and_can_fail(ledger):
     for entry in claims.load(ledger):
         assert entry["notebook"] in NAMES
