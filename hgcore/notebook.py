@@ -100,7 +100,7 @@ def key(name: str, profile: str, backend: str, device: str, seed: int, overrides
     cells = source_cells(read(name, root))
     content = {
         "cells": [code(source) for source in cells],
-        "package": reached("\n".join(map(_plain, cells)), PACKAGE, NOT_KEYED),
+        "package": sorted(set(reached("\n".join(map(_plain, cells)), PACKAGE, NOT_KEYED).values())),  # wherever it stands
         "claims": claims.entries(name, root),
         "parameters": [profile, backend, device, seed, overrides],
         "versions": [version(root), *(".".join(installed(library).split(".")[:2]) for library in ("numpy", "torch"))],

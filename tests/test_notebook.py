@@ -198,6 +198,8 @@ def test_the_key_holds_nothing_else(root, tmp_path_factory, monkeypatch):
     put(made(SETUP, "x = hg.solvers.f()"), root)
     before = keyed(root)
     (package / "solvers.py").write_text('"""A file."""\ndef g():\n    pass\n\ndef f():\n    """Words.\n\n    More."""\n    # why\n    return 1  # so\n')
+    (package / "solvers.py").rename(package / "moved.py")
+    (package / "__init__.py").write_text("from hgcore import moved as solvers, profiles\n")
     (package / "report.py").write_text("a = 2\n")
     nb = made(SETUP, "# a comment\nx = hg.solvers.f()  # one", parameters=PARAMETERS.replace("base", "some"))
     nb.cells[0].source = "# Another title"
