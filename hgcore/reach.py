@@ -8,6 +8,7 @@ have an object somebody must name its class. (tests/test_reach.py runs notebooks
 from __future__ import annotations
 
 import ast
+import symtable
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +38,7 @@ def reached(source: str, package: Path, outside: set[str]) -> dict[str, str]:
         if place not in found:
             module, name = place
             statements = modules[module].definitions.get(name, [])
-            found[place] = "\n".join(_text(statement, modules[module].source) for statement in statements)
+            found[place] = "\n".join(code(_lines(statement, modules[module].source)) for statement in statements)
             waiting += [(module, REST), *(other for statement in statements for other in _named(statement, module, modules))]
             if name == ALL:
                 waiting += [(module, every) for every in modules[module].definitions]
@@ -79,21 +80,33 @@ def _imported(statement: ast.AST) -> dict[str, tuple[str, str | None]]:
     return {}
 
 
-def _text(statement: ast.stmt, source: str) -> str:
+def _lines(statement: ast.stmt, source: str) -> str:
     first = min([statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", ()))])
-    return code("\n".join(source.splitlines()[first - 1:statement.end_lineno]))
+    return "\n".join(source.splitlines()[first - 1:statement.end_lineno])
+
+
+@lru_cache(maxsize=5000)
+def _globals(lines: str) -> set[str]:
+    """The names that a statement takes from its module: those that are local to functions in it have another meaning."""
+    table = symtable.symtable(lines, "statement", "exec")
+    names, inner = {symbol.get_name() for symbol in table.get_symbols()}, table.get_children()
+    while inner:
+        scope = inner.pop()
+        names |= {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
+        inner += scope.get_children()
+    return names
 
 
 def _named(statement: ast.stmt, module: str, modules: dict[str, _Module | None]) -> Iterator[tuple[str, str]]:
     """The definitions of the package that a statement of `module` names."""
-    nodes = list(ast.walk(statement))
+    nodes, outer = list(ast.walk(statement)), _globals(_lines(statement, modules[module].source))
     imports = dict(modules[module].imports)
     for node in nodes:
         imports.update(_imported(node))
     owners = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     for node in nodes:
         first, *rest = _chain(node) if id(node) not in owners else [""]
-        if first in modules[module].definitions:
+        if first in modules[module].definitions and first in outer:
             yield module, first
         elif first in imports:
             yield from _found(*imports[first], rest, modules)

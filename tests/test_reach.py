@@ -31,12 +31,15 @@ def package(folder, **modules):
     ("import lib\nlib.tool.anything()", ""),
     ("def f():\n    import lib\n    return lib.b.ONE", "b:ONE"),
     ("x = ONE", ""),
+    ("from lib.c import local\nlocal()", "c:local"),
+    ("from lib.c import mixed\nmixed()", "c:mixed c:g"),
 ])
 def test_definitions_are_followed_by_name(tmp_path, source, expected):
     lib = package(
         tmp_path, __init__="from lib import b, tool\nfrom lib.a import f, late\n", tool="x = 1\n",
         a="from lib import b, tool\ndef f():\n    return g(1)\ndef g(x):\n    return b.ONE\n"
           "def late():\n    from lib.b import ONE\n    return ONE, tool.x\n",
+        c="g = 2\ndef local(g):\n    return [g for _ in g]\ndef mixed():\n    def f():\n        g = 1\n        return g\n    return f, g\n",
         b="ONE = 1\nTWO = ONE + 1\nclass Kind:\n    def method(self):\n        return TWO\n")
     found = set(reached(source, lib, {"tool.py"}))
     wanted = {f"lib.{place}" for place in expected.split()}
