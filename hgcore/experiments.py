@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import cut
+from hgcore.backend import cut, namespace
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy
@@ -44,6 +45,48 @@ def scheduled(backend, net: Dense, train: data.Split, judged: data.Split, *, ste
 def loss(net: Dense, weights, split: data.Split, rows=slice(None)):
     """Mean cross-entropy of the net on those rows of a split."""
     return cross_entropy(net(weights, split.images[rows]), split.labels[rows])
+
+
+def units(net: Dense) -> Layout:
+    """The hyperparameters of `unit_penalties`: a number for every unit that weights go out from, inputs first."""
+    return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
+
+
+def scaled(net: Dense, free, hyper, biases: float = 0.2):
+    """The weights z exp(t) of free weights z (n,): t is hyper (m,) for what leaves a unit, and the number `biases` for a bias.
+
+    Under one penalty on |z|**2 a larger t regularises less: the penalty on a weight is proportional to exp(-2 t).
+    """
+    xp, blocks = namespace(free), net.layout.split(free)
+    scales = iter(units(net).split(xp.exp(hyper)).values())
+    return net.layout.join({name: block * (next(scales)[:, None] if block.ndim == 2 else np.exp(biases)) for name, block in blocks.items()})
+
+
+def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *, address: tuple, steps: int, batch: int,
+                   rate: float, decay: float, log_penalty: float = -4.0, log_scale: float = -3.0) -> Problem:
+    """Momentum training under an L2 penalty per unit: `scaled` weights, exp(log_penalty) |z|**2 (Fu et al. 2016).
+
+    `units(net)` names the hyperparameters; the release takes the mean over a unit's weights where this is their sum, of equal
+    sign. Streams of the release: the start comes from address = (seed, stage, k, "hyperloss"), as `dealt` with that address
+    deals the examples of outer step k; the minibatch of step t, drawn with replacement, is the same for every k.
+    """
+    start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
+    batches = [data.authors_rng(address[0], t, "primal").randint(len(train.labels), size=batch) for t in range(steps)]
+    penalty, rate, decay = np.exp(log_penalty), backend.array(rate), backend.array(decay)
+    return Problem(
+        backend=backend,
+        inner=lambda free, hyper, t: (loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
+                                      + penalty * (free @ free)),
+        outer=lambda free, hyper: loss(net, scaled(net, free, hyper), judged),
+        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        initial=lambda hyper: start,
+        steps=steps)
+
+
+def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
+    """So many examples for each of `sizes`, in the random order that the authors' stream at `address` gives."""
+    order = data.authors_rng(*address).permutation(len(examples.labels))
+    return [data.Split(examples.images[order[a:b]], examples.labels[order[a:b]]) for a, b in pairwise(np.cumsum([0, *sizes]))]
 
 
 class Letters(NamedTuple):
