@@ -57,9 +57,11 @@ def scaled(net: Dense, free, hyper, biases: float = 0.2):
 
     Under one penalty on |z|**2 a larger t regularises less: the penalty on a weight is proportional to exp(-2 t).
     """
-    xp, blocks = namespace(free), net.layout.split(free)
+    xp, rest = namespace(free), np.exp(biases)
     scales = iter(units(net).split(xp.exp(hyper)).values())
-    return net.layout.join({name: block * (next(scales)[:, None] if block.ndim == 2 else np.exp(biases)) for name, block in blocks.items()})
+    blocks = {name: xp.broadcast_to(next(scales)[:, None], block.shape) if block.ndim == 2 else rest * xp.ones_like(block)
+              for name, block in net.layout.split(free).items()}
+    return free * net.layout.join(blocks)
 
 
 def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *, address: tuple, steps: int, batch: int,
