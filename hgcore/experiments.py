@@ -16,6 +16,30 @@ from hgcore.nets import Dense, cross_entropy
 from hgcore.problem import Problem
 
 
+def valley(first, second):
+    """The loss of Maclaurin et al. 2015, Figure 1: a tilted Rosenbrock valley, squashed so that its walls stay finite."""
+    floor = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
+    return 800 / (1 + namespace(first).exp(-floor / 500))
+
+
+def slides(steps: int) -> Layout:
+    """The hyperparameters of `sliding`: a rate and a momentum per step."""
+    return Layout({"log rates": (steps,), "decay logits": (steps,)})
+
+
+def sliding(backend, steps: int) -> Problem:
+    """Momentum from (1.4, 3.9) down the `valley`, which is the outer objective too (Maclaurin et al. 2015, Figure 1)."""
+    xp, names = backend.xp, slides(steps)
+    return Problem(
+        backend=backend,
+        inner=lambda weights, hyper, t: valley(weights[0], weights[1]),
+        outer=lambda weights, hyper: valley(weights[0], weights[1]),
+        dynamics=Momentum(rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
+                          decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t]))),
+        initial=lambda hyper: backend.array([1.4, 3.9]),
+        steps=steps)
+
+
 def schedules(net: Dense, steps: int) -> Layout:
     """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a momentum per step and block."""
     blocks = len(net.layout)
