@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy
 from hgcore.problem import Problem
+from hgcore.reversal import DENOMINATOR, ExactMomentum
+from hgcore.trajectory import reversible
 
 
 def valley(first, second):
@@ -64,6 +67,49 @@ def scheduled(backend, net: Dense, train: data.Split, judged: data.Split, *, ste
             decay=lambda hyper, t: net.layout.expand(1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t])))),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
         steps=steps)
+
+
+class BigIntegers(ExactMomentum):
+    """`ExactMomentum` with the buffer of 2015, Algorithm 3 as printed: per weight one Python integer, of any size."""
+
+    def __init__(self, weights, speed):
+        super().__init__(weights, speed)
+        self.digits = np.zeros(len(weights), dtype=object)
+
+    def forth(self, gradient, decay, gain, rate):
+        self._multiply(decay.numerator, DENOMINATOR)
+        kicked = self.velocity.add(gain * gradient)
+        self.speed = self.velocity.floats()
+        drifted = self.position.add(rate * self.speed)
+        self.weights = self.position.floats()
+        return np.maximum(kicked, drifted)
+
+    def back_velocity(self, gradient, decay, gain) -> None:
+        self.velocity.subtract(gain * gradient)
+        self._multiply(DENOMINATOR, decay.numerator)
+        self.speed = self.velocity.floats()
+
+    def _multiply(self, n: int, d: int) -> None:
+        """velocity * n / d; undone by the same with n and d exchanged."""
+        bits = self.velocity.bits
+        self.digits = self.digits * d + bits % d
+        self.velocity.bits = bits // d * n + (self.digits % n).astype(np.int64)
+        self.digits = self.digits // n
+
+    def misses(self, other: ExactMomentum) -> int:
+        return super().misses(other) + bool((self.digits != 0).any())
+
+    @property
+    def nbytes(self) -> int:
+        """With the pointers and the heads of the integer objects."""
+        return self.position.nbytes + self.velocity.nbytes + self.digits.nbytes + sum(map(sys.getsizeof, self.digits))
+
+
+class as_in_2015(reversible):
+    """The trajectory of Maclaurin et al. 2015 as they released it: slow and large, for comparison. CPU only."""
+
+    def _begin(self, start: tuple) -> BigIntegers:
+        return BigIntegers(*(self.backend.exact(vector) for vector in start))
 
 
 def loss(net: Dense, weights, split: data.Split, rows=slice(None)):
