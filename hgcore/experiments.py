@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import cut
+from hgcore.backend import cut, namespace
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy, log_softmax
 from hgcore.problem import Problem
+from hgcore.reversal import DENOMINATOR, ExactMomentum
+from hgcore.trajectory import reversible
+
+
+def valley(first, second):
+    """The loss of Maclaurin et al. 2015, Figure 1: a tilted Rosenbrock valley, squashed so that its walls stay finite."""
+    floor = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
+    return 800 / (1 + namespace(first).exp(-floor / 500))
+
+
+def slides(steps: int) -> Layout:
+    """The hyperparameters of `sliding`: a rate and a momentum per step."""
+    return Layout({"log rates": (steps,), "decay logits": (steps,)})
+
+
+def sliding(backend, steps: int) -> Problem:
+    """Momentum from (1.4, 3.9) down the `valley`, which is the outer objective too (Maclaurin et al. 2015, Figure 1)."""
+    xp, names = backend.xp, slides(steps)
+    return Problem(
+        backend=backend,
+        inner=lambda weights, hyper, t: valley(weights[0], weights[1]),
+        outer=lambda weights, hyper: valley(weights[0], weights[1]),
+        dynamics=Momentum(rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
+                          decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t]))),
+        initial=lambda hyper: backend.array([1.4, 3.9]),
+        steps=steps)
 
 LOGISTIC = Dense((784, 10))
 
@@ -90,11 +118,96 @@ def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
         steps=steps)
+class BigIntegers(ExactMomentum):
+    """`ExactMomentum` with the buffer of 2015, Algorithm 3 as printed: per weight one Python integer, of any size."""
+
+    def __init__(self, weights, speed):
+        super().__init__(weights, speed)
+        self.digits = np.zeros(len(weights), dtype=object)
+
+    def forth(self, gradient, decay, gain, rate):
+        self._multiply(decay.numerator, DENOMINATOR)
+        kicked = self.velocity.add(gain * gradient)
+        self.speed = self.velocity.floats()
+        drifted = self.position.add(rate * self.speed)
+        self.weights = self.position.floats()
+        return np.maximum(kicked, drifted)
+
+    def back_velocity(self, gradient, decay, gain) -> None:
+        self.velocity.subtract(gain * gradient)
+        self._multiply(DENOMINATOR, decay.numerator)
+        self.speed = self.velocity.floats()
+
+    def _multiply(self, n: int, d: int) -> None:
+        """velocity * n / d; undone by the same with n and d exchanged."""
+        bits = self.velocity.bits
+        self.digits = self.digits * d + bits % d
+        self.velocity.bits = bits // d * n + (self.digits % n).astype(np.int64)
+        self.digits = self.digits // n
+
+    def misses(self, other: ExactMomentum) -> int:
+        return super().misses(other) + bool((self.digits != 0).any())
+
+    @property
+    def nbytes(self) -> int:
+        """With the pointers and the heads of the integer objects."""
+        return self.position.nbytes + self.velocity.nbytes + self.digits.nbytes + sum(map(sys.getsizeof, self.digits))
+
+
+class as_in_2015(reversible):
+    """The trajectory of Maclaurin et al. 2015 as they released it: slow and large, for comparison. CPU only."""
+
+    def _begin(self, start: tuple) -> BigIntegers:
+        return BigIntegers(*(self.backend.exact(vector) for vector in start))
 
 
 def loss(net: Dense, weights, split: data.Split, rows=slice(None)):
     """Mean cross-entropy of the net on those rows of a split."""
     return cross_entropy(net(weights, split.images[rows]), split.labels[rows])
+
+
+def units(net: Dense) -> Layout:
+    """The hyperparameters of `unit_penalties`: a number for every unit that weights go out from, inputs first."""
+    return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
+
+
+def scaled(net: Dense, free, hyper, biases: float = 0.2):
+    """The weights z exp(t) of free weights z (n,): t is hyper (m,) for what leaves a unit, and the number `biases` for a bias.
+
+    Under one penalty on |z|**2 a larger t regularises less: the penalty on a weight is proportional to exp(-2 t).
+    """
+    xp, rest = namespace(free), np.exp(biases)
+    scales = iter(units(net).split(xp.exp(hyper)).values())
+    blocks = {name: xp.broadcast_to(next(scales)[:, None], block.shape) if block.ndim == 2 else rest * xp.ones_like(block)
+              for name, block in net.layout.split(free).items()}
+    return free * net.layout.join(blocks)
+
+
+def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *, address: tuple, steps: int, batch: int,
+                   rate: float, decay: float, log_penalty: float = -4.0, log_scale: float = -3.0) -> Problem:
+    """Momentum training under an L2 penalty per unit: `scaled` weights, exp(log_penalty) |z|**2 (Fu et al. 2016).
+
+    `units(net)` names the hyperparameters; the release takes the mean over a unit's weights where this is their sum, of equal
+    sign. Streams of the release: the start comes from address = (seed, stage, k, "hyperloss"), as `dealt` with that address
+    deals the examples of outer step k; the minibatch of step t, drawn with replacement, is the same for every k.
+    """
+    start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
+    batches = [data.authors_rng(address[0], t, "primal").randint(len(train.labels), size=batch) for t in range(steps)]
+    penalty, rate, decay = np.exp(log_penalty), backend.array(rate), backend.array(decay)
+    return Problem(
+        backend=backend,
+        inner=lambda free, hyper, t: (loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
+                                      + penalty * (free @ free)),
+        outer=lambda free, hyper: loss(net, scaled(net, free, hyper), judged),
+        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        initial=lambda hyper: start,
+        steps=steps)
+
+
+def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
+    """So many examples for each of `sizes`, in the random order that the authors' stream at `address` gives."""
+    order = data.authors_rng(*address).permutation(len(examples.labels))
+    return [data.Split(examples.images[order[a:b]], examples.labels[order[a:b]]) for a, b in pairwise(np.cumsum([0, *sizes]))]
 
 
 class Letters(NamedTuple):

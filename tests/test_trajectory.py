@@ -264,3 +264,20 @@ def test_train_gives_the_state_of_every_exact_solver(backend):
     for solver in (hg.Reverse(), hg.Reverse(hg.checkpointed), hg.Reverse(hg.shortcut), hg.Forward()):
         assert gap(backend.numpy(solver(problem, hyper).state), state) < 1e-14
     assert gap(backend.numpy(hg.Reverse(hg.reversible)(problem, hyper).state), state) < 1e-12
+
+
+@both
+def test_the_python_integers_of_2015_give_the_hypergradient_and_their_size(backend):
+    problem, hyper = catalogue.everything(backend)
+    old, new = (hg.Reverse(remember)(problem, hyper) for remember in (hg.experiments.as_in_2015, hg.reversible))
+    assert gap(old.grad, new.grad) < 1e-9 and old.nbytes > new.nbytes
+
+
+def test_the_python_integers_of_2015_notice_a_missed_start():
+    exact = hg.experiments.BigIntegers(np.ones(3), np.zeros(3))
+    fresh = hg.experiments.BigIntegers(np.ones(3), np.zeros(3))
+    exact.forth(np.arange(3.0), reversal.ratio(0.5), -0.5, 0.1)
+    assert exact.misses(fresh)
+    exact.back_position(0.1)
+    exact.back_velocity(np.arange(3.0), reversal.ratio(0.5), -0.5)
+    assert not exact.misses(fresh)
