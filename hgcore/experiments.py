@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -83,6 +84,12 @@ def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
         steps=steps)
+
+
+@cache
+def slices(source: str, *sizes: int) -> list[data.Split]:
+    """`data.splits`, read once by each process: what the tasks on a worker begin with."""
+    return data.splits(source, sizes)
 
 
 def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
