@@ -95,7 +95,8 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator:
         return
     keep_memory = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}  # dask's own value makes a task take thrice as long
     with dask.config.set(keep_memory):
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=logging.ERROR)
+        local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, host="127.0.0.1", dashboard_address=None,
+                             silence_logs=logging.ERROR)
     with local, Client(local, set_as_default=False) as client:
         yield client
 
