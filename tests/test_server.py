@@ -62,5 +62,5 @@ def test_an_error_of_a_task_is_the_caller_s(dask):
     def fails(task, hyper):
         raise ArithmeticError(f"slice {task[0]}")
 
-    with pytest.raises(ArithmeticError, match="slice 0"):
+    with pytest.raises(ArithmeticError, match="slice"):
         served(fails, dask)
