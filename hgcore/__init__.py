@@ -1,6 +1,6 @@
 """Gradient-based hyperparameter optimisation: one backward recursion, one forward one, one linear solve, on two backends."""
 
-from hgcore import claims, data, experiments, figures, nets, profiles
+from hgcore import claims, data, experiments, figures, nets, profiles, server
 from hgcore.backend import Autograd, Torch
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
 from hgcore.layout import Layout

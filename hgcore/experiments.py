@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from hgcore import data
+from hgcore import data, trajectory
 from hgcore.backend import cut, namespace
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy, log_softmax
+from hgcore.nets import Dense, cross_entropy, error_rate
 from hgcore.problem import Problem
 from hgcore.reversal import DENOMINATOR, ExactMomentum
 from hgcore.trajectory import reversible
@@ -202,6 +204,16 @@ def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
         steps=steps)
+
+
+@cache
+def slices(source: str, *sizes: int) -> list[data.Split]:
+    """`data.splits`, read once by each process: what the tasks on a worker begin with."""
+    return data.splits(source, sizes)
+def retrained_error(problem: Problem, net: Dense, hyper, judged: data.Split) -> float:
+    """Train `unit_penalties` once more with these hyperparameters: the percentage of `judged` that the net then gets wrong."""
+    hyper = problem.hyper(hyper)
+    return 100 * error_rate(net(scaled(net, trajectory.train(problem, hyper)[0], hyper), judged.images), judged.labels)
 
 
 def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
