@@ -14,8 +14,7 @@ from hgcore import data, trajectory
 from hgcore.backend import cut, namespace
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
-from hgcore.nets import Dense, cross_entropy, log_softmax
-from hgcore.nets import Dense, cross_entropy, error_rate
+from hgcore.nets import Dense, cross_entropy, error_rate, log_softmax
 from hgcore.problem import Problem
 from hgcore.reversal import DENOMINATOR, ExactMomentum
 from hgcore.trajectory import reversible
