@@ -213,6 +213,7 @@ class shortcut:
     something added up over all steps (a penalty, a rate) shrinks with N.
     minibatches: "spread" replays every (T/N)th step's batch and coefficients, "first" those of steps 0..N-1.
     ends: None puts the weights before replayed step j at j/N of the line; a number e puts them at N even places from e to 1 - e.
+    Over long runs at small momentum share=1 can explode: the line lingers where curvature is negative (notebooks/drmad2016).
     The authors' release has share=0.1, minibatches="first", ends=0.001. The velocity is that of a steady walk along the line in T
     steps, (w_T - w_0) / (T rate), where the rate is not zero; at the start it is the true one. Only two states are kept.
     """
