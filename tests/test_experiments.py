@@ -39,3 +39,8 @@ def test_batches_are_consecutive_and_cycle(backend, splits):
     losses = [float(problem.inner(weights, problem.hyper([-3.0]), t)) for t in (0, 1, 2, 3, None)]
     assert losses[3] == losses[0] != losses[1]
     assert np.mean(losses[:3]) == pytest.approx(losses[4], rel=1e-12)
+
+
+def test_a_constant_schedule_fills_a_layout_of_any_shapes():
+    few = hg.Layout({"log scales": (8,), "log rates": (1, 8), "momentum logits": (1, 1)})
+    assert hg.experiments.constant(few, 1.5, -2.0, 3.0).tolist() == 8 * [3.0] + 8 * [1.5] + [-2.0]

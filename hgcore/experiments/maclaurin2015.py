@@ -44,6 +44,12 @@ def schedules(net: Dense, steps: int) -> Layout:
     return Layout({"log scales": (blocks,), "log rates": (steps, blocks), "momentum logits": (steps, blocks)})
 
 
+def constant(layout: Layout, log_rate: float, momentum_logit: float, log_scale: float) -> np.ndarray:
+    """The same for all blocks and steps: a schedule with the blocks of `schedules`, in these or other shapes (layout.size,)."""
+    values = {"log rates": log_rate, "momentum logits": momentum_logit, "log scales": log_scale}
+    return layout.join({name: np.full(shape, values[name]) for name, shape in layout.shapes.items()})
+
+
 def scheduled(backend, net: Dense, train: data.Split, judged: data.Split, *, steps: int, batch: int, address: tuple) -> Problem:
     """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin et al. 2015, section 3.1).
 
