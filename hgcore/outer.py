@@ -189,7 +189,7 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
     solver, at = solver or Forward(), _at(problem)
     hyper = at(0).hyper(hyper) if resume is None else resume.updated
     if resume is None:
-        first, state, tangents, memory = 0, at(0).start(hyper), at(0).push_start(hyper, at(0).basis(hyper)), rule.start(hyper)
+        first, state, tangents, memory = 0, at(0).start(hyper), at(0).push_start(hyper), rule.start(hyper)
     else:
         first, (state, tangents, memory) = resume.k + 1, resume.carry
     watch = Watch(at(0).backend)

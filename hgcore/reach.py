@@ -74,8 +74,8 @@ def _parsed(source: str) -> _Module:
 
 
 def _apart(statement: ast.stmt) -> list[ast.FunctionDef]:
-    """The methods that count one by one: of a class without bases, those with ordinary names."""
-    if not isinstance(statement, ast.ClassDef) or statement.bases:
+    """The methods that count one by one: of a class without bases, or a Protocol, those with ordinary names."""
+    if not isinstance(statement, ast.ClassDef) or any(_chain(base)[-1] != "Protocol" for base in statement.bases):
         return []
     return [part for part in statement.body if isinstance(part, ast.FunctionDef) and not part.name.startswith("__")]
 

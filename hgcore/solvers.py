@@ -84,17 +84,15 @@ def _pull_back(problem: Problem, hyper, trajectory, adjoint: tuple, grad) -> tup
 class Forward:
     """Forward mode: exact, no trajectory, time and memory grow with m. Franceschi et al. 2017, section 3.2.
 
-    The m tangents are pushed in one batch (on torch by vmap); `chunk` limits how many at a time, to save memory.
+    The m tangents share the graph of one gradient a step; each costs a product with the Hessian.
     """
-
-    chunk: int | None = None
 
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.hyper(hyper)
         state = problem.start(hyper)
         problem.check(hyper, state)
-        tangents = problem.push_start(hyper, problem.basis(hyper))
+        tangents = problem.push_start(hyper)
         watch = Watch(problem.backend)
         for t in range(problem.steps):
             state, tangents = self.step(problem, hyper, state, tangents, t)
@@ -106,13 +104,12 @@ class Forward:
     @quiet
     def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
         """(state, tangents (m, n)) after step t."""
-        basis = problem.basis(hyper)
-        gradient, curvature = problem.backend.gradient_along(
-            lambda w, h: problem.inner(w, h, t), (state[0], hyper), (tangents[0], basis), self.chunk)
+        gradient, along = problem.gradient_along(state[0], hyper, t)
         coefficients = problem.coefficients(state[0], hyper, t)
-        after = problem.dynamics.step(state, gradient, coefficients)
-        slopes = problem.push_coefficients(hyper, t, basis)
-        return after, problem.dynamics.pushforward(tangents, Step(state, after, gradient, coefficients), curvature, slopes)
+        step = Step(state, problem.dynamics.step(state, gradient, coefficients), gradient, coefficients)
+        rows = zip(problem.basis(hyper), zip(*tangents, strict=True), zip(*problem.push_coefficients(hyper, t), strict=True), strict=True)
+        pushed = [problem.dynamics.pushforward(row, step, along(row[0], unit), slopes) for unit, row, slopes in rows]  # in cache
+        return step.after, tuple(map(problem.backend.xp.stack, zip(*pushed, strict=True)))
 
     @quiet
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
