@@ -206,8 +206,8 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
         except Diverged as error:
             raise _named(k, error) from error
         updated, memory = _update(rule, project, hyper, grad, memory)
-        kept = sum(vector.nbytes for vector in (*state, *tangents))
-        yield OuterStep(k, hyper, value, grad, now.backend.xp.concatenate(state), kept, updated, (state, tangents, memory))
+        kept, flat = solver.nbytes(state, tangents), now.backend.xp.concatenate(state)
+        yield OuterStep(k, hyper, value, grad, flat, kept, updated, (state, tangents, memory))
         hyper = updated
 
 

@@ -82,9 +82,9 @@ class Problem:
         return self.backend.pullback(lambda h: tuple(f(h) for f in self._starts), hyper)[1](adjoint[: len(self._starts)])
 
     def push_start(self, hyper) -> tuple:
-        """Tangents (m, n) of the initial state: row i along the i-th hyperparameter."""
+        """Tangents of the initial state: for each hyperparameter a tuple like the state."""
         pushed = [self._pushed(f, hyper) for f in self._starts]
-        return *pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed)))
+        return tuple(zip(*pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed))), strict=True))
 
     def _pushed(self, f, hyper):
         return self.backend.pushforward(f, hyper, self.basis(hyper))[1]

@@ -99,23 +99,28 @@ class Forward:
             watch.weights(t, state[0])
         watch.look()
         value, grad = self.along(problem, hyper, state, tangents)
-        return _result(problem, value, grad, state, sum(vector.nbytes for vector in (*state, *tangents)))
+        return _result(problem, value, grad, state, self.nbytes(state, tangents))
+
+    @staticmethod
+    def nbytes(state: tuple, tangents: tuple) -> int:
+        """What is kept from step to step."""
+        return sum(vector.nbytes for vectors in (state, *tangents) for vector in vectors)
 
     @quiet
     def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
-        """(state, tangents (m, n)) after step t."""
+        """(state, its tangents, one for each hyperparameter) after step t."""
         gradient, along = problem.gradient_along(state[0], hyper, t)
         coefficients = problem.coefficients(state[0], hyper, t)
         step = Step(state, problem.dynamics.step(state, gradient, coefficients), gradient, coefficients)
-        rows = zip(problem.basis(hyper), zip(*tangents, strict=True), zip(*problem.push_coefficients(hyper, t), strict=True), strict=True)
-        pushed = [problem.dynamics.pushforward(row, step, along(row[0], unit), slopes) for unit, row, slopes in rows]  # in cache
-        return step.after, tuple(map(problem.backend.xp.stack, zip(*pushed, strict=True)))
+        slopes = zip(*problem.push_coefficients(hyper, t), strict=True)
+        return step.after, tuple(problem.dynamics.pushforward(tangent, step, along(tangent[0], unit), slope)
+                                 for tangent, unit, slope in zip(tangents, problem.basis(hyper), slopes, strict=True))
 
     @quiet
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
         """(value, hypergradient (m,)) of the outer objective at this state."""
         value, weights_adjoint, grad = problem.judge(state[0], hyper)
-        return value, grad + tangents[0] @ weights_adjoint
+        return value, grad + problem.backend.xp.stack([tangent[0] @ weights_adjoint for tangent in tangents])
 
 
 @dataclass(frozen=True)
