@@ -61,12 +61,13 @@ class Neumann:
 
     def __call__(self, apply: Callable, b):
         rate = self._rate(apply, b)
-        before = term = total = b
+        term = total = b
+        first = before = last = b @ b
         for _ in range(self.terms):
-            before, term = term, term - rate * apply(term)
+            term = term - rate * apply(term)
             total = total + term
-        last = term @ term
-        if not bool((last <= (1 + SLACK) * (before @ before)) & (last <= (1 + SLACK) * (b @ b))):
+            before, last = last, term @ term
+        if not bool((last <= (1 + SLACK) * before) & (last <= (1 + SLACK) * first)):
             raise Diverged(_grown(rate, _fastest(apply, b, rate, self.terms + 20)))
         return rate * total
 

@@ -1,7 +1,6 @@
 """Inverse Hessians: iterative solves against dense ones, implicit hypergradients against closed forms and unrolling."""
 
 import dataclasses
-from fractions import Fraction
 
 import catalogue
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from test_solvers import gap
 
 import hgcore as hg
+from hgcore.experiments import exactly
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -54,15 +54,6 @@ def test_the_implicit_hypergradient_of_ridge_regression_is_its_closed_form(backe
     found = hg.Implicit(hg.ConjugateGradient())(problem, hyper, state=(backend.array(w),))
     assert gap(backend.numpy(found.grad), expected) < 1e-12
     assert gap(backend.numpy(hg.Implicit(hg.ConjugateGradient())(problem, hyper).grad), expected) < 1e-10
-
-
-def exactly(a, b):
-    """a^-1 b in rational numbers, rounded once."""
-    rows = [[Fraction(x) for x in (*row, right)] for row, right in zip(a.tolist(), b.tolist(), strict=True)]
-    for i in range(len(rows)):
-        pivot = rows[i]
-        rows = [row if row is pivot else [x - row[i] / pivot[i] * y for x, y in zip(row, pivot, strict=True)] for row in rows]
-    return np.array([float(row[-1] / row[i]) for i, row in enumerate(rows)])
 
 
 @both
