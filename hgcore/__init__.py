@@ -2,6 +2,7 @@
 
 from hgcore import claims, data, experiments, figures, linear, nets, profiles, server
 from hgcore.backend import Autograd, Torch
+from hgcore.checkpoint import load, save
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann, Nystrom

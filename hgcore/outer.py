@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from hgcore.backend import namespace
-from hgcore.problem import Diverged, Problem, Watch
+from hgcore.problem import Diverged, Watch
 from hgcore.solvers import Forward, Implicit, require_finite
 
 
@@ -177,56 +177,68 @@ def descend(solver: Callable, problem, hyper, *, rule, steps: int, project: Call
         hyper = updated
 
 
-def realtime(problem: Problem, hyper, *, rule, steps: int, every: int = 1, project: Callable | None = None,
+def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Callable | None = None,
              solver: Forward | None = None, resume: OuterStep | None = None) -> Iterator[OuterStep]:
     """Train once, and update hyper every `every` inner steps along the tangents so far (Franceschi et al. 2017, RTHO).
 
-    `steps` outer steps, so steps * every inner ones (problem.steps does not count). Tangents and weights are never reset, so
-    the hypergradient mixes earlier hypers: biased, and available at once. With a rule that moves nothing it is plain training.
+    problem: a Problem, or k -> Problem (what is asked for changes, or the data: its outer objective may take a batch of outer
+    step k). `steps` outer steps, so steps * every inner ones (problem.steps does not count). Tangents and weights are never
+    reset, so the hypergradient mixes earlier hypers: biased, and available at once. With a rule that moves nothing it is plain
+    training.
     """
-    solver, hyper = solver or Forward(), problem.hyper(hyper) if resume is None else resume.updated
-    first = 0 if resume is None else resume.k + 1
-    state = problem.start(hyper)
-    tangents, memory = problem.push_start(hyper, problem.basis(hyper)), rule.start(hyper)
-    if resume is not None:
-        state, tangents, memory = resume.carry
-    watch = Watch(problem.backend)
+    solver, at = solver or Forward(), _at(problem)
+    hyper = at(0).hyper(hyper) if resume is None else resume.updated
+    if resume is None:
+        first, state, tangents, memory = 0, at(0).start(hyper), at(0).push_start(hyper), rule.start(hyper)
+    else:
+        first, (state, tangents, memory) = resume.k + 1, resume.carry
+    watch = Watch(at(0).backend)
     for k in progress(range(first, steps), "outer step"):
-        span = range(k * every, (k + 1) * every)
+        now, span = at(k), range(k * every, (k + 1) * every)
         try:
-            problem.check(hyper, state, span)
+            now.check(hyper, state, span)
             for t in span:
-                state, tangents = solver.step(problem, hyper, state, tangents, t)
+                state, tangents = solver.step(now, hyper, state, tangents, t)
                 watch.weights(t, state[0])
             watch.look()
-            value, grad = solver.along(problem, hyper, state, tangents)
-            require_finite(problem, value, grad)
+            value, grad = solver.along(now, hyper, state, tangents)
+            require_finite(now, value, grad)
         except Diverged as error:
             raise _named(k, error) from error
         updated, memory = _update(rule, project, hyper, grad, memory)
-        kept = sum(vector.nbytes for vector in (*state, *tangents))
-        yield OuterStep(k, hyper, value, grad, problem.backend.xp.concatenate(state), kept, updated, (state, tangents, memory))
+        kept, flat = solver.nbytes(state, tangents), now.backend.xp.concatenate(state)
+        yield OuterStep(k, hyper, value, grad, flat, kept, updated, (state, tangents, memory))
         hyper = updated
 
 
-def alternate(solver: Implicit, problem: Problem, hyper, *, rule, steps: int, every: int = 1,
+def alternate(solver: Implicit, problem, hyper, *, rule, steps: int, every: int = 1,
               project: Callable | None = None, resume: OuterStep | None = None) -> Iterator[OuterStep]:
-    """`every` inner steps from where the last ones ended, then one implicit hypergradient (Lorraine et al. 2020, Algorithm 1)."""
-    hyper = problem.hyper(hyper) if resume is None else resume.updated
+    """`every` inner steps from where the last ones ended, then one implicit hypergradient (Lorraine et al. 2020, Algorithm 1).
+
+    problem: a Problem, or k -> Problem for stochastic hypergradients: its inner objective at t = None and its outer one then
+    take the batches of outer step k. Inner step t = k * every + i is a batch by itself in any case.
+    """
+    at = _at(problem)
+    hyper = at(0).hyper(hyper) if resume is None else resume.updated
     first = 0 if resume is None else resume.k + 1
-    state, memory = (problem.start(hyper), rule.start(hyper)) if resume is None else resume.carry
-    watch = Watch(problem.backend)
+    state, memory = (at(0).start(hyper), rule.start(hyper)) if resume is None else resume.carry
+    watch = Watch(at(0).backend)
     for k in progress(range(first, steps), "outer step"):
-        span = range(k * every, (k + 1) * every)
+        now, span = at(k), range(k * every, (k + 1) * every)
         try:
-            problem.check(hyper, state, span)
+            now.check(hyper, state, span)
             for t in span:
-                state = problem.step(state, hyper, t)
+                state = now.step(state, hyper, t)
                 watch.weights(t, state[0])
             watch.look()
-            result = solver(problem, hyper, state)
+            result = solver(now, hyper, state)
         except Diverged as error:
             raise _named(k, error) from error
         updated, memory = _update(rule, project, hyper, result.grad, memory)
         yield OuterStep(k, hyper, *result, updated, (state, memory))
         hyper = updated
+
+
+def _at(problem) -> Callable:
+    """A Problem, or k -> Problem, as the latter."""
+    return problem if callable(problem) else lambda k: problem

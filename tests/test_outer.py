@@ -138,13 +138,16 @@ def test_a_box_takes_numbers_and_vectors(make, low, high):
 def loops(backend):
     """Every outer loop on a small problem, without its number of steps: (loop(steps=, rule=, resume=), what a step holds)."""
     problem, hyper = catalogue.ridge(backend, steps=5)
-    project = hg.box(-3.0, 0.0)
+    project, implicit = hg.box(-3.0, 0.0), hg.Implicit(hg.Neumann(4, 0.1))
+    drifting = lambda k: dataclasses.replace(problem, outer=lambda w, h: (1 + 0.1 * k) * problem.outer(w, h))  # noqa: E731
     return {
         "descend": functools.partial(hg.descend, hg.Reverse(), problem, hyper, project=project),
         "descend, new problems": functools.partial(
             hg.descend, hg.Reverse(), lambda k: catalogue.ridge(backend, steps=3 + k)[0], hyper, project=project),
+        "realtime, new problems": functools.partial(hg.realtime, drifting, hyper, every=3, project=project),
+        "alternate, new problems": functools.partial(hg.alternate, implicit, drifting, hyper, every=4, project=project),
         "realtime": functools.partial(hg.realtime, problem, hyper, every=3, project=project),
-        "alternate": functools.partial(hg.alternate, hg.Implicit(hg.Neumann(4, 0.1)), problem, hyper, every=4, project=project)}
+        "alternate": functools.partial(hg.alternate, implicit, problem, hyper, every=4, project=project)}
 
 
 @both
