@@ -175,6 +175,14 @@ def test_rounding_in_single_precision_is_no_growth():
 
 
 @both
+def test_a_little_negative_curvature_is_borne_as_long_as_it_does_no_harm(backend):
+    a, b = matrix([1, 0.5, -1e-3]), np.ones(3)
+    solved(backend, hg.Neumann(10, 0.5), a, b)
+    with pytest.raises(hg.Diverged, match="curvature -0.001"):
+        solved(backend, hg.Neumann(2000, 0.5), a, b)
+
+
+@both
 def test_a_series_without_a_rate_finds_one(backend):
     a, b, calls = matrix(np.geomspace(0.5, 40, 10)), np.ones(10), []
     exact = np.linalg.solve(a, b)
