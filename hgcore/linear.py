@@ -143,7 +143,7 @@ class Nystrom:
     """(A_k + rho I)^-1 b, where A_k = C W^+ C' has rank k = `rank`: C = A S', W = S A S', S (k, n) = draw(rng, k, n).
 
     Hataya and Yamada 2023, Nystrom method for accurate and scalable implicit differentiation (draw=`columns`); draw=`gaussian` as
-    Frangella, Tropp and Udell 2023. `rank` products that do not depend on each other, memory 2 k n numbers, and no rate to choose.
+    Frangella, Tropp and Udell 2023. `rank` products that do not depend on each other, some 4 k n numbers at the peak, and no rate to choose.
     Differs from (A + rho I)^-1 b by at most e / (rho (rho + e)) |b|, e = |A - A_k|, for A positive semidefinite; with rank = n and
     rho -> 0 it is A^-1 b. seed, a number or a list such as [seed, k], is the address of the draw.
     """
