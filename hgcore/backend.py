@@ -45,8 +45,8 @@ class Backend(Protocol):
     def gradient(self, f, weights, hyper) -> Array: ...
     def second_order(self, f, weights, hyper) -> SecondOrder: ...
     def pullback(self, f, x) -> tuple: ...
-    def pushforward(self, f, args, tangents, chunk=None) -> tuple: ...
-    def gradient_along(self, f, args, tangents, chunk=None) -> tuple: ...
+    def pushforward(self, f, x, rows) -> tuple: ...
+    def gradient_along(self, f, weights, hyper) -> tuple: ...
     def pinned(self) -> contextlib.AbstractContextManager: ...
 
 
@@ -149,21 +149,29 @@ class Autograd:
         pull = lambda cotangents: sum(p(self.array(c)) for (p, _), c in zip(pairs, cotangents, strict=True))  # noqa: E731
         return tuple(self.array(y) for _, y in pairs), pull
 
-    def pushforward(self, f, args, tangents, chunk=None) -> tuple:
-        """(output of f(*args), its derivative along each of the m rows of `tangents`): the pullback, transposed."""
+    def pushforward(self, f, x, rows) -> tuple:
+        """(output of f(x), its derivative along each of the m rows)."""
         from autograd import make_vjp
 
         with _constants_allowed():
-            pull, output = make_vjp(f, tuple(range(len(args))))(*args)
-            push, _ = make_vjp(pull)(np.zeros(np.shape(output)))
-        rows = [push(row) for row in zip(*tangents, strict=True)]
-        return output, np.reshape(rows, (len(rows), *np.shape(output)))
+            pull, output = make_vjp(f)(x)
+            push = self._transposed(pull, output)
+        return output, np.reshape([push(row) for row in rows], (len(rows), *np.shape(output)))
 
-    def gradient_along(self, f, args, tangents, chunk=None) -> tuple:
-        """`pushforward` of the gradient of f with respect to its first argument."""
-        from autograd import grad
+    def gradient_along(self, f, weights, hyper) -> tuple:
+        """(gradient of f by the weights, (n,); along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,))."""
+        from autograd import grad, make_vjp
 
-        return self.pushforward(grad(lambda *a: _scalar(f(*a))), args, tangents)
+        pull, gradient = make_vjp(grad(lambda w, h: _scalar(f(w, h))), (0, 1))(weights, hyper)
+        push = self._transposed(pull, gradient)
+        return gradient, lambda *tangents: push(tangents)
+
+    @staticmethod
+    def _transposed(pull, output) -> Callable:
+        """Tangents forward out of cotangents back: a pullback is linear, so its own pullback is the pushforward."""
+        from autograd import make_vjp
+
+        return make_vjp(pull)(np.zeros(np.shape(output)))[0]
 
     def pinned(self):
         return contextlib.nullcontext(lambda: None)
@@ -250,20 +258,38 @@ class Torch:
             outputs = tuple(self._tensor(y) for y in f(x))
         return tuple(y.detach() for y in outputs), lambda cotangents: self._grad(outputs, (x,), cotangents)[0]
 
-    def pushforward(self, f, args, tangents, chunk=None) -> tuple:
-        """(output of f(*args), its derivative along each of the m rows of `tangents`), `chunk` rows in one batch, or all."""
+    def pushforward(self, f, x, rows) -> tuple:
+        """(output of f(x), its derivative along each of the m rows), all rows in one batch."""
         func = self.xp.func
+        return func.vmap(lambda row: func.jvp(lambda z: self._tensor(f(z)), (x,), (row,)), out_dims=(None, 0))(rows)
 
-        def along(*rows):
-            return func.jvp(lambda *a: self._tensor(f(*a)), args, rows)
+    def gradient_along(self, f, weights, hyper) -> tuple:
+        """(gradient of f by the weights, (n,); along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,)).
 
-        batches = zip(*(rows.split(chunk or len(rows)) for rows in tangents), strict=True)
-        outputs, pushed = zip(*(func.vmap(along, out_dims=(None, 0))(*rows) for rows in batches), strict=True)
-        return outputs[0], self.xp.cat(pushed)
+        One graph, pulled back once for each tangent: half the time of pushing a batch of them through (torch 2.13, CPU).
+        """
+        w, h = weights.detach().requires_grad_(), hyper.detach().requires_grad_()
+        with self.xp.enable_grad():
+            (gradient,) = self._grad((_scalar(f(w, h)),), (w,), None, create_graph=True)
+        try:
+            mixed = self._transposed(gradient, h)
+        except RuntimeError:  # hyper enters what cannot be differentiated three times in reverse: `fused`, some operations of torch
+            slope = self.xp.func.grad(f)
+            _, across = self.pushforward(lambda h: slope(weights, h), hyper, self.xp.diag(0 * hyper + 1))
+            mixed = lambda unit: unit @ across  # noqa: E731
 
-    def gradient_along(self, f, args, tangents, chunk=None) -> tuple:
-        """`pushforward` of the gradient of f with respect to its first argument."""
-        return self.pushforward(self.xp.func.grad(lambda *a: _scalar(f(*a))), args, tangents, chunk)
+        def along(row, unit):
+            (curvature,) = self._grad((gradient,), (w,), (row,), retain_graph=True)
+            return curvature + mixed(unit) if mixed else curvature
+
+        return gradient.detach(), along
+
+    def _transposed(self, output, x) -> Callable | None:
+        """Tangents of x -> tangents of the output, None if they are always zero: a pullback is linear, so this is its own pullback."""
+        cotangent = self.xp.zeros_like(output).requires_grad_()
+        with self.xp.enable_grad():
+            (pulled,) = self._grad((output,), (x,), (cotangent,), create_graph=True)
+        return (lambda row: self._grad((pulled,), (cotangent,), (row,), retain_graph=True)[0]) if pulled.requires_grad else None
 
     def _grad(self, outputs, inputs, cotangents, **keywords) -> tuple:
         live = [i for i, y in enumerate(outputs) if y.requires_grad]

@@ -28,11 +28,6 @@ def _weighted(adjoint, slope, coefficient):
     return adjoint @ slope if coefficient.ndim == 0 else adjoint * slope
 
 
-def _along(tangent, vector):
-    """Tangents of a scalar (m,) or of a vector (m, n), times `vector` (n,): (m, n)."""
-    return (tangent[:, None] if tangent.ndim == 1 else tangent) * vector
-
-
 @dataclass(frozen=True)
 class GradientDescent:
     """w' = w - rate g.  rate: (hyper, t) -> scalar or (n,). It loses what it overwrites, so `reversible` cannot undo it."""
@@ -60,9 +55,9 @@ class GradientDescent:
         """(adjoint before the step, cotangents of the coefficients), but for what flows through the gradient."""
         return adjoint, (-_weighted(adjoint[0], step.gradient, step.coefficients[0]),)
 
-    def pushforward(self, tangents, step: Step, curvature, slopes) -> tuple:
-        """Tangents (m, n) after the step, from those of the gradient (m, n) and of the coefficients."""
-        return (tangents[0] - step.coefficients[0] * curvature - _along(slopes[0], step.gradient),)
+    def pushforward(self, tangent, step: Step, curvature, slopes) -> tuple:
+        """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients."""
+        return (tangent[0] - step.coefficients[0] * curvature - slopes[0] * step.gradient,)
 
 
 @dataclass(frozen=True)
@@ -110,12 +105,11 @@ class _KickDrift:
         by_decay = _weighted(adjoint[1], self.decayed(step.before[1], step.gradient), decay)
         return (adjoint[0], decay * adjoint[1]), (by_rate, by_decay)
 
-    def pushforward(self, tangents, step: Step, curvature, slopes) -> tuple:
-        """Tangents (m, n) after the step, from those of the gradient (m, n) and of the coefficients."""
+    def pushforward(self, tangent, step: Step, curvature, slopes) -> tuple:
+        """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients."""
         rate, decay = step.coefficients
-        velocity = (decay * tangents[1] + self.gain(decay) * curvature
-                    + _along(slopes[1], self.decayed(step.before[1], step.gradient)))
-        return tangents[0] + self.sign * (rate * velocity + _along(slopes[0], step.after[1])), velocity
+        velocity = decay * tangent[1] + self.gain(decay) * curvature + slopes[1] * self.decayed(step.before[1], step.gradient)
+        return tangent[0] + self.sign * (rate * velocity + slopes[0] * step.after[1]), velocity
 
 
 class Momentum(_KickDrift):

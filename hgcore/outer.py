@@ -231,7 +231,7 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
     solver, at = solver or Forward(), _at(problem)
     hyper = at(0).hyper(hyper) if resume is None else resume.updated
     if resume is None:
-        first, state, tangents, memory = 0, at(0).start(hyper), at(0).push_start(hyper, at(0).basis(hyper)), rule.start(hyper)
+        first, state, tangents, memory = 0, at(0).start(hyper), at(0).push_start(hyper), rule.start(hyper)
     else:
         first, (state, tangents, memory) = resume.k + 1, resume.carry
     watch = Watch(at(0).backend)
@@ -248,8 +248,8 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
         except Diverged as error:
             raise _named(k, error) from error
         updated, memory = _update(rule, project, hyper, grad, memory)
-        kept = sum(vector.nbytes for vector in (*state, *tangents))
-        yield OuterStep(k, hyper, value, grad, now.backend.xp.concatenate(state), kept, updated, (state, tangents, memory))
+        kept, flat = solver.nbytes(state, tangents), now.backend.xp.concatenate(state)
+        yield OuterStep(k, hyper, value, grad, flat, kept, updated, (state, tangents, memory))
         hyper = updated
 
 

@@ -81,10 +81,13 @@ class Problem:
         """What the initial state contributes to the hypergradient (m,)."""
         return self.backend.pullback(lambda h: tuple(f(h) for f in self._starts), hyper)[1](adjoint[: len(self._starts)])
 
-    def push_start(self, hyper, basis) -> tuple:
-        """Tangents (m, n) of the initial state along the rows of `basis` (m, m)."""
-        pushed = [self.backend.pushforward(f, (hyper,), (basis,))[1] for f in self._starts]
-        return *pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed)))
+    def push_start(self, hyper) -> tuple:
+        """Tangents of the initial state: for each hyperparameter a tuple like the state."""
+        pushed = [self._pushed(f, hyper) for f in self._starts]
+        return tuple(zip(*pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed))), strict=True))
+
+    def _pushed(self, f, hyper):
+        return self.backend.pushforward(f, hyper, self.basis(hyper))[1]
 
     def coefficients(self, weights, hyper, t: int) -> tuple:
         """(rate,) or (rate, decay) of step t as the run uses them, each a scalar or of the shape of `weights` (n,)."""
@@ -105,14 +108,21 @@ class Problem:
     def _used(self, values) -> tuple:
         return tuple(rounded(name, value) for name, value in zip(self.dynamics.functions, values, strict=True))
 
-    def push_coefficients(self, hyper, t: int, basis) -> tuple:
-        """Tangents of the coefficients of step t along the rows of `basis` (m, m): each (m,) or (m, n)."""
-        return tuple(self.backend.pushforward(lambda h, f=f: f(h, t), (hyper,), (basis,))[1]
-                     for f in self.dynamics.functions.values())
+    def push_coefficients(self, hyper, t: int) -> tuple:
+        """Tangents of the coefficients of step t: each (m,), or (m, n) of one that differs between weights."""
+        return tuple(self._slopes(lambda h, f=f: f(h, t), hyper) for f in self.dynamics.functions.values())
+
+    def _slopes(self, f, hyper):
+        (value,), pull = self.backend.pullback(lambda h: (f(h),), hyper)
+        return self._pushed(f, hyper) if value.ndim else pull((0 * value + 1,))  # of one number: in one go, by reverse mode
 
     def gradient(self, weights, hyper, t: int):
         """dL/dw (n,) of the inner objective at step t, with the bits that `second_order` finds."""
         return self.backend.gradient(lambda w, h: self.inner(w, h, t), weights, hyper)
+
+    def gradient_along(self, weights, hyper, t: int) -> tuple:
+        """(dL/dw (n,) at step t; along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,))."""
+        return self.backend.gradient_along(lambda w, h: self.inner(w, h, t), weights, hyper)
 
     def second_order(self, weights, hyper, t: int | None) -> SecondOrder:
         """dL/dw (n,) and the product q -> (d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t."""

@@ -84,41 +84,43 @@ def _pull_back(problem: Problem, hyper, trajectory, adjoint: tuple, grad) -> tup
 class Forward:
     """Forward mode: exact, no trajectory, time and memory grow with m. Franceschi et al. 2017, section 3.2.
 
-    The m tangents are pushed in one batch (on torch by vmap); `chunk` limits how many at a time, to save memory.
+    The m tangents share the graph of one gradient a step; each costs a product with the Hessian.
     """
-
-    chunk: int | None = None
 
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.hyper(hyper)
         state = problem.start(hyper)
         problem.check(hyper, state)
-        tangents = problem.push_start(hyper, problem.basis(hyper))
+        tangents = problem.push_start(hyper)
         watch = Watch(problem.backend)
         for t in range(problem.steps):
             state, tangents = self.step(problem, hyper, state, tangents, t)
             watch.weights(t, state[0])
         watch.look()
         value, grad = self.along(problem, hyper, state, tangents)
-        return _result(problem, value, grad, state, sum(vector.nbytes for vector in (*state, *tangents)))
+        return _result(problem, value, grad, state, self.nbytes(state, tangents))
+
+    @staticmethod
+    def nbytes(state: tuple, tangents: tuple) -> int:
+        """What is kept from step to step."""
+        return sum(vector.nbytes for vectors in (state, *tangents) for vector in vectors)
 
     @quiet
     def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
-        """(state, tangents (m, n)) after step t."""
-        basis = problem.basis(hyper)
-        gradient, curvature = problem.backend.gradient_along(
-            lambda w, h: problem.inner(w, h, t), (state[0], hyper), (tangents[0], basis), self.chunk)
+        """(state, its tangents, one for each hyperparameter) after step t."""
+        gradient, along = problem.gradient_along(state[0], hyper, t)
         coefficients = problem.coefficients(state[0], hyper, t)
-        after = problem.dynamics.step(state, gradient, coefficients)
-        slopes = problem.push_coefficients(hyper, t, basis)
-        return after, problem.dynamics.pushforward(tangents, Step(state, after, gradient, coefficients), curvature, slopes)
+        step = Step(state, problem.dynamics.step(state, gradient, coefficients), gradient, coefficients)
+        slopes = zip(*problem.push_coefficients(hyper, t), strict=True)
+        return step.after, tuple(problem.dynamics.pushforward(tangent, step, along(tangent[0], unit), slope)
+                                 for tangent, unit, slope in zip(tangents, problem.basis(hyper), slopes, strict=True))
 
     @quiet
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
         """(value, hypergradient (m,)) of the outer objective at this state."""
         value, weights_adjoint, grad = problem.judge(state[0], hyper)
-        return value, grad + tangents[0] @ weights_adjoint
+        return value, grad + problem.backend.xp.stack([tangent[0] @ weights_adjoint for tangent in tangents])
 
 
 @dataclass(frozen=True)

@@ -53,16 +53,16 @@ def test_the_plain_gradient_has_the_bits_of_the_joint_one(backend):
 
 
 @both
-@pytest.mark.parametrize("chunk", [None, 1, 2])
-def test_gradients_along_tangents_are_products_with_the_hessian(backend, chunk):
+def test_gradients_along_tangents_are_products_with_the_hessian(backend):
     f, rows, columns = curved(backend), RNG.standard_normal((3, 4)), RNG.standard_normal((3, 3))
-    args, tangents = tuple(map(backend.array, (W, H))), tuple(map(backend.array, (rows, columns)))
-    gradient, along = backend.gradient_along(f, args, tangents, chunk)
+    args = tuple(map(backend.array, (W, H)))
+    gradient, along = backend.gradient_along(f, *args)
+    pushed = np.stack([backend.numpy(along(backend.array(row), backend.array(column))) for row, column in zip(rows, columns, strict=True)])
     joint = backend.second_order(f, *args)
     units = [joint.product(row) for row in backend.array(np.eye(4))]
     hessian, mixed = (np.stack([backend.numpy(pair[i]) for pair in units]) for i in (0, 1))
-    assert np.allclose(backend.numpy(gradient), backend.numpy(joint.gradient), rtol=1e-14, atol=1e-14)
-    assert np.allclose(backend.numpy(along), rows @ hessian + columns @ mixed.T, atol=1e-12)
+    assert np.array_equal(backend.numpy(gradient), backend.numpy(joint.gradient))
+    assert np.allclose(pushed, rows @ hessian + columns @ mixed.T, atol=1e-12)
 
 
 @both
@@ -72,7 +72,7 @@ def test_a_pullback_is_the_transpose_of_a_pushforward(backend):
     h, basis = backend.array(H), backend.array(np.eye(3))
     values, pull = backend.pullback(lambda h: tuple(f(h) for f in parts), h)
     cotangents = [backend.array(RNG.standard_normal(np.shape(v))) for v in values]
-    pushed = [backend.pushforward(f, (h,), (basis,)) for f in parts]
+    pushed = [backend.pushforward(f, h, basis) for f in parts]
     expected = 0
     for (value, rows), again, cotangent in zip(pushed, values, cotangents, strict=True):
         assert np.array_equal(np.asarray(value), np.asarray(again))
@@ -87,7 +87,7 @@ def test_what_does_not_depend_on_an_argument_has_zero_derivatives(backend, f):
     gradient, product = backend.second_order(f, w, h)
     assert gradient.shape == (4,) and all(float(abs(x).sum()) == 0 for x in product(w))
     assert backend.gradients(f, w, h)[2].shape == (3,)
-    assert float(abs(backend.gradient_along(f, (w, h), (backend.array(MATRIX), backend.array(MATRIX[:, :3])))[1]).sum()) == 0
+    assert float(abs(backend.gradient_along(f, w, h)[1](w, h)).sum()) == 0
 
 
 @both
@@ -101,7 +101,7 @@ def test_anything_with_numbers_comes_in_as_a_vector(backend, values):
 def test_no_graph_comes_out(backend):
     f, w, h = curved(backend), backend.array(W), backend.array(H)
     results = [*backend.gradients(f, w, h), backend.gradient(f, w, h), backend.evaluate(f, w, h),
-               *backend.second_order(f, w, h).product(w), *backend.gradient_along(f, (w, h), (backend.array(MATRIX), backend.array(MATRIX[:, :3])))]
+               *backend.second_order(f, w, h).product(w), backend.gradient_along(f, w, h)[0], backend.gradient_along(f, w, h)[1](w, h)]
     assert not any(getattr(x, "requires_grad", False) or hasattr(x, "_node") for x in results)
 
 
@@ -109,11 +109,9 @@ def test_no_graph_comes_out(backend):
 @pytest.mark.parametrize("f", [lambda w, h: w, lambda w, h: w[:1], lambda w, h: 1.0])
 def test_an_objective_that_is_not_a_scalar_is_refused(backend, f):
     w, h = backend.array(W), backend.array(H)
-    for verb in (backend.gradients, backend.gradient, backend.second_order):
+    for verb in (backend.gradients, backend.gradient, backend.second_order, backend.gradient_along):
         with pytest.raises(ValueError, match=r"must return a scalar of shape \(\)"):
             verb(f, w, h)
-    with pytest.raises(ValueError, match=r"must return a scalar of shape \(\)"):
-        backend.gradient_along(f, (w, h), (backend.array(MATRIX), backend.array(MATRIX[:, :3])))
 
 
 def test_a_backend_is_made_by_name_or_refused_with_the_way_out():
