@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,16 +44,17 @@ class Neumann:
     unrolling terms + 1 steps of gradient descent from the optimum (Theorem 2).  Lorraine et al. 2020, Algorithm 3 (corrected: the
     printed one subtracts the terms and leaves out the rate).
 
-    A rate that diverges is told by the terms, at no cost: they are a power iteration of I - rate A, their lengths fall as long as the
-    series converges, and once they grow they go on. If the last term is longer, by a hundredth, than b or the term before it, `Diverged`
-    names the eigenvalue at fault and the rate to use, after terms + 21 products more. What has not grown within `terms` terms has done
-    no harm; power > 0 looks for it all the same, by so many products beforehand. rate=None takes 1 / largest eigenvalue, found by
-    `power` or 20 products: sound once they see half of it.
+    A rate that diverges is refused: `Diverged` names the eigenvalue at fault and the rate to use. The first solve of a size looks for
+    the largest eigenvalue by `power` products (0: not at all), later ones trust that the Hessian changes slowly and look at their terms,
+    at no cost: these are a power iteration of I - rate A, their lengths fall as long as the series converges, and once they grow they
+    go on. So a last term that is longer, by a hundredth, than b or the term before it is refused too. rate=None takes 1 / largest
+    eigenvalue, found by `power` products in every solve: sound once they see half of it.
     """
 
     terms: int
     rate: float | None = None
-    power: int = 0
+    power: int = 20
+    _seen: set = field(default_factory=set, init=False, repr=False, compare=False)  # sizes that were looked at
 
     def __post_init__(self):
         if self.terms < 0 or self.power < 0 or self.rate is not None and not self.rate > 0:
@@ -72,13 +73,14 @@ class Neumann:
         return rate * total
 
     def _rate(self, apply, b) -> float:
-        if self.rate and not self.power:
+        if self.rate and (not self.power or len(b) in self._seen):
             return self.rate
         found = largest(apply, b, self.power or 20)
         if not found > 0:
             raise Diverged("the inner Hessian is zero or not finite: it has no inverse")
         if self.rate and self.rate * found >= 2:
             raise Diverged(_grown(self.rate, found))
+        self._seen.add(len(b))
         return self.rate or 1 / found
 
 
