@@ -3,7 +3,6 @@
 from hgcore.experiments.alphabets import Letters, alphabets_and_turned, deal, evenly, losses_by_task, mixed, shared, sharing, sharings, turned
 from hgcore.experiments.cleaning import corrupted, f1, weighted_examples
 from hgcore.experiments.drmad2016 import BigIntegers, as_in_2015, dealt, retrained_error, scaled, slices, unit_penalties, units
-from hgcore.experiments.lorraine2020 import first_weights, joined, weight_decays
 from hgcore.experiments.inverses import (
     WEIGHED,
     Misprinted,
@@ -19,4 +18,5 @@ from hgcore.experiments.inverses import (
     nearness,
     weigh,
 )
+from hgcore.experiments.lorraine2020 import first_weights, joined, weight_decays
 from hgcore.experiments.maclaurin2015 import LOGISTIC, constant, learned_data, loss, penalised, scheduled, schedules, slides, sliding, valley
