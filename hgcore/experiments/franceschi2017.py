@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import make, namespace
+from hgcore.backend import make
 from hgcore.dynamics import HeavyBall
 from hgcore.experiments.drmad2016 import slices
 from hgcore.experiments.maclaurin2015 import loss
@@ -60,6 +60,21 @@ def running(backend, net: Dense, train: data.Split, judged: data.Split, *, addre
         dynamics=HeavyBall(rate=lambda hyper, t: layout.split(hyper)["rate"], decay=lambda hyper, t: layout.split(hyper)["momentum"]),
         initial=lambda hyper: start,
         steps=steps)
+
+
+def study(backend, source: str, examples: Sequence[int], hidden: Sequence[int], *, hypers: int, steps: int, batch: int) -> tuple:
+    """(`running` with `hypers` >= 3 hyperparameters, ordinary values of them): what the costs of the methods are counted on."""
+    if hypers < 3:
+        raise ValueError(f"hypers counts rate, momentum and at least one penalty, so it is 3 or more; got {hypers}")
+    train, judged = (data.Split(*map(backend.array, split)) for split in slices(source, *examples))
+    problem = running(backend, Dense((784, *hidden, 10)), train, judged, address=(0, 1), batch=batch, steps=steps, groups=hypers - 2)
+    names = tuned(hypers - 2)
+    return problem, problem.hyper(names.join({"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(hypers - 2)}))
+
+
+def studied(solver: Callable, backend: str, device: str, dtype: str, *where, **size) -> None:
+    """One hypergradient of `study`, in a process that has nothing: for `meter.fresh`."""
+    solver(*study(make(backend, device, dtype), *where, **size))
 
 
 class Trial(NamedTuple):
