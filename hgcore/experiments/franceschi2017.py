@@ -91,11 +91,11 @@ def trial(problem: Problem, hyper, score: Callable, *, every: int, patience: int
     Costs are in gradient steps: a look costs `look` of them; the run ends before it costs more than `budget`.
     """
     hyper = problem.hyper(hyper)
-    state, best, cost, waited, t = problem.start(hyper), Trial(None, -np.inf, 0.0), 0.0, 0, 0
+    state, best, cost, waited, done = problem.start(hyper), Trial(None, -np.inf, 0.0), 0.0, 0, 0
     while waited < patience and cost + every + look <= budget:
-        for t in range(t, t + every):
+        for t in range(done, done + every):
             state = problem.step(state, hyper, t)
-        t, cost, waited, seen = t + 1, cost + every + look, waited + 1, score(state[0])
+        done, cost, waited, seen = done + every, cost + every + look, waited + 1, score(state[0])
         if seen > best.score:
             best, waited = Trial(state[0], seen, cost), 0
     return best._replace(cost=cost)
