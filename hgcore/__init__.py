@@ -6,7 +6,7 @@ from hgcore.checkpoint import load, save
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann
-from hgcore.outer import Adam, Descent, RMSProp, alternate, box, descend, l1_ball, progress, realtime, simplex
+from hgcore.outer import Adam, Descent, RMSProp, alternate, box, box_l1, descend, l1_ball, progress, realtime, simplex
 from hgcore.problem import Diverged, Problem
 from hgcore.reversal import FixedPoint, ReversalBuffer, ReversalError
 from hgcore.solvers import Forward, Hypergradient, Implicit, Reverse

@@ -134,6 +134,48 @@ def l1_ball(radius: float = 1.0) -> Callable:
     return project
 
 
+def box_l1(low, high, radius: float) -> Callable:
+    """Euclidean projection onto {low <= hyper <= high, sum of hyper <= radius}, for 0 <= low: a box cut off by an L1 ball.
+
+    It is clip(hyper - m, low, high) with the least m >= 0 that brings the sum down to the radius. As m grows, the sum falls in straight
+    lines between the 2n places where a coordinate leaves `high` or comes to `low`: these are sorted and bisected, O(n log n).
+    """
+    if not radius >= 0:
+        raise ValueError(f"the radius must be a number >= 0, got {radius}")
+    inside, lowest, highest = box(low, high), box(low, low), box(high, high)
+
+    def project(hyper):
+        more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # more, less: sums on either side of the radius
+        _require_points(less, most, radius)
+        if float(more.sum()) <= radius:
+            return more
+        xp = namespace(hyper)
+        places = xp.maximum(xp.concatenate([hyper - most, hyper - less]), 0 * xp.concatenate([hyper, hyper]))
+        places = places[xp.argsort(places)]
+        first, last = -1, len(places) - 1
+        while last - first > 1:
+            middle = (first + last) // 2
+            point = inside(hyper - places[middle])
+            if float(point.sum()) > radius:
+                first, more = middle, point
+            else:
+                last, less = middle, point
+        share = (more.sum() - radius) / (more.sum() - less.sum())
+        return inside(more + share * (less - more))
+
+    return project
+
+
+def _require_points(least, most, radius: float) -> None:
+    """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
+    if bool((least < 0).any()):
+        raise ValueError(f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or l1_ball")
+    if bool((least > most).any()):
+        raise ValueError(f"low must be <= high, but exceeds it by {float((least - most).max()):.6g}")
+    if float(least.sum()) > radius:
+        raise ValueError(f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}")
+
+
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
     """The items, with a bar on stderr for a person at a terminal, or lines for the suite's runner; otherwise silent."""
     total = len(items) if total is None else total

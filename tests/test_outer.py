@@ -135,6 +135,70 @@ def test_a_box_takes_numbers_and_vectors(make, low, high):
         assert np.array_equal(np.asarray(hg.box(bound(low), bound(high))(make(point))), np.clip(point, low, high))
 
 
+def capped(point, low, high, radius):
+    """The projection onto the box cut off by an L1 ball, by bisection on its multiplier."""
+    start, end = 0.0, np.abs(point).max() + np.max(high)
+    for _ in range(200):
+        middle = (start + end) / 2
+        start, end = (middle, end) if np.clip(point - middle, low, high).sum() > radius else (start, middle)
+    return np.clip(point - end, low, high)
+
+
+def cut_box(seed):
+    """(point, low, high, radius): some with bounds as numbers, some with ties among the coordinates."""
+    rng = np.random.default_rng(seed)
+    size, scale = [1, 2, 7, 30, 5000][seed % 5], 10.0 ** rng.integers(-2, 3)
+    point = scale * rng.standard_normal(size).round(1 if seed % 2 else 9)
+    low, high = (0.0, scale) if seed % 3 else (scale * rng.random(size) / 2, scale * (0.5 + rng.random(size)))
+    least, clipped = np.sum(low + 0 * point), np.clip(point, low, high).sum()
+    return point, low, high, least + rng.random() * (clipped - least)
+
+
+@kinds
+@pytest.mark.parametrize("seed", range(30))
+def test_the_point_of_a_cut_box_is_the_nearest(make, seed):
+    """By bisection, and by Karush, Kuhn and Tucker: found = clip(point - m, low, high) for an m >= 0, and the sum is the radius."""
+    point, low, high, radius = cut_box(seed)
+    project, close = hg.box_l1(low, high, radius), 1e-12 * (np.abs(point).max() + np.max(high))
+    found = np.asarray(project(make(point)))
+    assert np.abs(found - capped(point, low, high, radius)).max() < close
+    assert np.abs(np.asarray(project(make(found))) - found).max() < close  # where it is allowed, it stays
+    assert (low <= found).all() and (found <= high).all() and abs(found.sum() - radius) < close * len(point)
+    moved = point - found
+    assert moved[found < high - close].max(initial=0) <= moved[found > low + close].min(initial=np.inf) + close
+
+
+@kinds
+def test_a_cut_box_is_a_box_or_a_simplex_where_the_other_bound_is_idle(make):
+    point = np.random.default_rng(0).standard_normal(50)
+    clipped = np.clip(point, 0, 1)
+    for radius in (clipped.sum(), clipped.sum() + 1e-9, np.inf):
+        assert np.array_equal(np.asarray(hg.box_l1(0, 1, radius)(make(point))), clipped)
+    assert np.array_equal(np.asarray(hg.box_l1(0, 1, 0)(make(point))), 0 * point)
+    assert np.abs(np.asarray(hg.box_l1(0, np.inf, 3.0)(make(point))) - np.asarray(hg.simplex(3.0)(make(point)))).max() < 1e-14
+
+
+@kinds
+def test_a_cut_box_gives_ties_the_same(make):
+    found = np.asarray(hg.box_l1(0.0, 1.0, 2.5)(make([3.0, 0.5, 0.5, 3.0, 0.5, -1.0, 0.0])))
+    assert np.array_equal(found[[0, 3, 5, 6]], [1, 1, 0, 0]) and np.abs(found[[1, 2, 4]] - 1 / 6).max() < 1e-15
+    assert np.abs(np.asarray(hg.box_l1(0.0, 1.0, 1.0)(make(np.full(5000, 1e9)))) - 1 / 5000).max() < 1e-15
+
+
+def test_a_cut_box_in_single_precision_keeps_to_its_sum():
+    found = hg.box_l1(0.0, 1.0, 1000.0)(torch.linspace(-1, 2, 5000, dtype=torch.float32))
+    assert found.dtype == torch.float32 and abs(float(found.double().sum()) - 1000) < 1e-3
+
+
+@kinds
+@pytest.mark.parametrize("low, high, radius, message", [
+    (0.0, 1.0, -2.5, "radius must be a number >= 0, got -2.5"), (0.0, 1.0, float("nan"), "got nan"), (-0.25, 1.0, 1.0, "low must be >= 0, got -0.25"),
+    (0.5, [1.0, 0.25, 1.0], 2.0, "exceeds it by 0.25"), (0.5, 1.0, 1.25, "low alone adds up to 1.5, more than the radius 1.25")])
+def test_a_cut_box_without_points_is_refused(make, low, high, radius, message):
+    with pytest.raises(ValueError, match=message):
+        hg.box_l1(low, high, radius)(make([0.0, 1.0, 2.0]))
+
+
 def loops(backend):
     """Every outer loop on a small problem, without its number of steps: (loop(steps=, rule=, resume=), what a step holds)."""
     problem, hyper = catalogue.ridge(backend, steps=5)
