@@ -1,11 +1,11 @@
 """Gradient-based hyperparameter optimisation: one backward recursion, one forward one, one linear solve, on two backends."""
 
-from hgcore import claims, data, experiments, figures, nets, profiles, server
+from hgcore import claims, data, experiments, figures, linear, nets, profiles, server
 from hgcore.backend import Autograd, Torch
 from hgcore.checkpoint import load, save
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
 from hgcore.layout import Layout
-from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann
+from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann, Nystrom
 from hgcore.outer import Adam, Descent, RMSProp, alternate, box, box_l1, descend, l1_ball, progress, realtime, simplex
 from hgcore.problem import Diverged, Problem
 from hgcore.reversal import FixedPoint, ReversalBuffer, ReversalError

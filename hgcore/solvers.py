@@ -128,7 +128,7 @@ class Implicit:
     """Implicit differentiation at the last weights: grad = d outer/dhyper - (B' A^-1) d outer/dw.
 
     A, B are d2L/dw2 and d2L/dhyper dw of the full inner objective (t = None). Exact only where dL/dw = 0 and `solve` is.
-    solve: Neumann, ConjugateGradient, Identity or Dense. Lorraine et al. 2020, Algorithm 2 (corrected).
+    solve: Neumann, ConjugateGradient, Nystrom, Identity or Dense. Lorraine et al. 2020, Algorithm 2 (corrected).
     """
 
     solve: Callable

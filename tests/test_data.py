@@ -16,7 +16,7 @@ import pooch
 import pytest
 
 from hgcore import data
-from hgcore.data import digits, files
+from hgcore.data import digits, files, houses
 
 NAME, CONTENT = "set/file.bin", b"a small file" * 1000
 MIRROR = os.environ.get("HGCORE_DATA_MIRROR")
@@ -288,6 +288,24 @@ def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
         data.mnist_small()
 
 
+def test_boston_is_what_was_published(cached):
+    features, prices = data.boston()
+    assert features.shape == (506, 13) and features.dtype == prices.dtype == np.float64
+    assert features[0].tolist() == [0.00632, 18.0, 2.31, 0.0, 0.538, 6.575, 65.2, 4.09, 1.0, 296.0, 15.3, 396.9, 4.98]
+    assert round(prices.mean(), 4) == 22.5328 and prices[0] == 24.0 and len(houses.FEATURES) == 13
+    assert data.used() == {"boston": data.BOSTON}
+
+
+def test_boston_missing_or_altered(monkeypatch, tmp_path):
+    monkeypatch.setattr(houses, "BOSTON", 64 * "0")
+    with pytest.raises(data.DataError, match="altered.*0000, found .506, 14.*force-reinstall"):
+        data.boston()
+    put(tmp_path / "data/data/boston_housing.csv", b"1,2,x\n")
+    monkeypatch.setattr(houses.importlib.resources, "files", lambda _: tmp_path)
+    with pytest.raises(data.DataError, match="boston cannot be read"):
+        data.boston()
+
+
 def test_splits_refuse_before_they_load(cached):
     with pytest.raises(ValueError, match=r"70,001, mnist has 70,000.*mnist_small \(5,000 images\)"):
         data.splits("mnist", (60_000, 10_001))
@@ -315,4 +333,4 @@ def test_readme_gives_every_checksum():
     for name, file in data.FILES.items():
         assert f"| `{name}` | {file.size:,} | `{file.sha256}` |" in text
         assert all(folder in text for folder in file.folders)
-    assert data.MNIST_SMALL in text
+    assert data.MNIST_SMALL in text and data.BOSTON in text

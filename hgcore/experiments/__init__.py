@@ -4,4 +4,19 @@ from hgcore.experiments.alphabets import Letters, alphabets_and_turned, deal, ev
 from hgcore.experiments.cleaning import corrupted, f1, weighted_examples
 from hgcore.experiments.drmad2016 import BigIntegers, as_in_2015, dealt, retrained_error, scaled, slices, unit_penalties, units
 from hgcore.experiments.franceschi2017 import Trial, allowed, random_search, running, studied, study, trial, tuned
+from hgcore.experiments.inverses import (
+    WEIGHED,
+    Misprinted,
+    OuterProducts,
+    ReleasedConjugateGradient,
+    Unscaled,
+    exactly,
+    exchanged,
+    hessian,
+    houses,
+    linear_houses,
+    minimum,
+    nearness,
+    weigh,
+)
 from hgcore.experiments.maclaurin2015 import LOGISTIC, constant, learned_data, loss, penalised, scheduled, schedules, slides, sliding, valley
