@@ -26,10 +26,19 @@ def cost(call: Callable) -> Cost:
     return Cost(time.process_time() - start, max(0, _peak() - before))
 
 
-def fresh(call: Callable) -> Cost:
-    """`cost` in a new process, free of what this one did before. `call` must be importable (a function, a partial of one)."""
+def fresh(call: Callable, first: Callable | None = None) -> Cost:
+    """`cost` in a new process, free of what this one did before. `call` must be importable (a function, a partial of one).
+
+    first: called there before, unmeasured, so that libraries are loaded and kernels compiled; importable too.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        if first:
+            pool.submit(_silent, first).result()
         return pool.submit(cost, call).result()
+
+
+def _silent(call: Callable) -> None:
+    call()
 
 
 def race(calls: Mapping[str, Callable], rounds: int = 5) -> dict[str, list[float]]:

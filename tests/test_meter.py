@@ -29,3 +29,8 @@ def test_a_race_measures_every_call_in_turn():
 
     times = meter.race({"short": lambda: busy(0.002), "long": lambda: busy(0.02)}, rounds=3)
     assert min(times["long"]) > max(times["short"]) and len(times["short"]) == 3
+
+
+def test_what_comes_first_in_a_fresh_process_does_not_count():
+    found = meter.fresh(functools.partial(np.ones, 1_000_000), first=functools.partial(np.ones, 20_000_000))
+    assert found.peak < 80e6
