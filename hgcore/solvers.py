@@ -120,7 +120,8 @@ class Forward:
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
         """(value, hypergradient (m,)) of the outer objective at this state."""
         value, weights_adjoint, grad = problem.judge(state[0], hyper)
-        return value, grad + problem.backend.xp.stack([tangent[0] @ weights_adjoint for tangent in tangents])
+        through = [tangent[0] @ weights_adjoint for tangent in tangents]
+        return value, grad + problem.backend.xp.stack(through) if through else grad
 
 
 @dataclass(frozen=True)
