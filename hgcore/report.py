@@ -69,16 +69,46 @@ def figures_of(name, root):
 
 
 def table(root):
-    """figure -> notebook -> claim -> verdict at profile paper, as Markdown, and the tally."""
-    rows, before = ["| figure | notebook | claim | verdict |", "| --- | --- | --- | --- |"], None
+    """Verdicts at profile paper as Markdown: by notebook, the tally, what does not hold, and, folded, every claim under its figure."""
     said = verdicts(root, "paper")
-    places = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said))
+    books = [(_book_link(name, root), _pictures(name, root), _counts(name, said)) for name in notebook.discover(root)]
+    bad = [(f"[{name}](notebooks/{name}.ipynb)", _statement(entry), verdict) for name, entry, verdict in said if verdict in ("REFUTED", "FAILS")]
+    return "\n".join([
+        *_rows("notebook | figures | claims", books), "", tally(root), "", *(_rows("what does not hold | claim | verdict", bad) if bad else []), "",
+        "<details><summary>Every claim</summary>", "", *_rows("figure | notebook | claim | verdict", _every(said, root)), "", "</details>"])
+
+
+def _rows(head, rows):
+    cells = head.split(" | ")
+    return [f"| {head} |", "| " + " | ".join("---" for _ in cells) + " |", *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def _every(said, root):
+    """(figure, notebook, claim, verdict) of all claims, figure by figure; the first two once only."""
+    places, before = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said)), None
     for name, entry, verdict in sorted(said, key=lambda row: places.index((row[0], row[1]["figure"]))):
         where = name, entry["figure"]
-        cells = ("", "") if where == before else (_linked(name, entry["figure"], root), f"[{name}](notebooks/{name}.ipynb){_time(name, root)}")
-        rows.append("| " + " | ".join([*cells, " ".join(entry["statement"].split()).replace("|", "\\|"), verdict]) + " |")
+        shown = ("", "") if where == before else (_linked(name, entry["figure"], root), _book_link(name, root))
+        yield *shown, _statement(entry), verdict
         before = where
-    return "\n".join([*rows, "", tally(root)])
+
+
+def _statement(entry):
+    return " ".join(entry["statement"].split()).replace("|", "\\|")
+
+
+def _book_link(name, root):
+    return f"[{name}](notebooks/{name}.ipynb){_time(name, root)}"
+
+
+def _pictures(name, root):
+    return ", ".join(_linked(name, figure.rpartition("/")[2], root) for figure in figures_of(name, root))
+
+
+def _counts(name, said):
+    """`11 HOLD, 1 REFUTED`"""
+    counts = Counter(verdict for book, _, verdict in said if book == name)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
 
 
 def _time(name, root):

@@ -87,6 +87,8 @@ def test_readme_table_follows_the_records(root):
     fig1 = "| [fig1](figures/maclaurin2015/fig1.png) | [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) "
     assert fig1 + "| The loss $L_T$ of fig1 is small \\| always. | REFUTED |" in readme
     assert "| fig2 | [maclaurin2015/fig2](notebooks/maclaurin2015/fig2.ipynb) | The loss $L_T$ of fig2 is small \\| always. | NOT RUN |" in readme
+    assert "| [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) | [fig1](figures/maclaurin2015/fig1.png) | 1 REFUTED |" in readme
+    assert "| [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) | The loss $L_T$ of fig1 is small \\| always. | REFUTED |" in readme
     assert len(set(report.readme(root))) == 1
     toy.record(root, "maclaurin2015/fig1", "paper", verdict="HOLDS")
     assert len(set(report.readme(root))) == 2
