@@ -6,9 +6,11 @@ from hgcore.checkpoint import load, save
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann, Nystrom
-from hgcore.outer import Adam, Descent, RMSProp, alternate, box, box_l1, descend, l1_ball, progress, realtime, simplex
+from hgcore.outer import alternate, descend, progress, realtime
 from hgcore.problem import Diverged, Problem
+from hgcore.projections import box, box_l1, l1_ball, simplex
 from hgcore.reversal import FixedPoint, ReversalBuffer, ReversalError
+from hgcore.rules import Adam, Descent, RMSProp
 from hgcore.solvers import Forward, Hypergradient, Implicit, Reverse
 from hgcore.trajectory import checkpointed, reversible, shortcut, stored, train, truncated
 

@@ -1,7 +1,7 @@
 """Outer loops: what to do with a hypergradient. Each yields one `OuterStep` per outer step and can be resumed from any.
 
 `descend`: a fresh training run per outer step; `realtime`: updates while training (forward mode); `alternate`: a warm start
-and a hypergradient every few steps (implicit differentiation). Rules and projections are plain functions of vectors.
+and a hypergradient every few steps (implicit differentiation). Rules are in rules.py, projections in projections.py.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hgcore.backend import namespace
 from hgcore.problem import Diverged, Watch
 from hgcore.solvers import Forward, Implicit, require_finite
 
@@ -34,146 +32,6 @@ class OuterStep(NamedTuple):
     nbytes: int
     updated: object
     carry: tuple
-
-
-@dataclass(frozen=True)
-class Descent:
-    """velocity' = momentum velocity - (1 - momentum) grad;  hyper' = hyper + rate velocity'."""
-
-    rate: float
-    momentum: float = 0.0
-
-    def start(self, hyper) -> tuple:
-        return (0 * hyper,)
-
-    def __call__(self, hyper, grad, memory: tuple) -> tuple:
-        velocity = self.momentum * memory[0] - (1 - self.momentum) * grad
-        return hyper + self.rate * velocity, (velocity,)
-
-
-@dataclass(frozen=True)
-class RMSProp:
-    """square' = decay square + (1 - decay) grad**2;  hyper' = hyper - rate grad / (sqrt(square') + epsilon)."""
-
-    rate: float = 0.01
-    decay: float = 0.99
-    epsilon: float = 1e-8
-
-    def start(self, hyper) -> tuple:
-        return (0 * hyper,)
-
-    def __call__(self, hyper, grad, memory: tuple) -> tuple:
-        square = self.decay * memory[0] + (1 - self.decay) * grad**2
-        return hyper - self.rate * grad / (square**0.5 + self.epsilon), (square,)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma and Ba 2014).  first, second: decays of the two moments.
-
-    fade: the decay of the first moment is first * fade**k at outer step k, as in the first version of that paper; 1 for none.
-    Maclaurin's code has Adam(rate, 0.9, 0.99, epsilon=1e-4, fade=1e-4): no memory of the first moment but the full bias
-    correction, so that its early steps are up to five times larger.
-    """
-
-    rate: float = 0.001
-    first: float = 0.9
-    second: float = 0.999
-    epsilon: float = 1e-8
-    fade: float = 1.0
-
-    def start(self, hyper) -> tuple:
-        return 0 * hyper, 0 * hyper, 0
-
-    def __call__(self, hyper, grad, memory: tuple) -> tuple:
-        mean, square, k = memory
-        keep = self.first * self.fade**k
-        mean = keep * mean + (1 - keep) * grad
-        square = self.second * square + (1 - self.second) * grad**2
-        step = mean / (1 - self.first ** (k + 1)) / ((square / (1 - self.second ** (k + 1))) ** 0.5 + self.epsilon)
-        return hyper - self.rate * step, (mean, square, k + 1)
-
-
-def box(low, high) -> Callable:
-    """Projection onto low <= hyper <= high (numbers or vectors)."""
-
-    def project(hyper):
-        xp = namespace(hyper)
-        least, most = (xp.asarray(bound, dtype=hyper.dtype, device=hyper.device) for bound in (low, high))
-        return xp.minimum(xp.maximum(hyper, least), most)
-
-    return project
-
-
-def simplex(total: float = 1.0) -> Callable:
-    """Euclidean projection onto {hyper >= 0, sum = total > 0}: Michelot 1986, exact in finitely many passes."""
-    if not total > 0:
-        raise ValueError(f"the sum must be positive, got {total}")
-
-    def project(hyper):
-        hyper = hyper - hyper.max()  # moves no projection, and keeps the largest above the shift whatever is rounded
-        shift, active, count = (hyper.sum() - total) / len(hyper), hyper == hyper, len(hyper)
-        while True:
-            active = hyper > shift
-            if int(active.sum()) == count:
-                return (hyper - shift) * active
-            count = int(active.sum())
-            shift = ((hyper * active).sum() - total) / count
-
-    return project
-
-
-def l1_ball(radius: float = 1.0) -> Callable:
-    """Euclidean projection onto {sum |hyper_i| <= radius} (Duchi et al. 2008)."""
-
-    def project(hyper):
-        if float(abs(hyper).sum()) <= radius:
-            return hyper
-        return namespace(hyper).sign(hyper) * simplex(radius)(abs(hyper))
-
-    return project
-
-
-def box_l1(low, high, radius: float) -> Callable:
-    """Euclidean projection onto {low <= hyper <= high, sum of hyper <= radius}, for 0 <= low: a box cut off by an L1 ball.
-
-    It is clip(hyper - m, low, high) with the least m >= 0 that brings the sum down to the radius. As m grows, the sum falls in straight
-    lines between the 2n places where a coordinate leaves `high` or comes to `low`: these are sorted and bisected, O(n log n).
-    """
-    if not radius >= 0:
-        raise ValueError(f"the radius must be a number >= 0, got {radius}")
-    inside, lowest, highest = box(low, high), box(low, low), box(high, high)
-
-    def project(hyper):
-        more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # more, less: sums on either side of the radius
-        _require_points(less, most, radius)
-        if float(more.sum()) <= radius:
-            return more
-        xp = namespace(hyper)
-        places = xp.maximum(xp.concatenate([hyper - most, hyper - less]), 0 * xp.concatenate([hyper, hyper]))
-        places = places[xp.argsort(places)]
-        first, last = -1, len(places) - 1
-        while last - first > 1:
-            middle = (first + last) // 2
-            point = inside(hyper - places[middle])
-            if float(point.sum()) > radius:
-                first, more = middle, point
-            else:
-                last, less = middle, point
-        share = (more.sum() - radius) / (more.sum() - less.sum())
-        return inside(more + share * (less - more))
-
-    return project
-
-
-def _require_points(least, most, radius: float) -> None:
-    """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
-    if bool((least < 0).any()):
-        raise ValueError(f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or l1_ball")
-    if bool((least > most).any()):
-        raise ValueError(f"low must be <= high, but exceeds it by {float((least - most).max()):.6g}")
-    if float(least.sum()) > radius:
-        raise ValueError(f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}")
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:

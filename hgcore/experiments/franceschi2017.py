@@ -14,8 +14,8 @@ from hgcore.experiments.drmad2016 import slices
 from hgcore.experiments.maclaurin2015 import loss
 from hgcore.layout import Layout
 from hgcore.nets import Dense
-from hgcore.outer import box
 from hgcore.problem import Problem
+from hgcore.projections import box
 
 UNIT = 0.0001  # of a penalty: with it all hyperparameters are numbers of about one, which one outer step size can move
 
