@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -65,8 +66,18 @@ def cut(vector, sizes: list[int]):
     """`vector` (sum of sizes,) as consecutive pieces; one operation on torch, whose backward pass is one concatenation."""
     if hasattr(vector, "split"):
         return vector.split(sizes)
-    stops = np.cumsum(sizes)
-    return [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+    return [vector[stop - size : stop] for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+
+def in_reverse(array) -> bool:
+    """Whether it is a torch tensor at which nothing looks but reverse mode: transforms of torch.func and tracing need plain operations."""
+    torch = namespace(array)
+    return torch.__name__ == "torch" and not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+
+
+def fused() -> ModuleType:
+    """The nodes whose derivatives are written out; here, because they need torch."""
+    return importlib.import_module("hgcore.fused")
 
 
 def make(name: str, device: str = "cpu", dtype: str = "float64") -> Backend:
@@ -141,12 +152,12 @@ class Autograd:
         return SecondOrder(gradient, lambda q, mixed=True: pull(q) if mixed else pull(q)[:1])
 
     def pullback(self, f, x) -> tuple:
-        """(outputs y_i of f(x), a tuple; pull: cotangents c_i -> sum of (dy_i/dx)' c_i)."""
+        """(outputs y_i of f(x), a tuple; pull: cotangents c_i, each a function -> sum of (dy_i/dx)' c_i())."""
         from autograd import make_vjp
 
         with _constants_allowed():
             pairs = [make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))]
-        pull = lambda cotangents: sum(p(self.array(c)) for (p, _), c in zip(pairs, cotangents, strict=True))  # noqa: E731
+        pull = lambda cotangents: sum(p(self.array(c())) for (p, _), c in zip(pairs, cotangents, strict=True))  # noqa: E731
         return tuple(self.array(y) for _, y in pairs), pull
 
     def pushforward(self, f, x, rows) -> tuple:
@@ -252,11 +263,19 @@ class Torch:
         return SecondOrder(gradient.detach(), product)
 
     def pullback(self, f, x) -> tuple:
-        """(outputs y_i of f(x), a tuple; pull: cotangents c_i -> sum of (dy_i/dx)' c_i)."""
+        """(outputs y_i of f(x), a tuple; pull: cotangents c_i, each a function -> sum of (dy_i/dx)' c_i()).
+
+        The cotangent of an output that does not depend on x is never asked for.
+        """
         x = x.detach().requires_grad_()
         with self.xp.enable_grad():
             outputs = tuple(self._tensor(y) for y in f(x))
-        return tuple(y.detach() for y in outputs), lambda cotangents: self._grad(outputs, (x,), cotangents)[0]
+        live = [i for i, y in enumerate(outputs) if y.requires_grad]
+
+        def pull(cotangents):
+            return self._grad([outputs[i] for i in live], (x,), [cotangents[i]() for i in live], retain_graph=True)[0]
+
+        return tuple(y.detach() for y in outputs), pull
 
     def pushforward(self, f, x, rows) -> tuple:
         """(output of f(x), its derivative along each of the m rows), all rows in one batch."""
@@ -292,11 +311,9 @@ class Torch:
         return (lambda row: self._grad((pulled,), (cotangent,), (row,), retain_graph=True)[0]) if pulled.requires_grad else None
 
     def _grad(self, outputs, inputs, cotangents, **keywords) -> tuple:
-        live = [i for i, y in enumerate(outputs) if y.requires_grad]
-        if not live:
+        if not any(y.requires_grad for y in outputs):
             return tuple(self.xp.zeros_like(x) for x in inputs)
-        seeds = None if cotangents is None else [cotangents[i] for i in live]
-        return self.xp.autograd.grad([outputs[i] for i in live], inputs, seeds, materialize_grads=True, **keywords)
+        return self.xp.autograd.grad(outputs, inputs, cotangents, materialize_grads=True, **keywords)
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[Callable]:

@@ -52,8 +52,8 @@ class GradientDescent:
         return adjoint, -coefficients[0] * adjoint[0]
 
     def pullback(self, adjoint, step: Step) -> tuple[tuple, tuple]:
-        """(adjoint before the step, cotangents of the coefficients), but for what flows through the gradient."""
-        return adjoint, (-_weighted(adjoint[0], step.gradient, step.coefficients[0]),)
+        """(adjoint before the step, cotangents of the coefficients, each a function), but for what flows through the gradient."""
+        return adjoint, (lambda: -_weighted(adjoint[0], step.gradient, step.coefficients[0]),)
 
     def pushforward(self, tangent, step: Step, curvature, slopes) -> tuple:
         """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients."""
@@ -96,13 +96,19 @@ class _KickDrift:
         return (adjoint[0], velocity), self.kick(velocity, coefficients)
 
     def pullback(self, adjoint, step: Step) -> tuple[tuple, tuple]:
-        """(adjoint before the step, cotangents of the coefficients), but for what flows through the gradient.
+        """(adjoint before the step, cotangents of the coefficients, each a function), but for what flows through the gradient.
 
         Maclaurin et al. 2015, Algorithm 2 with its three misprints put right.
         """
         rate, decay = step.coefficients
-        by_rate = self.sign * _weighted(adjoint[0], step.after[1], rate)
-        by_decay = _weighted(adjoint[1], self.decayed(step.before[1], step.gradient), decay)
+
+        def by_rate():
+            cotangent = _weighted(adjoint[0], step.after[1], rate)
+            return cotangent if self.sign > 0 else -cotangent
+
+        def by_decay():
+            return _weighted(adjoint[1], self.decayed(step.before[1], step.gradient), decay)
+
         return (adjoint[0], decay * adjoint[1]), (by_rate, by_decay)
 
     def pushforward(self, tangent, step: Step, curvature, slopes) -> tuple:

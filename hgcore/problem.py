@@ -79,7 +79,8 @@ class Problem:
 
     def pull_start(self, hyper, adjoint: tuple):
         """What the initial state contributes to the hypergradient (m,)."""
-        return self.backend.pullback(lambda h: tuple(f(h) for f in self._starts), hyper)[1](adjoint[: len(self._starts)])
+        pull = self.backend.pullback(lambda h: tuple(f(h) for f in self._starts), hyper)[1]
+        return pull([lambda vector=vector: vector for vector in adjoint[: len(self._starts)]])
 
     def push_start(self, hyper) -> tuple:
         """Tangents of the initial state: for each hyperparameter a tuple like the state."""
@@ -100,7 +101,7 @@ class Problem:
         return value
 
     def pull_coefficients(self, hyper, t: int) -> tuple:
-        """(coefficients of step t; pull: their cotangents -> what they contribute to the hypergradient (m,))."""
+        """(coefficients of step t; pull: their cotangents, each a function -> what they contribute to the hypergradient (m,))."""
         functions = self.dynamics.functions.values()
         values, pull = self.backend.pullback(lambda h: tuple(f(h, t) for f in functions), hyper)
         return self._used(values), pull
@@ -114,10 +115,12 @@ class Problem:
 
     def _slopes(self, f, hyper):
         (value,), pull = self.backend.pullback(lambda h: (f(h),), hyper)
-        return self._pushed(f, hyper) if value.ndim else pull((0 * value + 1,))  # of one number: in one go, by reverse mode
+        return self._pushed(f, hyper) if value.ndim else pull((lambda: 0 * value + 1,))  # of one number: in one go, by reverse mode
 
     def gradient(self, weights, hyper, t: int):
         """dL/dw (n,) of the inner objective at step t, with the bits that `second_order` finds."""
+        if self._written_out:
+            return self.inner.second_order(self.backend, weights, hyper, t).gradient
         return self.backend.gradient(lambda w, h: self.inner(w, h, t), weights, hyper)
 
     def gradient_along(self, weights, hyper, t: int) -> tuple:
@@ -126,7 +129,13 @@ class Problem:
 
     def second_order(self, weights, hyper, t: int | None) -> SecondOrder:
         """dL/dw (n,) and the product q -> (d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t."""
+        if self._written_out:
+            return self.inner.second_order(self.backend, weights, hyper, t)
         return self.backend.second_order(lambda w, h: self.inner(w, h, t), weights, hyper)
+
+    @property
+    def _written_out(self) -> bool:
+        return self.backend.name == "torch" and hasattr(self.inner, "second_order")
 
     @quiet
     def step(self, state: tuple, hyper, t: int) -> tuple:
