@@ -22,7 +22,7 @@ Array = TypeVar("Array")
 
 
 class SecondOrder(NamedTuple):
-    """`gradient` (n,) of a scalar function, and `product(q, mixed=True)`: (H q, B'q), or (H q,) without the mixed one."""
+    """`gradient` (n,) of a scalar function, and `product(q, curvature=True, mixed=True)`: (H q, B'q), or the one asked for, (H q,) or (B'q,)."""
 
     gradient: Array
     product: Callable
@@ -53,13 +53,16 @@ class Backend(Protocol):
 
 def namespace(array) -> ModuleType:
     """The module whose functions take this array: numpy, autograd.numpy (traced values) or torch."""
+    if hasattr(array, "detach"):
+        import torch  # as torch.compile can follow
+
+        return torch
     return _home(type(array))
 
 
 @functools.cache
 def _home(kind: type) -> ModuleType:
-    root = kind.__module__.split(".")[0]
-    return importlib.import_module({"torch": "torch", "autograd": "autograd.numpy"}.get(root, "numpy"))
+    return importlib.import_module("autograd.numpy" if kind.__module__.split(".")[0] == "autograd" else "numpy")
 
 
 def cut(vector, sizes: list[int]):
@@ -71,13 +74,17 @@ def cut(vector, sizes: list[int]):
 
 def in_reverse(array) -> bool:
     """Whether it is a torch tensor at which nothing looks but reverse mode: transforms of torch.func and tracing need plain operations."""
+    if not hasattr(array, "detach"):
+        return False
     torch = namespace(array)
-    return torch.__name__ == "torch" and not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def fused() -> ModuleType:
+def written_out() -> ModuleType:
     """The nodes whose derivatives are written out; here, because they need torch."""
-    return importlib.import_module("hgcore.fused")
+    from hgcore import fused
+
+    return fused
 
 
 def make(name: str, device: str = "cpu", dtype: str = "float64") -> Backend:
@@ -149,7 +156,7 @@ class Autograd:
         from autograd import grad, make_vjp
 
         pull, gradient = make_vjp(grad(lambda w, h: _scalar(f(w, h))), (0, 1))(weights, hyper)
-        return SecondOrder(gradient, lambda q, mixed=True: pull(q) if mixed else pull(q)[:1])
+        return SecondOrder(gradient, lambda q, curvature=True, mixed=True: pull(q)[0 if curvature else 1 : 2 if mixed else 1])
 
     def pullback(self, f, x) -> tuple:
         """(outputs y_i of f(x), a tuple; pull: cotangents c_i, each a function -> sum of (dy_i/dx)' c_i())."""
@@ -257,8 +264,8 @@ class Torch:
         with self.xp.enable_grad():
             (gradient,) = self._grad((_scalar(f(w, h)),), (w,), None, create_graph=True)
 
-        def product(q, mixed=True):
-            return self._grad((gradient,), (w, h) if mixed else (w,), (q,), retain_graph=True)
+        def product(q, curvature=True, mixed=True):
+            return self._grad((gradient,), (w,) * curvature + (h,) * mixed, (q,), retain_graph=True)
 
         return SecondOrder(gradient.detach(), product)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hgcore.backend import cut, fused, namespace, in_reverse
+from hgcore.backend import cut, in_reverse, namespace, written_out
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Layout:
         if values.shape != (len(self),):
             raise ValueError(f"expected one value per block, shape ({len(self)},), got {tuple(values.shape)}")
         if in_reverse(values) and values.device.type == "cpu":
-            return fused().Expand.apply(values, self.sizes)
+            return written_out().Expand.apply(values, self.sizes)
         xp = namespace(values)
         pieces = cut(values, [1] * len(self))
         return xp.concatenate([xp.broadcast_to(piece, (size,)) for piece, size in zip(pieces, self.sizes, strict=True)])
@@ -57,5 +57,5 @@ class Layout:
     def sums(self, vector):
         """The sum of each block: (size,) -> (len(layout),); `sums(w * w)` for a penalty of each."""
         if in_reverse(vector) and vector.device.type == "cpu":
-            return fused().Sums.apply(vector, self.sizes)
+            return written_out().Sums.apply(vector, self.sizes)
         return namespace(vector).stack([piece.sum() for piece in cut(vector, self.sizes)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hgcore.backend import SecondOrder, fused, namespace, in_reverse
+import numpy as np
+
+from hgcore.backend import in_reverse, namespace, written_out
 from hgcore.layout import Layout
 
 
@@ -47,8 +49,13 @@ class Dense:
 
     def __call__(self, weights, inputs):
         if in_reverse(weights) and weights.requires_grad and not inputs.requires_grad and inputs.ndim == 2 and inputs.dtype == weights.dtype:
-            return fused().LogProbabilities.apply(weights, inputs, self.layout)
+            return written_out().LogProbabilities.apply(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
+
+    def first(self, normal: Callable) -> np.ndarray:
+        """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, where normal(*shape) draws; no biases."""
+        return self.layout.join({name: normal(*shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
+                                 for name, shape in self.layout.shapes.items()})
 
     @staticmethod
     def through(blocks: Sequence, inputs):
@@ -57,46 +64,6 @@ class Dense:
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
             hidden = namespace(matrix).tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """An inner objective: mean cross-entropy of `net` on batch(t) = (inputs, labels), plus strength_b(hyper) |w_b|^2 for each block b.
-
-    A function of (weights, hyper, t) like any other, whose derivatives are written out on torch: no graph, no nodes, some tenths faster.
-    strength: hyper -> (len(net.layout),), or None for no penalty.
-    """
-
-    net: Dense
-    batch: Callable
-    strength: Callable | None = None
-    _last: list = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def __call__(self, weights, hyper, t):
-        inputs, labels = self.batch(t)
-        loss = cross_entropy(self.net(weights, inputs), labels)
-        return loss if self.strength is None else loss + self.strength(hyper) @ self.net.layout.sums(weights * weights)
-
-    def second_order(self, backend, weights, hyper, t) -> SecondOrder:
-        inputs, labels = self.batch(t)
-        layout, nodes = self.net.layout, fused()
-        passed = nodes.forward(weights, inputs, layout)
-        gradient, kept = nodes.backward(nodes.bare(labels) / -len(labels), weights, layout, passed)
-        twice, pull = self._penalty(backend, hyper)
-        gradient.addcmul_(twice, weights)
-
-        def product(q, mixed=True):
-            _, curvature = nodes.along(q, weights, layout, kept)
-            curvature.addcmul_(twice, q)
-            return (curvature, pull((lambda: layout.sums(2 * weights * q),))) if mixed else (curvature,)
-
-        return SecondOrder(gradient, product)
-
-    def _penalty(self, backend, hyper) -> tuple:
-        if not self._last or self._last[0] is not hyper:
-            (values,), pull = backend.pullback(lambda h: (self.strength(h),), hyper)
-            self._last[:] = hyper, (self.net.layout.expand(2 * values), pull)
-        return self._last[1]
 
 
 def functional(module) -> tuple:

@@ -118,29 +118,42 @@ class Problem:
         return self._pushed(f, hyper) if value.ndim else pull((lambda: 0 * value + 1,))  # of one number: in one go, by reverse mode
 
     def gradient(self, weights, hyper, t: int):
-        """dL/dw (n,) of the inner objective at step t, with the bits that `second_order` finds."""
-        if self._written_out:
-            return self.inner.second_order(self.backend, weights, hyper, t).gradient
-        return self.backend.gradient(lambda w, h: self.inner(w, h, t), weights, hyper)
+        """dL/dw (n,) of the inner objective at step t."""
+        return self._derived("gradient", weights, hyper, t)
 
     def gradient_along(self, weights, hyper, t: int) -> tuple:
         """(dL/dw (n,) at step t; along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,))."""
-        return self.backend.gradient_along(lambda w, h: self.inner(w, h, t), weights, hyper)
+        return self._derived("gradient_along", weights, hyper, t)
 
     def second_order(self, weights, hyper, t: int | None) -> SecondOrder:
         """dL/dw (n,) and the product q -> (d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t."""
-        if self._written_out:
-            return self.inner.second_order(self.backend, weights, hyper, t)
-        return self.backend.second_order(lambda w, h: self.inner(w, h, t), weights, hyper)
+        return self._derived("second_order", weights, hyper, t)
 
-    @property
-    def _written_out(self) -> bool:
-        return self.backend.name == "torch" and hasattr(self.inner, "second_order")
+    def joint(self, weights, hyper, t: int, q) -> tuple:
+        """(dL/dw (n,), d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t, in one go."""
+        if self._own("joint"):
+            return self._own("joint")(self.backend, weights, hyper, t, q)
+        gradient, product = self.second_order(weights, hyper, t)
+        return gradient, *product(q)
+
+    def joint_gradient(self, weights, hyper, t: int):
+        """The gradient (n,) that `joint` finds."""
+        return self.joint(weights, hyper, t, 0 * weights)[0] if self._own("joint") else self.second_order(weights, hyper, t).gradient
+
+    def _derived(self, verb: str, weights, hyper, t):
+        """What `verb` of the backend says of the inner objective at step t, or the objective itself, if it knows (objectives.py)."""
+        if self._own(verb):
+            return self._own(verb)(self.backend, weights, hyper, t)
+        return getattr(self.backend, verb)(lambda w, h: self.inner(w, h, t), weights, hyper)
+
+    def _own(self, verb: str) -> Callable | None:
+        return getattr(self.inner, verb, None) if self.backend.name == "torch" else None
 
     @quiet
-    def step(self, state: tuple, hyper, t: int) -> tuple:
-        """The state after step t."""
-        return self.dynamics.step(state, self.gradient(state[0], hyper, t), self.coefficients(state[0], hyper, t))
+    def step(self, state: tuple, hyper, t: int, gradient=None) -> tuple:
+        """The state after step t; `gradient` (n,) if it is known."""
+        gradient = self.gradient(state[0], hyper, t) if gradient is None else gradient
+        return self.dynamics.step(state, gradient, self.coefficients(state[0], hyper, t))
 
     def judge(self, weights, hyper) -> tuple:
         """(value, d outer/d weights (n,), d outer/d hyper (m,)) of the outer objective."""

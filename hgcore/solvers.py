@@ -65,13 +65,16 @@ class Reverse:
 
 def _pull_back(problem: Problem, hyper, trajectory, adjoint: tuple, grad) -> tuple:
     """(adjoint of the first replayed state, hypergradient of the steps added to `grad`)."""
-    dynamics, after = problem.dynamics, trajectory.final
+    dynamics, after, graphs = problem.dynamics, trajectory.final, getattr(trajectory, "graphs", {})
     for t in reversed(trajectory.replayed):
         coefficients, pull = problem.pull_coefficients(hyper, t)
         weights = trajectory.weights(t, coefficients)
-        gradient, product = problem.second_order(weights, hyper, t)
         adjoint, direction = dynamics.arrive(adjoint, coefficients)
-        curvature, mixed = product(direction)
+        if t in graphs:
+            gradient, product = graphs.pop(t)
+            curvature, mixed = product(direction)
+        else:
+            gradient, curvature, mixed = problem.joint(weights, hyper, t, direction)
         before = trajectory.state(t, gradient, coefficients)
         adjoint, cotangents = dynamics.pullback(adjoint, Step(before, after, gradient, coefficients))
         adjoint = (adjoint[0] + curvature, *adjoint[1:])
@@ -141,5 +144,5 @@ class Implicit:
         value, weights_adjoint, direct = problem.judge(state[0], hyper)
         _, product = problem.second_order(state[0], hyper, None)
         inverse = self.solve(lambda q: product(q, mixed=False)[0], weights_adjoint)
-        grad = direct - product(inverse)[1]
+        grad = direct - product(inverse, curvature=False)[0]
         return _result(problem, value, grad, state, state[0].nbytes)

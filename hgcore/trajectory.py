@@ -7,7 +7,7 @@ steps. Each is called as remember(problem, hyper), trains, and returns a `Trajec
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ class Trajectory(Protocol):
 
     For each step t, last first: `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient, coefficients)`.
     `final`: the state after training; `nbytes`: what is kept between the two passes; `close()` after the last step.
+    It may have `graphs`, {t: `Problem.second_order` of step t}: these are not found again.
     """
 
     final: tuple
@@ -37,11 +38,26 @@ def _size(state: tuple) -> int:
     return sum(vector.nbytes for vector in state)
 
 
-def _states(problem: Problem, hyper, state: tuple, steps: range):
+class Graphs(dict):
+    """The gradient of a training run, (weights, hyper, t) -> (n,): that of `plain` up to the last `count` steps, whose second order it keeps."""
+
+    def __init__(self, problem: Problem, count: int, plain: Callable):
+        if count < 0:
+            raise ValueError(f"graphs must be a number of steps >= 0, got {count}")
+        self.problem, self.first, self.plain = problem, problem.steps - count, plain
+
+    def __call__(self, weights, hyper, t):
+        if t < self.first:
+            return self.plain(weights, hyper, t)
+        self[t] = self.problem.second_order(weights, hyper, t)
+        return self[t].gradient
+
+
+def _states(problem: Problem, hyper, state: tuple, steps: range, gradient: Callable | None = None):
     """The states after each of `steps`, starting from `state`; raises `Diverged`."""
-    watch = Watch(problem.backend)
+    watch, gradient = Watch(problem.backend), problem.gradient if gradient is None else gradient
     for t in steps:
-        state = problem.step(state, hyper, t)
+        state = problem.step(state, hyper, t, gradient(state[0], hyper, t))
         watch.weights(t, state[0])
         yield state
     watch.look()
@@ -61,18 +77,22 @@ def _last(state: tuple, states) -> tuple:
 
 
 class stored:
-    """Every state is kept: T + 1 of them (Franceschi et al. 2017, Reverse-HG)."""
+    """Every state is kept: T + 1 of them (Franceschi et al. 2017, Reverse-HG).
+
+    graphs: of how many steps, the last ones, the graph of the gradient is kept as well. The way back need not make them again, which
+    saves a third of such a step and costs memory like an unrolled loop; `nbytes` leaves it out.
+    """
 
     first, whole = 0, True
 
-    def __init__(self, problem: Problem, hyper):
+    def __init__(self, problem: Problem, hyper, graphs: int = 0):
         state = problem.start(hyper)
         problem.check(hyper, state)
-        self._train(problem, hyper, state)
+        self._train(problem, hyper, state, graphs)
 
-    def _train(self, problem, hyper, state):
-        self.replayed = range(self.first, problem.steps)
-        self.states = [state, *_states(problem, hyper, state, self.replayed)]
+    def _train(self, problem, hyper, state, graphs=0):
+        self.replayed, self.graphs = range(self.first, problem.steps), Graphs(problem, graphs, problem.gradient)
+        self.states = [state, *_states(problem, hyper, state, self.replayed, self.graphs)]
         self.final = self.states[-1]
         self.nbytes = sum(map(_size, self.states))
 
@@ -139,11 +159,12 @@ class reversible:
     State and additions are fixed point (see reversal.py), so the run differs from a `stored` one by rounding, 2**-53 a step.
     Needs an inner objective that always gives the same bits: same thread count, no unseeded randomness. The rewound start is
     compared with the true one, bit for bit, and a difference raises `ReversalError`.
+    graphs: of how many steps, the last ones, the graph is kept, as in `stored`: what memory there is to spare buys time.
     """
 
     whole = True
 
-    def __init__(self, problem: Problem, hyper):
+    def __init__(self, problem: Problem, hyper, graphs: int = 0):
         if not problem.dynamics.reversible:
             name = type(problem.dynamics).__name__
             raise ValueError(f"{name} cannot be run backwards: use Momentum or HeavyBall, or remember the run as `stored`")
@@ -151,30 +172,30 @@ class reversible:
         start = problem.start(hyper)
         self.least, self.replayed = problem.check(hyper, start), range(problem.steps)
         self.exact = self._begin(start)
-        self._forward(start[0])
+        self.graphs = Graphs(problem, graphs, self._agreeing(start[0]))
+        self._forward()
         self.final = self.floats()
         self.nbytes = self.exact.nbytes
 
     def _begin(self, start: tuple) -> ExactMomentum:
         return ExactMomentum(*(self.backend.exact(vector) for vector in start))
 
-    def _forward(self, weights) -> None:
-        gradient, watch = self._agreeing(weights), Watch(self.backend, RANGE)
+    def _forward(self) -> None:
+        watch = Watch(self.backend, RANGE)
         watch(-1, self.exact.reach)
         for t in self.replayed:
             weights = self.backend.array(self.exact.weights)
             decay, gain, rate = self._used(t, self.problem.coefficients(weights, self.hyper, t))
-            slope = self.backend.exact(gradient(weights, self.hyper, t))
+            slope = self.backend.exact(self.graphs(weights, self.hyper, t))
             watch(t, self.exact.forth(slope, decay, gain, rate))
         watch.look()
 
     def _agreeing(self, weights):
         """The gradient to train with: the plain one if its bits are those that the way back will find, else that very call."""
-        twice = lambda w, hyper, t: self.problem.second_order(w, hyper, t).gradient  # noqa: E731
         if not self.replayed:
-            return twice
-        plain, joint = (f(weights, self.hyper, 0) for f in (self.problem.gradient, twice))
-        return self.problem.gradient if bool((plain == joint).all()) else twice
+            return self.problem.gradient
+        plain, joint = (find(weights, self.hyper, 0) for find in (self.problem.gradient, self.problem.joint_gradient))
+        return self.problem.gradient if bool((plain == joint).all()) else self.problem.joint_gradient
 
     def _used(self, t, coefficients) -> tuple:
         """(decay, gain, signed rate) of step t, in float64 where integers live."""

@@ -43,9 +43,7 @@ def running(backend, net: Dense, train: data.Split, judged: data.Split, *, addre
     UNIT * penalty * |w|**2 of each of `groups` consecutive, equal stretches of the weights; outer: cross-entropy on all of `judged`.
     Weights start normal with variance 1 / inputs of the unit, biases at zero.
     """
-    layout, xp, rng = tuned(groups), backend.xp, data.authors_rng(*address, "start")
-    start = backend.array(net.layout.join({name: rng.randn(*shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
-                                           for name, shape in net.layout.shapes.items()}))
+    layout, xp, start = tuned(groups), backend.xp, backend.array(net.first(data.authors_rng(*address, "start").randn))
     stretch = backend.array(np.ones((1, -(-net.layout.size // groups))))
 
     def inner(weights, hyper, t):

@@ -35,8 +35,7 @@ def weight_decays(backend, net: Callable, start, train: data.Split, judged: data
 def first_weights(net: Dense, address: Sequence[int]) -> np.ndarray:
     """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, drawn at that address; no biases."""
     rng = np.random.default_rng(address)
-    return net.layout.join({name: rng.standard_normal(shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
-                            for name, shape in net.layout.shapes.items()})
+    return net.first(lambda *shape: rng.standard_normal(shape))
 
 
 def joined(*splits: data.Split) -> data.Split:
