@@ -92,7 +92,8 @@ class _KickDrift:
 
     def arrive(self, adjoint, coefficients) -> tuple:
         """(adjoint as it enters the step from behind, adjoint of the gradient (n,))."""
-        velocity = adjoint[1] + self.drift(adjoint[0], coefficients)
+        velocity = self.drift(adjoint[0], coefficients)
+        velocity += adjoint[1]
         return (adjoint[0], velocity), self.kick(velocity, coefficients)
 
     def pullback(self, adjoint, step: Step) -> tuple[tuple, tuple]:
