@@ -1,5 +1,6 @@
 """Problems that more than one notebook trains, by the paper they come from."""
 
+from hgcore.experiments import peers, peers_solvers
 from hgcore.experiments.alphabets import Letters, alphabets_and_turned, deal, evenly, losses_by_task, mixed, shared, sharing, sharings, turned
 from hgcore.experiments.cleaning import corrupted, f1, weighted_examples
 from hgcore.experiments.drmad2016 import BigIntegers, as_in_2015, dealt, retrained_error, scaled, slices, unit_penalties, units
