@@ -463,7 +463,8 @@ def _prepared(name: str, task: Task) -> Callable:
 def ready(name: str, task: Task) -> None:
     """Load and compile all that `alone` of the same needs, and give back what that left free: the `first` of `meter.fresh`."""
     one_thread()
-    _prepared(name, replace(task, steps=2))()
+    for entrant in (loop, stored_reverse):  # torch loads parts of itself at first use
+        entrant(replace(task, steps=2))()
     _prepared(name, task)
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only
