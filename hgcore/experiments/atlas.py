@@ -19,7 +19,9 @@ from hgcore.problem import Problem
 from hgcore.solvers import Implicit
 
 CLASSES = 10
-NEWTON = 15  # steps from zero to the optimum: some eight are needed
+SHADES = {"s": "0.35", "^": "white", "o": "#56B4E9"}  # of marks, by their shape
+INK = dict(edgecolor="black", linewidth=0.5, clip_on=False)
+NEWTON = 12  # steps from zero to the optimum: some eight are needed
 
 
 class Counting:
@@ -90,6 +92,12 @@ def contrasts(classes: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def with_momentum(problem: Problem, steps: int, decay: float) -> Problem:
+    """`problem`, trained for so many steps, its rate kept."""
+    held = problem.backend.array(decay)
+    return replace(problem, steps=steps, dynamics=HeavyBall(rate=problem.dynamics.rate, decay=lambda hyper, t: held))
+
+
 @dataclass(frozen=True)
 class Dialled:
     """Logistic regression at one conditioning. hyper (bands + 1,): log penalties of the bands of features, then the log rate.
@@ -109,8 +117,7 @@ class Dialled:
 
     def run(self, steps: int, decay: float) -> Problem:
         """Training for so many steps with momentum, all examples in each."""
-        held = self.problem.backend.array(decay)
-        return replace(self.problem, steps=steps, dynamics=HeavyBall(rate=self.problem.dynamics.rate, decay=lambda hyper, t: held))
+        return with_momentum(self.problem, steps, decay)
 
     def radius(self, decay: float) -> float:
         """By what factor an error shrinks in one step near the optimum: the spectral radius of the step."""
@@ -149,5 +156,41 @@ def dialled(backend, *where, **size) -> Dialled:
 def kept(solve: Callable, backend: str, device: str, dtype: str, steps: int, decay: float, *where, **size) -> None:
     """One hypergradient of `regression`, trained for so many steps at a rate of one, in a process that has nothing: for `meter.fresh`."""
     problem, hyper = regression(make(backend, device, dtype), *where, **size)
-    held = problem.backend.array(decay)
-    solve(replace(problem, steps=steps, dynamics=HeavyBall(rate=problem.dynamics.rate, decay=lambda hyper, t: held)), hyper)
+    solve(with_momentum(problem, steps, decay), hyper)
+
+
+def chart(panel, points: dict[str, tuple[float, float, float]], shapes: dict[str, Sequence[str]]) -> None:
+    """Draw and name points {name: (x, y, size)} in a logarithmic panel whose limits are set; {marker: names}. Names avoid marks and each other.
+
+    The area of a mark grows with the logarithm of its size. What lies outside is drawn on the edge.
+    """
+    window = panel.get_window_extent()
+    box, limits = np.array([window.width, window.height]) * 72 / panel.figure.dpi, np.log([panel.get_xlim(), panel.get_ylim()]).T
+    spots = {name: np.clip((np.log(point[:2]) - limits[0]) / (limits[1] - limits[0]), 0, 1) * box for name, point in points.items()}
+    reach = {name: (6 + 26 * np.log10(1 + point[2])) ** 0.5 / 2 for name, point in points.items()}
+    taken = [np.concatenate([spots[name] - reach[name], spots[name] + reach[name]]) for name in points]
+    for marker, names in shapes.items():
+        places = np.array([spots[name] / box for name in names])
+        panel.scatter(*places.T, [4 * reach[name] ** 2 for name in names], marker=marker, facecolor=SHADES[marker], **INK, transform=panel.transAxes)
+    for name in sorted(points, key=lambda name: spots[name][0]):
+        rooms = _rooms(spots[name], reach[name], 3.0 * len(name), 6.0)
+        room = rooms[np.argmin(_covered(rooms, np.array(taken), box))]
+        taken.append(room)
+        panel.annotate(name, spots[name] / box, (room[:2] + room[2:]) / 2 / box, "axes fraction", "axes fraction", fontsize=5.5,
+                       ha="center", va="center", arrowprops=dict(arrowstyle="-", linewidth=0.3, color="0.4", shrinkA=0, shrinkB=0))
+
+
+def _rooms(spot, reach: float, wide: float, high: float) -> np.ndarray:
+    """Boxes (k, 4) of that size, in points, around a mark: beside it, then farther off."""
+    corners = [spot + (across, up) for far in (1, 4, 8, 13, 19, 26, 34) for across in (reach + far, -wide / 2, -wide - reach - far)
+               for up in (-high / 2, reach + far, -high - reach - far) if across != -wide / 2 or up != -high / 2]
+    return np.hstack([corners, np.add(corners, (wide, high))])
+
+
+def _covered(rooms, taken, box) -> np.ndarray:
+    """How much of each of `rooms` (k, 4) is taken, or outside `box`, in square points."""
+    def shared(boxes):
+        sides = np.minimum(rooms[:, None, 2:], boxes[None, :, 2:]) - np.maximum(rooms[:, None, :2], boxes[None, :, :2])
+        return np.prod(np.maximum(sides, 0), axis=2).sum(axis=1)
+
+    return np.round(shared(taken) + np.prod(rooms[:, 2:] - rooms[:, :2], axis=1) - shared(np.array([[0, 0, *box]])), 3)
