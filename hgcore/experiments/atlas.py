@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from hgcore import data
-from hgcore.backend import SecondOrder, make
+from hgcore import data, meter
+from hgcore.backend import SecondOrder, Torch
 from hgcore.dynamics import GradientDescent, HeavyBall
 from hgcore.experiments.inverses import hessian, minimum
 from hgcore.layout import Layout
@@ -21,7 +23,7 @@ from hgcore.solvers import Implicit
 CLASSES = 10
 SHADES = {"s": "0.35", "^": "white", "o": "#56B4E9"}  # of marks, by their shape
 INK = dict(edgecolor="black", linewidth=0.5, clip_on=False)
-NEWTON = 12  # steps from zero to the optimum: some eight are needed
+NEWTON = 10  # steps from zero to the optimum: some eight are needed
 
 
 class Counting:
@@ -64,14 +66,15 @@ class Spent(NamedTuple):
     states: float
 
 
-def spent(solve: Callable, problem: Problem, hyper) -> Spent:
+def spent(solve: Callable, problem: Problem, hyper, *trained) -> Spent:
     """What solve(problem, hyper) finds and what it takes; for inner objectives that leave their derivatives to the backend.
 
+    trained: the state that an implicit method begins with, if it is there already; its training is counted all the same.
     states: `nbytes` over those of one state. The one gradient of the outer objective is not counted.
     """
-    counting = Counting(problem.backend)
-    found = solve(replace(problem, backend=counting), hyper)
-    return Spent(problem.backend.numpy(found.grad), counting.gradients_seen, counting.products_seen, found.nbytes / found.state.nbytes)
+    counting, before = Counting(problem.backend), problem.steps if trained else 0
+    found = solve(replace(problem, backend=counting), hyper, *trained)
+    return Spent(problem.backend.numpy(found.grad), before + counting.gradients_seen, counting.products_seen, found.nbytes / found.state.nbytes)
 
 
 def whitened(images: Sequence[np.ndarray], features: int, condition: float) -> list[np.ndarray]:
@@ -153,31 +156,46 @@ def dialled(backend, *where, **size) -> Dialled:
     return Dialled(problem, hyper, optimum, curvatures, backend.numpy(Implicit(Dense())(problem, hyper, (optimum,)).grad))
 
 
-def kept(solve: Callable, backend: str, device: str, dtype: str, steps: int, decay: float, *where, **size) -> None:
-    """One hypergradient of `regression`, trained for so many steps at a rate of one, in a process that has nothing: for `meter.fresh`."""
-    problem, hyper = regression(make(backend, device, dtype), *where, **size)
-    solve(with_momentum(problem, steps, decay), hyper)
+def weighed(solve: Callable, steps: int, decay: float, *where, **size) -> float:
+    """By how many states a process of its own grows for one hypergradient of `regression` on torch, after so many steps at a rate of one.
+
+    Counted from when data are there and a short run has loaded and compiled what is loaded and compiled once.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_growth, solve, steps, decay, *where, **size).result()
+
+
+def _growth(solve: Callable, steps: int, decay: float, *where, **size) -> float:
+    problem, hyper = regression(Torch(), *where, **size)
+    solve(with_momentum(problem, 2, decay), hyper)
+    return meter.cost(lambda: solve(with_momentum(problem, steps, decay), hyper)).peak / (2 * problem.start(problem.hyper(hyper))[0].nbytes)
+
+
+def area(size: float) -> float:
+    """Of a mark, in square points."""
+    return 4 + 34 * np.log10(1 + size)
 
 
 def chart(panel, points: dict[str, tuple[float, float, float]], shapes: dict[str, Sequence[str]]) -> None:
     """Draw and name points {name: (x, y, size)} in a logarithmic panel whose limits are set; {marker: names}. Names avoid marks and each other.
 
-    The area of a mark grows with the logarithm of its size. What lies outside is drawn on the edge.
+    The `area` of a mark grows with the logarithm of its size. What lies outside is drawn on the edge.
     """
     window = panel.get_window_extent()
     box, limits = np.array([window.width, window.height]) * 72 / panel.figure.dpi, np.log([panel.get_xlim(), panel.get_ylim()]).T
     spots = {name: np.clip((np.log(point[:2]) - limits[0]) / (limits[1] - limits[0]), 0, 1) * box for name, point in points.items()}
-    reach = {name: (6 + 26 * np.log10(1 + point[2])) ** 0.5 / 2 for name, point in points.items()}
+    reach = {name: area(point[2]) ** 0.5 / 2 for name, point in points.items()}
     taken = [np.concatenate([spots[name] - reach[name], spots[name] + reach[name]]) for name in points]
     for marker, names in shapes.items():
         places = np.array([spots[name] / box for name in names])
         panel.scatter(*places.T, [4 * reach[name] ** 2 for name in names], marker=marker, facecolor=SHADES[marker], **INK, transform=panel.transAxes)
-    for name in sorted(points, key=lambda name: spots[name][0]):
-        rooms = _rooms(spots[name], reach[name], 3.0 * len(name), 6.0)
+    for name in sorted(points, key=lambda name: -spots[name][1]):
+        rooms = _rooms(spots[name], reach[name], 3.4 * len(name), 6.5)
         room = rooms[np.argmin(_covered(rooms, np.array(taken), box))]
         taken.append(room)
-        panel.annotate(name, spots[name] / box, (room[:2] + room[2:]) / 2 / box, "axes fraction", "axes fraction", fontsize=5.5,
-                       ha="center", va="center", arrowprops=dict(arrowstyle="-", linewidth=0.3, color="0.4", shrinkA=0, shrinkB=0))
+        ends = np.array([spots[name], np.clip(spots[name], room[:2], room[2:])]) / box
+        panel.plot(*ends.T, color="0.4", linewidth=0.4, zorder=0, transform=panel.transAxes, scalex=False, scaley=False)
+        panel.text(*(room[:2] + room[2:]) / 2 / box, name, fontsize=6, ha="center", va="center", transform=panel.transAxes, in_layout=False)
 
 
 def _rooms(spot, reach: float, wide: float, high: float) -> np.ndarray:
