@@ -17,13 +17,14 @@ class CrossEntropy:
     """The mean cross-entropy of `net` on batch(t) = (inputs, labels), plus strength_b(hyper) |w_b|^2 for each block b of its weights.
 
     Its derivatives are written out (see fused.py): no graph, so a step costs little more than its matrix products.
+    batch: t -> inputs (examples, net.sizes[0]), labels (examples, net.sizes[-1]), of the kind of the weights; t = None: all of them.
     strength: hyper (m,) -> (len(net.layout),), or None for no penalty.
     """
 
     net: Dense
     batch: Callable
     strength: Callable | None = None
-    _of: list = field(default_factory=list, init=False, repr=False, compare=False)  # the hyper last seen, and its `_Penalty`
+    _of: list = field(default_factory=list, init=False, repr=False, compare=False)  # the hyper last seen, its version, its `_Penalty`
 
     def __call__(self, weights, hyper, t):
         inputs, labels = self.batch(t)
@@ -48,12 +49,23 @@ class CrossEntropy:
 
     def _first_order(self, backend, weights, hyper, t) -> tuple:
         """(gradient (n,); tangent of the weights (n,) -> that of the gradient (n,); the penalty)."""
-        if not self._of or self._of[0] is not hyper:
-            self._of[:] = hyper, (_Penalty if self.strength else _NoPenalty)(backend, self, hyper)
-        (inputs, labels), layout, way, penalty = self.batch(t), self.net.layout, written_out(), self._of[1]
+        (inputs, labels), layout, way, penalty = self._checked(weights, t), self.net.layout, written_out(), self._penalty(backend, hyper)
         passed = way.forward(weights, inputs, layout)
         gradient, kept = way.backward(way.bare(labels) / -len(labels), weights, layout, passed)
         return penalty.bend(gradient, weights), lambda q: penalty.bend(way.along(q, weights, layout, kept)[1], q), penalty
+
+    def _checked(self, weights, t) -> tuple:
+        for name, part in zip(("inputs", "labels"), batch := self.batch(t), strict=True):
+            kind = getattr(part, "dtype", type(part).__name__), getattr(part, "device", None)
+            if kind != (weights.dtype, weights.device):
+                raise TypeError(f"batch({t}) must give tensors like the weights, {weights.dtype} on {weights.device}; its {name} are {kind[0]}"
+                                f" on {kind[1]}: hand them through backend.array first")
+        return batch
+
+    def _penalty(self, backend, hyper):
+        if not self._of or self._of[0] is not hyper or self._of[1] != hyper._version:
+            self._of[:] = hyper, hyper._version, (_Penalty if self.strength else _NoPenalty)(backend, self, hyper)
+        return self._of[2]
 
 
 class _Penalty:

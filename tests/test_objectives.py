@@ -82,6 +82,23 @@ def test_another_hyper_has_another_penalty():
         assert gap(hg.Reverse()(known, hyper + shift).grad, hg.Reverse()(closure, hyper + shift).grad) < 1e-11
 
 
+def test_a_hyper_changed_in_place_is_another():
+    known, closure, hyper = tasks(hg.Torch())
+    hyper = torch.as_tensor(hyper.copy())
+    (weights,) = known.start(hyper)[:1]
+    known.gradient(weights, hyper, 0)
+    hyper += 1
+    assert gap(known.gradient(weights, hyper, 0), closure.gradient(weights, hyper, 0)) < 1e-13
+
+
+@pytest.mark.parametrize("wrong, told", [(lambda x: x.float(), "inputs are torch.float32"), (lambda x: x.numpy(), "inputs are float64")])
+def test_a_batch_of_another_kind_is_refused_with_the_way_out(wrong, told):
+    known, _, hyper = tasks(hg.Torch())
+    inner = dataclasses.replace(known.inner, batch=lambda t: (wrong(known.inner.batch(t)[0]), known.inner.batch(t)[1]))
+    with pytest.raises(TypeError, match=f"batch\\(0\\) must give tensors like the weights.*{told}.*backend.array"):
+        hg.Reverse()(dataclasses.replace(known, inner=inner), hyper)
+
+
 @pytest.mark.parametrize("remember", [hg.stored, hg.reversible])
 def test_graphs_are_counted_in_steps_and_let_go(remember):
     known, _, hyper = tasks(hg.Torch())

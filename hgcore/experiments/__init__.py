@@ -2,6 +2,7 @@
 
 from hgcore.experiments import peers, peers_solvers
 from hgcore.experiments.alphabets import Letters, alphabets_and_turned, deal, evenly, losses_by_task, mixed, shared, sharing, sharings, turned
+from hgcore.experiments.atlas import Counting, Dialled, area, chart, contrasts, dialled, regression, spent, weighed, whitened, with_momentum
 from hgcore.experiments.cleaning import corrupted, f1, weighted_examples
 from hgcore.experiments.drmad2016 import BigIntegers, as_in_2015, dealt, retrained_error, scaled, slices, unit_penalties, units
 from hgcore.experiments.franceschi2017 import Trial, allowed, random_search, running, studied, study, trial, tuned
