@@ -3,7 +3,7 @@
 
 Of layer i: h[i] is its input, felt[i] the cotangent of its sums, each (batch, units). Along a direction q of the weights, sums, inputs
 and what is felt move. On a CPU all is reckoned on NumPy views of the tensors: its BLAS and its tanh are faster than torch's where MKL
-does not know the processor (AMD: by 1.1 and 4), and no slower elsewhere. It gets as many threads as torch has.
+does not know the processor. It gets as many threads as torch has.
 """
 
 from __future__ import annotations

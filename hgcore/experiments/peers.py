@@ -106,6 +106,7 @@ def loss(lib, w: list, x, y):
 
 
 def penalised(lib, w: list, penalties, x, y):
+    """`loss` and a penalty on the squares of each block."""
     return loss(lib, w, x, y) + sum(p * (block * block).sum() for p, block in zip(penalties, w, strict=True))
 
 
