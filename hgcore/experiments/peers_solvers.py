@@ -14,7 +14,9 @@ import numpy as np
 from hgcore import reversal
 from hgcore.dynamics import GradientDescent
 from hgcore.experiments.drmad2016 import BigIntegers
-from hgcore.experiments.peers import Setting, Task, ahead, leaves, loss, moved, network, penalised, posed, setting, with_jax
+from hgcore.experiments.peers import network, posed
+from hgcore.experiments.peers_task import Setting, Task, leaves, loss, moved, penalised, setting
+from hgcore.experiments.peers_theirs import ahead, with_jax
 from hgcore.linear import ConjugateGradient, Neumann
 from hgcore.nets import cross_entropy
 from hgcore.problem import Problem
