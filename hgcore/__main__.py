@@ -138,15 +138,15 @@ def act_list(asked, root):
 
 def act_report(asked, root):
     """Build the page and the README's table, or check the table."""
-    from hgcore import report
+    from hgcore import readme, report
 
     if asked.check:
-        before, after = report.readme(root)
+        before, after = readme.revised(root)
         if before != after:
             print("the table in README.md is out of date; `python -m hgcore report` writes it", file=sys.stderr)
             return 1
         return 0
-    report.write_readme(root)
+    readme.write(root)
     print(f"Look at {shown(report.build(root))}")
     print(report.tally(root))
 

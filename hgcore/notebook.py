@@ -13,7 +13,8 @@ from hgcore.tidy import normalise, tags, write  # noqa: F401  one door for all t
 
 PACKAGE = Path(__file__).parent
 # no figure depends on these
-NOT_KEYED = {"suite.py", "report.py", "__main__.py", "notebook.py", "meter.py", "tidy.py", "content.py", "jobs.py", "live.py", "pages.py", "reach.py"}
+NOT_KEYED = {"suite.py", "report.py", "__main__.py", "notebook.py", "meter.py", "tidy.py", "content.py", "jobs.py", "live.py",
+             "pages.py", "reach.py", "readme.py"}
 NOT_CODE = {"parameters", "injected-parameters"}
 RECORD = {"figure", "notebook", "siblings", "profile", "backend", "device", "seed", "overrides", "key", "products", "claims"}
 

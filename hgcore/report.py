@@ -1,4 +1,4 @@
-"""The page of figures and the README's table, both made of nothing but the records, the ledger and the notebooks."""
+"""What the records say, and the page of figures, made of nothing but the records, the ledger and the notebooks."""
 
 from collections import Counter
 
@@ -15,10 +15,6 @@ PAPERS = {  # in the order of the page: short name, title
 }
 VERDICTS = (*claims.VERDICTS, "NOT RUN")
 SAID = {"HOLDS": "{} held", "FAILS": "{} failed", "REFUTED": "{} refuted", "NOT DECIDED": "{} not decided", "NOT RUN": "{} not run"}
-BEGIN, END = "<!-- table -->", "<!-- /table -->"
-
-
-# ---- what the records say
 
 
 def latest(root):
@@ -55,7 +51,7 @@ def _state(records, root):
         return "stale"
     if any(claim["verdict"] == "FAILS" for record in records for claim in record["claims"]):
         return "FAILS"
-    return f"done {_seconds(max(record['seconds'] for record in records))}"
+    return f"done {duration(max(record['seconds'] for record in records))}"
 
 
 def figures_of(name, root):
@@ -63,82 +59,6 @@ def figures_of(name, root):
     claimed = [f"{notebook.paper(name)}/{entry['figure']}" for entry in claims.entries(name, root)]
     saved = [figure for (figure, _), record in latest(root).items() if record["notebook"] == name]
     return sorted({*claimed, *saved})
-
-
-# ---- the README's table
-
-
-def table(root):
-    """Verdicts at profile paper as Markdown: by notebook, the tally, what does not hold, and, folded, every claim under its figure."""
-    said = verdicts(root, "paper")
-    books = [(_book_link(name, root), _pictures(name, root), _counts(name, said)) for name in notebook.discover(root)]
-    bad = [(f"[{name}](notebooks/{name}.ipynb)", _statement(entry), verdict) for name, entry, verdict in said if verdict in ("REFUTED", "FAILS")]
-    return "\n".join([
-        *_rows("notebook | figures | claims", books), "", tally(root), "", *(_rows("what does not hold | claim | verdict", bad) if bad else []), "",
-        "<details><summary>Every claim</summary>", "", *_rows("figure | notebook | claim | verdict", _every(said, root)), "", "</details>"])
-
-
-def _rows(head, rows):
-    cells = head.split(" | ")
-    return [f"| {head} |", "| " + " | ".join("---" for _ in cells) + " |", *("| " + " | ".join(row) + " |" for row in rows)]
-
-
-def _every(said, root):
-    """(figure, notebook, claim, verdict) of all claims, figure by figure; the first two once only."""
-    places, before = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said)), None
-    for name, entry, verdict in sorted(said, key=lambda row: places.index((row[0], row[1]["figure"]))):
-        where = name, entry["figure"]
-        shown = ("", "") if where == before else (_linked(name, entry["figure"], root), _book_link(name, root))
-        yield *shown, _statement(entry), verdict
-        before = where
-
-
-def _statement(entry):
-    return " ".join(entry["statement"].split()).replace("|", "\\|")
-
-
-def _book_link(name, root):
-    return f"[{name}](notebooks/{name}.ipynb){_time(name, root)}"
-
-
-def _pictures(name, root):
-    return ", ".join(_linked(name, figure.rpartition("/")[2], root) for figure in figures_of(name, root))
-
-
-def _counts(name, said):
-    """`11 HOLD, 1 REFUTED`"""
-    counts = Counter(verdict for book, _, verdict in said if book == name)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-
-
-def _time(name, root):
-    """What the notebook took at profile paper, said once it is minutes; what to do about it, where it is more than a quarter of an hour."""
-    took = max((record["seconds"] for record in latest(root).values() if record["notebook"] == name and record["profile"] == "paper"), default=0)
-    remedy = "; on a GPU add `--device cuda`" if took > 900 else ""
-    return f" ({_seconds(took)}{remedy})" if took >= 120 else ""
-
-
-def _linked(name, figure, root):
-    picture = f"figures/{notebook.paper(name)}/{figure}.png"
-    return f"[{figure}]({picture})" if (root / picture).exists() else figure
-
-
-def readme(root):
-    """(README.md as it is, as it should be); ValueError without the markers."""
-    file = root / "README.md"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{file} needs the lines {BEGIN} and {END}; the table goes between them")
-    return text, f"{head}{BEGIN}\n{table(root)}\n{END}{tail}"
-
-
-def write_readme(root):
-    """Put the table of today's records between the README's markers."""
-    before, after = readme(root)
-    if after != before:
-        figures.write(root / "README.md", after.encode())
 
 
 # ---- the page
@@ -194,13 +114,13 @@ def _title(name, root):
 def _figure(figure, records, root):
     """What the page shows of one figure: the paper profile's record if there is one."""
     record, quick = records.get((figure, "paper")) or records[figure, "quick"], records.get((figure, "quick"))
-    facts = [f"profile {record['profile']}", _seconds(record["seconds"]), f"{record['device']} ({record['device_name']})",
+    facts = [f"profile {record['profile']}", duration(record["seconds"]), f"{record['device']} ({record['device_name']})",
              f"{record['backend']}, {record['dtype']}", f"seed {record['seed']}"]  # fmt: skip
     counts = Counter(claim["verdict"] for claim in quick["claims"]) if quick and quick is not record else Counter()
     also = ", ".join(said.format(counts[verdict]) for verdict, said in SAID.items() if counts[verdict])
     return {"id": figure, "stem": ("quick/" if record is quick else "") + figure, "meta": " · ".join(facts),
             "stale": not notebook.fresh(record, root), "claims": [_claim(claim) for claim in record["claims"]],
-            "other": also and f"At profile quick, {_seconds(quick['seconds'])}: {also}."}
+            "other": also and f"At profile quick, {duration(quick['seconds'])}: {also}."}
 
 
 def _claim(claim):
@@ -247,5 +167,5 @@ def _shown(value):
     return "none" if value is None else str(value)
 
 
-def _seconds(seconds):
+def duration(seconds):
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -6,7 +6,7 @@ import re
 import pytest
 import toy
 
-from hgcore import notebook, pages, report
+from hgcore import notebook, pages, readme, report
 
 
 @pytest.fixture
@@ -79,19 +79,19 @@ def test_page_shows_the_outputs_of_the_paper_run(root):
 
 
 def test_readme_table_follows_the_records(root):
-    before, after = report.readme(root)
+    before, after = readme.revised(root)
     assert before != after
-    report.write_readme(root)
-    readme = (root / "README.md").read_text()
-    assert readme.startswith("# Toy\n") and readme.endswith("\nThe end.\n")
+    readme.write(root)
+    text = (root / "README.md").read_text()
+    assert text.startswith("# Toy\n") and text.endswith("\nThe end.\n")
     fig1 = "| [fig1](figures/maclaurin2015/fig1.png) | [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) "
-    assert fig1 + "| The loss $L_T$ of fig1 is small \\| always. | REFUTED |" in readme
-    assert "| fig2 | [maclaurin2015/fig2](notebooks/maclaurin2015/fig2.ipynb) | The loss $L_T$ of fig2 is small \\| always. | NOT RUN |" in readme
-    assert "| [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) | [fig1](figures/maclaurin2015/fig1.png) | 1 REFUTED |" in readme
-    assert "| [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) | The loss $L_T$ of fig1 is small \\| always. | REFUTED |" in readme
-    assert len(set(report.readme(root))) == 1
+    assert fig1 + "| The loss $L_T$ of fig1 is small \\| always. | REFUTED |" in text
+    assert "| fig2 | [maclaurin2015/fig2](notebooks/maclaurin2015/fig2.ipynb) | The loss $L_T$ of fig2 is small \\| always. | NOT RUN |" in text
+    assert "| [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) | [fig1](figures/maclaurin2015/fig1.png) | 1 REFUTED |" in text
+    assert "| [maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) | The loss $L_T$ of fig1 is small \\| always. | REFUTED |" in text
+    assert len(set(readme.revised(root))) == 1
     toy.record(root, "maclaurin2015/fig1", "paper", verdict="HOLDS")
-    assert len(set(report.readme(root))) == 2
+    assert len(set(readme.revised(root))) == 2
 
 
 def test_check_writes_nothing(root, capsys):
