@@ -18,11 +18,12 @@ from hgcore.backend import cut, namespace
 
 
 class Passed(NamedTuple):
-    """A forward pass: log-probabilities, probabilities (batch, classes), inputs of the layers."""
+    """A forward pass: log-probabilities, probabilities (batch, classes), inputs of the layers, (matrix, bias) of each."""
 
     log_likely: object
     likely: object
     h: list
+    layers: list
 
 
 class Felt(NamedTuple):
@@ -31,6 +32,7 @@ class Felt(NamedTuple):
     weight: object
     likely: object
     h: list
+    layers: list
     slopes: list
     felt: list
 
@@ -53,49 +55,52 @@ def _backwards(layers) -> list[tuple]:
     return list(enumerate(layers))[::-1]
 
 
+def _ones(vector):
+    """Sums by products with ones are three times as fast as sums."""
+    return namespace(vector).ones_like(vector)
+
+
 def forward(weights, inputs, layout) -> Passed:
     """The net at weights (n,), tensors; `layout` holds its blocks."""
     global _threads
     if _threads != (threads := torch.get_num_threads()):
         threadpoolctl.threadpool_limits(threads, user_api="blas")
         _threads = threads
-    h = [bare(inputs)]
+    h, layers = [bare(inputs)], _layers(weights, layout)
     xp = namespace(h[0])
-    for i, (matrix, bias) in enumerate(layers := _layers(weights, layout)):
+    for i, (matrix, bias) in enumerate(layers):
         sums = h[i] @ matrix
         sums += bias
         if i + 1 < len(layers):
             h.append(xp.tanh(sums, out=sums))
     sums -= xp.amax(sums, axis=1, keepdims=True)
     likely = xp.exp(sums)
-    total = xp.sum(likely, axis=1, keepdims=True)
+    total = (likely @ _ones(likely[0]))[:, None]
     likely /= total
     sums -= xp.log(total)
-    return Passed(sums, likely, h)
+    return Passed(sums, likely, h, layers)
 
 
 def backward(cotangent, weights, layout, passed: Passed) -> tuple:
     """(cotangent of the weights (n,), a tensor; what `along` needs), from that of the log-probabilities."""
-    _, likely, h = passed
-    gradient, felt, slopes = torch.empty_like(weights), [cotangent], [None]
-    xp, layers = namespace(likely), _layers(weights, layout)
-    weight = xp.sum(cotangent, axis=1, keepdims=True) * likely
-    felt[0] = cotangent - weight
+    _, likely, h, layers = passed
+    xp, ones, gradient = namespace(likely), _ones(likely[None, :, 0]), torch.empty_like(weights)
+    weight = (cotangent @ _ones(likely[0]))[:, None] * likely
+    felt, slopes = [cotangent - weight], [None]
     for i, (to_matrix, to_bias) in _backwards(_layers(gradient, layout)):
         xp.matmul(h[i].T, felt[0], out=to_matrix)
-        xp.sum(felt[0], axis=0, out=to_bias)
+        xp.matmul(ones, felt[0], out=to_bias[None])
         if i:
             slopes.insert(1, 1 - h[i] * h[i])
             felt.insert(0, felt[0] @ layers[i][0].T)
             felt[0] *= slopes[1]
-    return gradient, Felt(weight, likely, h, slopes, felt)
+    return gradient, Felt(weight, likely, h, layers, slopes, felt)
 
 
-def along(q, weights, layout, kept: Felt) -> tuple:
+def along(q, layout, kept: Felt) -> tuple:
     """(how the log-probabilities move along q (n,), an array; how the gradient does (n,), a tensor)."""
-    weight, likely, h, slopes, felt = kept
-    xp, product = namespace(likely), torch.empty_like(weights)
-    layers, directions = _layers(weights, layout), _layers(q, layout)
+    weight, likely, h, layers, slopes, felt = kept
+    xp, ones, product, directions = namespace(likely), _ones(likely[None, :, 0]), torch.empty_like(q), _layers(q, layout)
     sums, inputs = [], [None]  # how they move: the sums of every layer, its inputs
     for i, (matrix, bias) in enumerate(directions):
         sums.append(h[i] @ matrix)
@@ -103,11 +108,11 @@ def along(q, weights, layout, kept: Felt) -> tuple:
         if i:
             inputs.append(sums[i - 1] * slopes[i])
             sums[i] += inputs[i] @ layers[i][0]
-    output = sums[-1] - xp.sum(likely * sums[-1], axis=1, keepdims=True)
+    output = sums[-1] - ((likely * sums[-1]) @ _ones(likely[0]))[:, None]
     moving = -weight * output  # how felt[i] moves
     for i, (to_matrix, to_bias) in _backwards(_layers(product, layout)):
         xp.matmul(h[i].T, moving, out=to_matrix)
-        xp.sum(moving, axis=0, out=to_bias)
+        xp.matmul(ones, moving, out=to_bias[None])
         if i:
             to_matrix += inputs[i].T @ felt[i]
             moving = moving @ layers[i][0].T
@@ -145,7 +150,8 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx, q):
         if torch.is_grad_enabled():  # a graph of what follows is asked for
             raise RuntimeError("nets.Dense on torch can be differentiated twice; write the net out over Layout.split to do it again")
-        output, product = along(q, *ctx.saved_tensors, ctx.layout, ctx.kept)
+        ctx.saved_tensors  # noqa: B018  raises if the weights, of which `kept` has views, were changed
+        output, product = along(q, ctx.layout, ctx.kept)
         return torch.as_tensor(output), product, None, None
 
 

@@ -52,7 +52,7 @@ class CrossEntropy:
         (inputs, labels), layout, way, penalty = self._checked(weights, t), self.net.layout, written_out(), self._penalty(backend, hyper)
         passed = way.forward(weights, inputs, layout)
         gradient, kept = way.backward(way.bare(labels) / -len(labels), weights, layout, passed)
-        return penalty.bend(gradient, weights), lambda q: penalty.bend(way.along(q, weights, layout, kept)[1], q), penalty
+        return penalty.bend(gradient, weights), lambda q: penalty.bend(way.along(q, layout, kept)[1], q), penalty
 
     def _checked(self, weights, t) -> tuple:
         for name, part in zip(("inputs", "labels"), batch := self.batch(t), strict=True):

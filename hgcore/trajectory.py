@@ -6,12 +6,14 @@ steps. Each is called as remember(problem, hyper), trains, and returns a `Trajec
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from hgcore.backend import namespace
 from hgcore.problem import Problem, Watch
 from hgcore.reversal import RANGE, ExactMomentum, ReversalError, ratio
 
@@ -92,18 +94,23 @@ class stored:
 
     def _train(self, problem, hyper, state, graphs=0):
         self.replayed, self.graphs = range(self.first, problem.steps), Graphs(problem, graphs, problem.gradient)
-        self.states = [state, *_states(problem, hyper, state, self.replayed, self.graphs)]
-        self.final = self.states[-1]
-        self.nbytes = sum(map(_size, self.states))
+        shape = len(self.replayed) + 1, len(state), len(state[0])
+        # one block, made beforehand: vectors that stay between temporary ones leave holes that nobody can use
+        self.states = namespace(state[0]).empty(shape, dtype=state[0].dtype, device=state[0].device)
+        self.nbytes = self.states.nbytes
+        for place, after in zip(self.states, itertools.chain([state], _states(problem, hyper, state, self.replayed, self.graphs)), strict=True):
+            for kept, vector in zip(place, after, strict=True):
+                kept[:] = vector
+        self.final = after
 
     def weights(self, t, coefficients):
-        return self.states[t - self.first][0]
+        return self.states[t - self.first, 0]
 
     def state(self, t, gradient, coefficients) -> tuple:
-        return self.states[t - self.first]
+        return tuple(self.states[t - self.first])
 
     def close(self) -> None:
-        self.states.clear()
+        del self.states
 
 
 class truncated(stored):
