@@ -10,7 +10,7 @@ from hgcore import meter
 
 TASK = hg.experiments.peers.Task((5, 4, 3), 6, 6)
 ALL = hg.experiments.peers.PEERS | hg.experiments.peers.OURS
-SYSTEMS = {"sum": hg.experiments.peers_solvers.neumann(3), "conjugate": hg.experiments.peers_solvers.conjugates(3)}
+SYSTEMS = {"sum": hg.experiments.peers_implicit.neumann(3), "conjugate": hg.experiments.peers_implicit.conjugates(3)}
 
 
 def grad(entrants, name, task=TASK):
@@ -53,13 +53,13 @@ def test_every_way_to_a_system_gives_one_answer(system, name):
 @pytest.mark.parametrize("name", ["torch, vmap of jvp", "jax, vmap of jvp", "Forward, closure", "Forward, CrossEntropy"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_every_forward_mode_gives_what_reverse_mode_gives(count, name):
-    ways = hg.experiments.peers_solvers.forward(count)
+    ways = hg.experiments.peers_forward.forward(count)
     assert hg.experiments.peers.apart({name: grad(ways, name)}, grad(ways, "reverse mode")) < 1e-12
 
 
-@pytest.mark.parametrize("name", hg.experiments.peers_solvers.BUFFERS)
+@pytest.mark.parametrize("name", hg.experiments.peers_buffer.BUFFERS)
 def test_every_buffer_gives_back_what_it_took(name):
-    assert hg.experiments.peers_solvers.undone(name, 20, 9).exact
+    assert hg.experiments.peers_buffer.undone(name, 20, 9).exact
 
 
 def test_what_is_raced_is_measured_and_what_is_no_hypergradient_has_none():

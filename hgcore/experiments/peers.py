@@ -147,6 +147,12 @@ def versions() -> dict[str, str]:
     return {name: installed(library) for name, library in LIBRARIES.items()}
 
 
+def kernels() -> str:
+    """Whose matrix products NumPy has, and for which processor. OpenBLAS takes the best for this one unless OPENBLAS_CORETYPE names another."""
+    first = next((library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"), {})
+    return " ".join(str(first[part]) for part in ("internal_api", "version", "architecture") if first.get(part)) or "unknown"
+
+
 def titled(name: str) -> str:
     """An entrant's name with the version of its library."""
     first, *rest = name.split(",")
