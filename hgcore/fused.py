@@ -14,7 +14,7 @@ import numpy as np
 import threadpoolctl
 import torch
 
-from hgcore.backend import cut, namespace
+from hgcore.arrays import cut, namespace
 
 
 class Passed(NamedTuple):

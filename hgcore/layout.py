@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hgcore.backend import cut, in_reverse, namespace, written_out
+from hgcore.arrays import cut, in_reverse, namespace, written_out
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 from hgcore.problem import Diverged
 
 SLACK = 0.02  # squared lengths that grow by less, a hundredth in length, are rounding or do no harm

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hgcore.backend import in_reverse, namespace, written_out
+from hgcore.arrays import in_reverse, namespace, written_out
 from hgcore.layout import Layout
 
 

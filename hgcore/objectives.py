@@ -8,7 +8,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hgcore.backend import SecondOrder, written_out
+from hgcore.arrays import written_out
+from hgcore.backend import SecondOrder
 from hgcore.nets import Dense, cross_entropy
 
 

@@ -8,7 +8,8 @@ from numbers import Integral
 
 import numpy as np
 
-from hgcore.backend import Backend, SecondOrder, cut
+from hgcore.arrays import cut
+from hgcore.backend import Backend, SecondOrder
 from hgcore.dynamics import rounded
 from hgcore.reversal import DENOMINATOR
 

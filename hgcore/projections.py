@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 
 
 def box(low, high) -> Callable:

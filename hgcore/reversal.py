@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 
 UNIT = 2.0**-52
 RANGE = 2.0**11

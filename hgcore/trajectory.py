@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 from hgcore.problem import Problem, Watch
 from hgcore.reversal import RANGE, ExactMomentum, ReversalError, ratio
 

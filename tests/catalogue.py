@@ -3,7 +3,7 @@
 import numpy as np
 
 import hgcore as hg
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 
 
 def everything(backend, decay=0.9, per_coordinate=False, dynamics=hg.Momentum, steps=12, n=4):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import hgcore as hg
-from hgcore.backend import make, namespace
+from hgcore.arrays import namespace
+from hgcore.backend import make
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import cut
+from hgcore.arrays import cut
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy

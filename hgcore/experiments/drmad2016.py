@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from hgcore import data, trajectory
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 from hgcore.dynamics import Momentum
 from hgcore.experiments.maclaurin2015 import loss
 from hgcore.layout import Layout

@@ -11,7 +11,8 @@ from fractions import Fraction
 import numpy as np
 
 from hgcore import linear, meter
-from hgcore.backend import Torch, namespace
+from hgcore.arrays import namespace
+from hgcore.backend import Torch
 from hgcore.data import boston
 from hgcore.dynamics import GradientDescent
 from hgcore.nets import Dense, cross_entropy

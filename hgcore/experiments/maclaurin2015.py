@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import namespace
+from hgcore.arrays import namespace
 from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy, log_softmax
