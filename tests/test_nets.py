@@ -80,6 +80,16 @@ def test_a_third_derivative_is_refused_and_not_wrong():
         torch.autograd.grad(gradient, weights, torch.ones_like(weights), create_graph=True)
 
 
+def test_weights_written_to_between_gradient_and_product_are_noticed():
+    net = nets.Dense((4, 5, 3))
+    weights = torch.as_tensor(RNG.standard_normal(net.layout.size)).requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES["not linear"](net(weights, torch.ones(9, 4, dtype=torch.float64))), weights, create_graph=True)
+    with torch.no_grad():
+        weights += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(gradient, weights, torch.ones_like(weights))
+
+
 class Tied(torch.nn.Module):
     """Encoder and decoder share one matrix."""
 

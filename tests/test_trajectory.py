@@ -26,6 +26,15 @@ def test_checkpoints_at_any_distance_give_the_bits_of_stored(backend, every, ste
 
 
 @both
+def test_a_stored_run_keeps_the_state_before_every_step_in_one_block(backend):
+    problem, hyper = catalogue.everything(backend)
+    states = hg.stored(problem, backend.array(hyper)).states
+    shorter = [hg.train(dataclasses.replace(problem, steps=t), backend.array(hyper)) for t in range(problem.steps + 1)]
+    assert states.shape == (problem.steps + 1, 2, len(shorter[0][0]))
+    assert all(np.array_equal(a, b) for state, true in zip(states, shorter, strict=True) for a, b in zip(state, true, strict=True))
+
+
+@both
 @pytest.mark.parametrize("last", [0, 1, 5, 12, 40])
 def test_truncation_is_exact_reverse_mode_from_a_later_start(backend, last):
     """The run before is a constant: what it passes on depends on hyper in no way."""
