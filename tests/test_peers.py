@@ -84,3 +84,12 @@ def test_memory_is_that_of_a_process_of_its_own():
 def test_there_is_no_race_without_torch():
     with pytest.raises(ValueError, match="backend must be 'torch'"):
         hg.experiments.peers.only_torch(hg.Autograd())
+
+
+def test_the_record_says_whose_products_numpy_has(monkeypatch):
+    mine = {"user_api": "blas", "internal_api": "openblas", "version": "0.3.31", "architecture": "Zen", "filepath": "numpy.libs/openblas.so"}
+    others = mine | {"version": "0.3.30", "filepath": "scipy.libs/openblas.so"}
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [{"user_api": "openmp"}, others, mine])
+    assert hg.experiments.peers.kernels() == "openblas 0.3.31 Zen"
+    monkeypatch.setattr("threadpoolctl.threadpool_info", list)
+    assert hg.experiments.peers.kernels() == "unknown"

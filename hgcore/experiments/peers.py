@@ -149,8 +149,9 @@ def versions() -> dict[str, str]:
 
 def kernels() -> str:
     """Whose matrix products NumPy has, and for which processor. OpenBLAS takes the best for this one unless OPENBLAS_CORETYPE names another."""
-    first = next((library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"), {})
-    return " ".join(str(first[part]) for part in ("internal_api", "version", "architecture") if first.get(part)) or "unknown"
+    libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    numpys = min(libraries, key=lambda library: "numpy" not in library["filepath"], default={})
+    return " ".join(str(numpys[part]) for part in ("internal_api", "version", "architecture") if numpys.get(part)) or "unknown"
 
 
 def titled(name: str) -> str:
