@@ -113,9 +113,9 @@ class Compiled:
     """`inner` (weights, hyper, t) -> scalar, any function of torch, whose gradients and products torch.compile fuses: for reverse mode.
 
     The first run compiles, some 5 to 30 seconds (later processes find the kernels in torch's cache); on a CPU torch needs a C++ compiler,
-    and to be installed where no folder's name has a space. `inner` must be one graph: t may
-    choose a slice or an index, not what is computed; NumPy cannot be part of it. `reversible` checks at its first step whether gradient
-    and product agree in bits and trains with the product's gradient if not.
+    and to be installed where no folder's name has a space. `inner` must be one graph: t may choose a slice or an index, not what is
+    computed; NumPy cannot be part of it. `reversible` checks at its first step whether gradient and product agree in bits and trains
+    with the product's gradient if not.
     """
 
     inner: Callable

@@ -168,4 +168,5 @@ def _shown(value):
 
 
 def duration(seconds):
+    """Seconds, minutes or hours, as one would say it: `85 s`, `7 min`, `2.4 h`."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

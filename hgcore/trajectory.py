@@ -98,6 +98,7 @@ class stored:
         # one block, made beforehand: vectors that stay between temporary ones leave holes that nobody can use
         self.states = namespace(state[0]).empty(shape, dtype=state[0].dtype, device=state[0].device)
         self.nbytes = self.states.nbytes
+        # strict, so that zip asks for one state too many: only then are the last steps looked at (see `_states`)
         for place, after in zip(self.states, itertools.chain([state], _states(problem, hyper, state, self.replayed, self.graphs)), strict=True):
             for kept, vector in zip(place, after, strict=True):
                 kept[:] = vector

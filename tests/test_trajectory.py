@@ -34,6 +34,15 @@ def test_a_stored_run_keeps_the_state_before_every_step_in_one_block(backend):
     assert all(np.array_equal(a, b) for state, true in zip(states, shorter, strict=True) for a, b in zip(state, true, strict=True))
 
 
+@pytest.mark.parametrize("remember", [hg.stored, hg.truncated, hg.checkpointed, hg.shortcut])  # a CPU cannot look seldom at exact numbers
+def test_divergence_in_the_last_steps_is_seen_where_one_looks_seldom(remember, monkeypatch):
+    monkeypatch.setattr(hg.Torch, "patience", 64)
+    problem, hyper = catalogue.everything(hg.Torch())
+    steep = dataclasses.replace(problem, inner=lambda w, h, t: problem.inner(w, h, t) * (float("nan") if t == problem.steps - 1 else 1))
+    with pytest.raises(hg.Diverged, match=f"training diverged at step {problem.steps - 1}"):
+        hg.Reverse(remember)(steep, hyper)
+
+
 @both
 @pytest.mark.parametrize("last", [0, 1, 5, 12, 40])
 def test_truncation_is_exact_reverse_mode_from_a_later_start(backend, last):
