@@ -168,6 +168,7 @@ def weighed(solve: Callable, steps: int, decay: float, *where, **size) -> float:
 def _growth(solve: Callable, steps: int, decay: float, *where, **size) -> float:
     problem, hyper = regression(Torch(), *where, **size)
     solve(with_momentum(problem, 2, decay), hyper)
+    meter.release()
     return meter.cost(lambda: solve(with_momentum(problem, steps, decay), hyper)).peak / (2 * problem.start(problem.hyper(hyper))[0].nbytes)
 
 
