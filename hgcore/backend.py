@@ -96,7 +96,7 @@ class Autograd:
         return np.asarray(array)
 
     def exact(self, array) -> np.ndarray:
-        """The array in float64 where integers live, here NumPy's; a scalar as a number."""
+        """The array where integers live, here NumPy's; a scalar as a number."""
         return array if array.ndim else float(array)
 
     def numbers(self, scalars: list) -> list[float]:
@@ -195,11 +195,10 @@ class Torch:
         return array.detach().cpu().numpy()
 
     def exact(self, array):
-        """The array in float64 where integers live: NumPy's (a scalar as a number) on a CPU, the device's own elsewhere."""
-        array = array.detach().double()
+        """The array where integers live: NumPy's (a scalar as a number) on a CPU, the device's own elsewhere."""
         if self.device != "cpu":
-            return array
-        return array.numpy() if array.ndim else float(array)
+            return array.detach()
+        return array.detach().numpy() if array.ndim else float(array)
 
     def numbers(self, scalars: list) -> list[float]:
         """Numbers on the device as Python's, in one transfer."""

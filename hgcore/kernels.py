@@ -1,10 +1,13 @@
-"""The inner loops of exact reversal, fused by numba; the NumPy code in reversal.py gives the same bits.
+"""The arithmetic of exact reversal on NumPy's arrays, every verb one loop by numba. vectors.py has the same verbs, with the same bits.
 
-A state below 2**53 is an exact double, so its quotient by an integer may be taken in floating point: the correctly rounded
-quotient cannot reach the next integer. `numerator`, `gain` and `rate` are one number or one per coordinate.
+bits, values, position, velocity, state: int64 (n,), changed in place where they are returned, but for `values`. amount, numerator, gain,
+rate: a number or (n,). Floats may be of either precision: they are multiplied in double. `dtype`: of the floats that are returned.
+Quotients are taken in floating point, by the inverse, and put right: many times faster than the division of integers, with its result.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numba
 import numpy as np
@@ -32,7 +35,7 @@ def _at_of_type(value, i):
 @_jit
 def _multiply(value, x, numerator):
     """(value, x) after one multiplication."""
-    share = np.int64(np.float64(x) / np.float64(numerator))
+    share = _floor(x, numerator, 1 / np.float64(numerator))
     carry = (value & LOW) * numerator + (x - share * numerator)
     return (value >> 16) * numerator + (carry >> 16), (share << 16) + (carry & LOW)
 
@@ -40,17 +43,24 @@ def _multiply(value, x, numerator):
 @_jit
 def _divide(value, x, numerator):
     """(value, x) before one multiplication."""
-    high = _floor(value, numerator)
+    inverse = 1 / np.float64(numerator)
+    high = _floor(value, numerator, inverse)
     rest = ((value - high * numerator) << 16) + (x & LOW)
-    low = np.int64(np.float64(rest) / np.float64(numerator))
+    low = _part(rest, inverse)
     return (high << 16) + low, (x >> 16) * numerator + (rest - low * numerator)
 
 
 @_jit
-def _floor(value, numerator):
-    """floor(value / numerator) for any int64, by two rounded quotients: the first leaves a rest below 2**12 + numerator."""
-    first = np.int64(np.floor(np.float64(value) / np.float64(numerator)))
-    return first + np.int64(np.floor((np.float64(value - first * numerator) + 0.5) / np.float64(numerator)))
+def _part(value, inverse):
+    """floor(value * inverse) where that is below 2**32: half a unit more is nowhere near an integer, which rounding could pass."""
+    return np.int64(np.floor((np.float64(value) + 0.5) * inverse))
+
+
+@_jit
+def _floor(value, numerator, inverse):
+    """floor(value / numerator) for any int64, in two parts: the first leaves a rest below 2**13 + numerator in size."""
+    first = np.int64(np.floor(np.float64(value) * inverse))
+    return first + _part(value - first * numerator, inverse)
 
 
 @_jit
@@ -60,67 +70,103 @@ def _fits(bits, step):
 
 
 @_jit
-def add(bits, amount, scale):
-    """bits += round(amount * scale), in place; False if a sum may have left the range."""
+def _units(factor, number):
+    """factor * number in units of 2**-52, as a double."""
+    return np.float64(factor) * np.float64(number) * (1 / UNIT)
+
+
+@_jit
+def _add(bits, amount, sign):
     wrong = 0
     for i in range(bits.size):
-        step = _at(amount, i) * scale
+        step = _units(sign, _at(amount, i))
         wrong |= not _fits(bits[i], step)
         bits[i] += np.int64(np.rint(step))
     return wrong == 0
 
 
+def add(bits, amount) -> tuple:
+    """(bits + amount, 0.0 or, if a sum may have left the range, the magnitude met, at least 2**11)"""
+    fits = _add(bits, amount, 1.0)
+    return bits, 0.0 if fits else _reach(amount)
+
+
+def subtract(bits, amount):
+    """Undo `add`."""
+    _add(bits, amount, -1.0)
+    return bits
+
+
+def _reach(*amounts) -> float:
+    """The largest magnitude of these, NaN if there is one; at least 2**11."""
+    return functools.reduce(np.maximum, (np.max(np.abs(amount)) for amount in amounts), 2.0**11)
+
+
 @_jit
 def multiply(values, state, numerator):
-    """values * numerator / 2**16 as new int64; what rounding loses goes into `state`, in place."""
+    """(values * numerator / 2**16, state with what rounding loses)"""
     out = np.empty_like(values)
     for i in range(values.size):
         out[i], state[i] = _multiply(values[i], state[i], _at(numerator, i))
-    return out
+    return out, state
 
 
 @_jit
 def divide(values, state, numerator):
-    """The exact inverse of `multiply`."""
+    """Undo `multiply`."""
     out = np.empty_like(values)
     for i in range(values.size):
         out[i], state[i] = _divide(values[i], state[i], _at(numerator, i))
-    return out
+    return out, state
 
 
 @_jit
-def forth(position, velocity, state, gradient, numerator, gain, rate):
-    """One exact step of momentum, in place: (weights, velocity) as floats, and False if a number may have left the range."""
-    weights, speed, wrong = np.empty(position.size), np.empty(position.size), 0
+def _forth(position, velocity, state, gradient, numerator, gain, rate, weights, speed):
+    wrong = 0
     for i in range(position.size):
         v, state[i] = _multiply(velocity[i], state[i], _at(numerator, i))
-        kick = _at(gain, i) * gradient[i] * (1 / UNIT)
+        kick = _units(_at(gain, i), gradient[i])
         wrong |= not _fits(v, kick)
         v += np.int64(np.rint(kick))
         velocity[i], speed[i] = v, v * UNIT
-        drift = _at(rate, i) * speed[i] * (1 / UNIT)
+        drift = _units(_at(rate, i), v * UNIT)
         wrong |= not _fits(position[i], drift)
         position[i] += np.int64(np.rint(drift))
         weights[i] = position[i] * UNIT
-    return weights, speed, wrong == 0
+    return wrong == 0
+
+
+def forth(position, velocity, state, gradient, numerator, gain, rate, dtype) -> tuple:
+    """One step of momentum: (position, velocity, state, weights, speed, magnitude met as `add` has it)"""
+    weights, speed = np.empty(position.shape, dtype), np.empty(position.shape, dtype)
+    fits = _forth(position, velocity, state, gradient, numerator, gain, rate, weights, speed)
+    return position, velocity, state, weights, speed, 0.0 if fits else _reach(gain * gradient, rate * speed)
 
 
 @_jit
-def back_position(position, speed, rate):
-    """Undo the drift of `forth`, in place: weights as floats."""
-    weights = np.empty(position.size)
+def _back_position(position, velocity, rate, weights):
     for i in range(position.size):
-        position[i] -= np.int64(np.rint(_at(rate, i) * speed[i] * (1 / UNIT)))
+        position[i] -= np.int64(np.rint(_units(_at(rate, i), velocity[i] * UNIT)))
         weights[i] = position[i] * UNIT
-    return weights
+
+
+def back_position(position, velocity, rate, dtype) -> tuple:
+    """Undo what `forth` did to the position: (position, weights)"""
+    weights = np.empty(position.shape, dtype)
+    _back_position(position, velocity, rate, weights)
+    return position, weights
 
 
 @_jit
-def back_velocity(velocity, state, gradient, numerator, gain):
-    """Undo the kick and the decay of `forth`, in place: velocity as floats."""
-    speed = np.empty(velocity.size)
+def _back_velocity(velocity, state, gradient, numerator, gain, speed):
     for i in range(velocity.size):
-        v = velocity[i] - np.int64(np.rint(_at(gain, i) * gradient[i] * (1 / UNIT)))
+        v = velocity[i] - np.int64(np.rint(_units(_at(gain, i), gradient[i])))
         velocity[i], state[i] = _divide(v, state[i], _at(numerator, i))
         speed[i] = velocity[i] * UNIT
-    return speed
+
+
+def back_velocity(velocity, state, gradient, numerator, gain, dtype) -> tuple:
+    """Undo what `forth` did to the velocity: (velocity, state, speed)"""
+    speed = np.empty(velocity.shape, dtype)
+    _back_velocity(velocity, state, gradient, numerator, gain, speed)
+    return velocity, state, speed

@@ -1,8 +1,8 @@
 """Arithmetic that can be undone to the last bit (Maclaurin et al. 2015, section 2.3 and Algorithm 3).
 
 Values are int64 in units of 2**-52, so |value| < 2**11. Additions are exact by nature; multiplication by a decay below one
-loses log2(1/decay) bits a step, which `ReversalBuffer` keeps. Everything here runs on NumPy arrays (fused by numba where it
-is present, with the same bits) and on torch integers of a GPU.
+loses log2(1/decay) bits a step, which `ReversalBuffer` keeps. The arithmetic itself is in kernels.py (NumPy's arrays, by numba) and in
+vectors.py (NumPy without numba, torch's integers on a GPU), with the same bits.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hgcore import vectors
 from hgcore.arrays import namespace
+from hgcore.vectors import BITS, LOW, UNIT, integers
 
-UNIT = 2.0**-52
 RANGE = 2.0**11
-DENOMINATOR_BITS = 16
-DENOMINATOR = 2**DENOMINATOR_BITS
-LOW = DENOMINATOR - 1
+DENOMINATOR = 2**BITS
 WORD_BITS = 16
 LIMIT = 2**53 - 1  # the state stays an exact double, so that quotients may be taken in floating point
 
@@ -55,12 +54,6 @@ def ratio(decay, least: float | None = None) -> Ratio:
     return Ratio(numerator, round(lowest * DENOMINATOR))
 
 
-def integers(values, scale: float = 1 / UNIT):
-    """round(values * scale), ties to even, as int64."""
-    xp = namespace(values)
-    return xp.asarray(xp.round(values * scale), dtype=xp.int64)
-
-
 @functools.cache
 def fused() -> ModuleType | None:
     """The numba kernels, or None where numba is missing: NumPy then gives the same bits more slowly."""
@@ -71,14 +64,13 @@ def fused() -> ModuleType | None:
     return kernels
 
 
-def _kernels(values, *others) -> ModuleType | None:
-    """The kernels, which do not look at shapes, where all `others` are numbers or (n,); NumPy broadcasts the rest, or refuses."""
-    if not isinstance(values, np.ndarray):
-        return None
-    for other in others:
-        if getattr(other, "shape", ()) not in ((), values.shape):
-            return None
-    return fused()
+def _verbs(bits, *others):
+    """Who does the arithmetic on vectors like `bits`: numba's loops, which do not look at shapes, where all `others` are numbers or (n,);
+    one compiled kernel each for many numbers on a GPU; else whole vectors, which broadcast the rest or refuse it."""
+    if isinstance(bits, np.ndarray):
+        alike = all(getattr(other, "shape", ()) in ((), bits.shape) for other in others)
+        return alike and fused() or vectors
+    return vectors.compiled(bits.device) if bits.device.type != "cpu" and len(bits) >= vectors.LARGE else vectors
 
 
 class FixedPoint:
@@ -92,38 +84,23 @@ class FixedPoint:
 
     def floats(self):
         """The values (n,) in float64, rounded to nearest."""
-        xp = namespace(self.bits)
-        return xp.asarray(self.bits, dtype=xp.float64) * UNIT
+        return vectors.floats(self.bits)
 
     def add(self, amount):
         """Add `amount` (n,) rounded to the unit, for `subtract` of the same to undo.
 
         Returns a bound on the magnitudes met: the sum is right if it is below 2**11, and not if it is more, or NaN.
         """
-        kernels = _kernels(self.bits, amount)
-        if kernels:
-            fits = kernels.add(self.bits, amount, 1 / UNIT)
-            return 0.0 if fits else np.maximum(RANGE, _reach(amount, 0.0))
-        reach = _reach(self.floats(), amount)
-        self.bits = self.bits + integers(amount)
+        self.bits, reach = _verbs(self.bits, amount).add(self.bits, amount)
         return reach
 
     def subtract(self, amount) -> None:
         """Undo `add(amount)`."""
-        kernels = _kernels(self.bits, amount)
-        if kernels:
-            kernels.add(self.bits, amount, -1 / UNIT)
-        else:
-            self.bits = self.bits - integers(amount)
+        self.bits = _verbs(self.bits, amount).subtract(self.bits, amount)
 
     @property
     def nbytes(self) -> int:
         return self.bits.nbytes
-
-
-def _reach(values, amount):
-    """Largest |value| + |amount|, NaN if there is one; a scalar where the vectors live."""
-    return namespace(values).amax(abs(values) + abs(amount))
 
 
 class _Schedule:
@@ -211,32 +188,19 @@ class ReversalBuffer:
         """values * decay as new int64 (n,), keeping what rounding loses. `decay`: a number, (n,), or a `Ratio`."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
         self.before_multiply(values, least)
-        kernels = _kernels(values, self.state, numerator)
-        if kernels:
-            return kernels.multiply(values, self.state, numerator)
-        share = self.state // numerator
-        carry = (values & LOW) * numerator + (self.state - share * numerator)
-        self.state = (share << DENOMINATOR_BITS) + (carry & LOW)
-        return (values >> DENOMINATOR_BITS) * numerator + (carry >> DENOMINATOR_BITS)
+        values, self.state = _verbs(values, self.state, numerator).multiply(values, self.state, numerator)
+        return values
 
     def divide(self, values, decay):
         """Undo the latest `multiply`, which must have had this decay."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
         unspill = self.schedule.retreat(least)
-        kernels = _kernels(values, self.state, numerator)
-        if kernels:
-            values = kernels.divide(values, self.state, numerator)
-        else:
-            high = values // numerator
-            rest = ((values - high * numerator) << DENOMINATOR_BITS) + (self.state & LOW)
-            low = rest // numerator
-            self.state = (self.state >> DENOMINATOR_BITS) * numerator + (rest - low * numerator)
-            values = (high << DENOMINATOR_BITS) + low
+        values, self.state = _verbs(values, self.state, numerator).divide(values, self.state, numerator)
         self.after_divide(unspill)
         return values
 
     def before_multiply(self, values, least: int) -> None:
-        """The bookkeeping of `multiply`, for callers that fuse its arithmetic into a loop of their own."""
+        """The bookkeeping of `multiply`, for callers that fuse its arithmetic into more."""
         if self.state is None:
             self.state = values * 0
         if self.schedule.advance(least):
@@ -266,49 +230,38 @@ class ReversalBuffer:
 class ExactMomentum:
     """A state that momentum moves and exactly moves back: v' = decay v + gain g, then w' = w + rate v' (all sums rounded once).
 
-    `weights` and `speed` are the state as float64. All vectors (n,) and coefficients live where integers do (`Backend.exact`).
+    `weights` and `speed` (n,) are the state as floats, of the type that they were given in. They, gradients (n,) and coefficients, numbers
+    or (n,), live where integers do (`Backend.exact`), in either precision.
     """
 
     def __init__(self, weights, speed):
         self.position, self.velocity, self.buffer = FixedPoint(weights), FixedPoint(speed), ReversalBuffer()
-        self.weights, self.speed = self.position.floats(), self.velocity.floats()
-        self.reach = namespace(weights).maximum(_reach(weights, 0.0), _reach(speed, 0.0))
+        self.dtype, xp = weights.dtype, namespace(weights)
+        self.weights, self.speed = (vectors.floats(part.bits, self.dtype) for part in (self.position, self.velocity))
+        self.reach = xp.maximum(xp.amax(abs(weights)), xp.amax(abs(speed)))
 
     def forth(self, gradient, decay: Ratio, gain, rate):
         """One step; returns a bound on the magnitudes met, as `FixedPoint.add` does."""
-        kernels = _kernels(gradient, self.speed, decay.numerator, gain, rate)
-        if kernels:
-            self.buffer.before_multiply(self.velocity.bits, decay.least)
-            self.weights, self.speed, fits = kernels.forth(
-                self.position.bits, self.velocity.bits, self.buffer.state, gradient, decay.numerator, gain, rate)
-            return 0.0 if fits else np.maximum(RANGE, _reach(gain * gradient, rate * self.speed))
-        self.velocity.bits = self.buffer.multiply(self.velocity.bits, decay)
-        kicked = self.velocity.add(gain * gradient)
-        self.speed = self.velocity.floats()
-        drifted = self.position.add(rate * self.speed)
-        self.weights = self.position.floats()
-        return namespace(self.speed).maximum(kicked, drifted)
+        position, velocity, buffer = self.position, self.velocity, self.buffer
+        buffer.before_multiply(velocity.bits, decay.least)
+        verbs = _verbs(position.bits, gradient, decay.numerator, gain, rate)
+        position.bits, velocity.bits, buffer.state, self.weights, self.speed, reach = verbs.forth(
+            position.bits, velocity.bits, buffer.state, gradient, decay.numerator, gain, rate, self.dtype)
+        return reach
 
     def back_position(self, rate) -> None:
         """Undo the second half of `forth`: `weights` are those before the step, `speed` still that after it."""
-        kernels = _kernels(self.speed, rate)
-        if kernels:
-            self.weights = kernels.back_position(self.position.bits, self.speed, rate)
-        else:
-            self.position.subtract(rate * self.speed)
-            self.weights = self.position.floats()
+        bits = self.position.bits
+        self.position.bits, self.weights = _verbs(bits, rate).back_position(bits, self.velocity.bits, rate, self.dtype)
 
     def back_velocity(self, gradient, decay: Ratio, gain) -> None:
         """Undo the first half of `forth`, given the gradient at the weights before the step."""
-        kernels = _kernels(gradient, self.speed, decay.numerator, gain)
-        if kernels:
-            unspill = self.buffer.schedule.retreat(decay.least)
-            self.speed = kernels.back_velocity(self.velocity.bits, self.buffer.state, gradient, decay.numerator, gain)
-            self.buffer.after_divide(unspill)
-        else:
-            self.velocity.subtract(gain * gradient)
-            self.velocity.bits = self.buffer.divide(self.velocity.bits, decay)
-            self.speed = self.velocity.floats()
+        velocity, buffer = self.velocity, self.buffer
+        unspill = buffer.schedule.retreat(decay.least)
+        verbs = _verbs(velocity.bits, gradient, decay.numerator, gain)
+        velocity.bits, buffer.state, self.speed = verbs.back_velocity(
+            velocity.bits, buffer.state, gradient, decay.numerator, gain, self.dtype)
+        buffer.after_divide(unspill)
 
     def misses(self, other: ExactMomentum) -> int:
         """How many numbers differ from those of `other`, plus one if the buffer still holds anything."""

@@ -206,7 +206,7 @@ class reversible:
         return self.problem.gradient if bool((plain == joint).all()) else self.problem.joint_gradient
 
     def _used(self, t, coefficients) -> tuple:
-        """(decay, gain, signed rate) of step t, in float64 where integers live."""
+        """(decay, gain, signed rate) of step t, where integers live."""
         rate, decay = (self.backend.exact(c) for c in coefficients)
         dynamics = self.problem.dynamics
         return ratio(decay, self.least[t]), dynamics.gain(decay), rate if dynamics.sign > 0 else -rate

@@ -29,16 +29,15 @@ class BigIntegers(ExactMomentum):
 
     def forth(self, gradient, decay, gain, rate):
         self._multiply(decay.numerator, DENOMINATOR)
-        kicked = self.velocity.add(gain * gradient)
-        self.speed = self.velocity.floats()
-        drifted = self.position.add(rate * self.speed)
-        self.weights = self.position.floats()
+        kicked = self.velocity.add(np.multiply(gain, gradient, dtype=float))
+        drifted = self.position.add(rate * self.velocity.floats())
+        self.weights, self.speed = (part.floats().astype(self.dtype) for part in (self.position, self.velocity))
         return np.maximum(kicked, drifted)
 
     def back_velocity(self, gradient, decay, gain) -> None:
-        self.velocity.subtract(gain * gradient)
+        self.velocity.subtract(np.multiply(gain, gradient, dtype=float))
         self._multiply(DENOMINATOR, decay.numerator)
-        self.speed = self.velocity.floats()
+        self.speed = self.velocity.floats().astype(self.dtype)
 
     def _multiply(self, n: int, d: int) -> None:
         """velocity * n / d; undone by the same with n and d exchanged."""
