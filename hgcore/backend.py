@@ -186,6 +186,8 @@ class Torch:
         return 1 if self.device == "cpu" else 64
 
     def _tensor(self, values):
+        if isinstance(values, (int, float)):  # without a transfer that a GPU would have to wait for
+            return self.xp.full((), values, **self._kind)
         return self.xp.as_tensor(values, **self._kind)
 
     def array(self, values):

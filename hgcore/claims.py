@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -45,10 +46,17 @@ def load(file: Path) -> list[dict]:
     return loaded
 
 
+@dataclass(frozen=True)
+class Undecided:
+    """In place of a measured value: what this machine lacks to measure it. Not for what was not tried."""
+
+    why: str
+
+
 def decide(entry: dict, profile: str, value) -> str:
     """The verdict of `entry` on a measured `value`. Not finite, missing or of the wrong kind: FAILS, never a pass."""
     rule = entry["accept"].get(profile)
-    if rule is None:
+    if rule is None or isinstance(value, Undecided):
         return "NOT DECIDED"
     if not satisfied(checked(rule), plain(value)):
         return "FAILS"
@@ -156,6 +164,8 @@ def _json(value):
     numbers = leaves(value)
     if isinstance(value, list) and len(numbers) > 50 and all(map(is_number, numbers)):
         return {"min": min(numbers), "max": max(numbers), "len": len(numbers)}
+    if isinstance(value, Undecided):
+        return value.why
     if isinstance(value, list):
         return [_json(item) for item in value]
     return value if value is None or isinstance(value, str | bool) or is_number(value) else repr(value)

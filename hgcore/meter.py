@@ -44,6 +44,7 @@ def fresh(call: Callable, first: Callable | None = None) -> Cost:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         if first:
             pool.submit(_silent, first).result()
+            pool.submit(release).result()
         return pool.submit(cost, call).result()
 
 

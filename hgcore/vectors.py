@@ -107,9 +107,9 @@ class _Compiled:
 
     def _checked(self, torch, arguments):
         """The verb compiled; or as it is, with a warning, where torch cannot compile it or makes something else of it."""
-        fast = torch.compile(self.verb, fullgraph=True, dynamic=True)
         samples = [_hard(torch, name, x) for name, x in zip(self.names, arguments, strict=True)]
         try:
+            fast = torch.compile(self.verb, fullgraph=True, dynamic=True)
             pairs = zip(_tuple(fast(*samples)), _tuple(self.verb(*samples)), strict=True)
             alike = all(torch.equal(a, b) if a.ndim else torch.allclose(a, b) for a, b in pairs)  # a single number is but a bound
             reason = "" if alike else "its bits are not those of the operations one by one"

@@ -144,6 +144,14 @@ def test_the_contracts_example_loads(tmp_path):
     assert claims.entries("some2015/fig01", tmp_path) == []
 
 
+def test_what_a_machine_cannot_measure_is_not_decided_and_the_record_says_why(tmp_path, capsys):
+    ledger(tmp_path, entry({"max": 0}))
+    claims.check(run := started(tmp_path), {"fig01.falls": claims.Undecided("no GPU")})
+    assert capsys.readouterr().out.startswith("NOT DECIDED")
+    (claim,) = json.loads((run.destination / "fig01.json").read_text())["claims"]
+    assert (claim["measured"], claim["verdict"]) == ("no GPU", "NOT DECIDED")
+
+
 # ---- the last cell
 
 def test_check_prints_one_line_a_claim_without_digits(tmp_path, capsys):

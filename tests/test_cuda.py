@@ -1,11 +1,14 @@
 """The same solvers on a GPU: agreement with the CPU, exact reversal with integers on the device. Skipped where there is none."""
 
+import shutil
+
 import catalogue
 import numpy as np
 import pytest
 from test_solvers import CASES, EXACT, gap
 
 import hgcore as hg
+from hgcore import vectors
 
 torch = pytest.importorskip("torch")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -31,6 +34,61 @@ def test_the_path_of_a_device_names_the_step_that_diverged():
     hyper[:200] = 5.0
     with pytest.raises(hg.Diverged, match="at step [0-3]:|at step [0-3];"):
         hg.Reverse(hg.reversible)(problem, hyper)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The verbs compiled whatever the number of weights, on the device that tensors are on."""
+    reversal, plain = hg.reversal, hg.reversal._verbs
+    monkeypatch.setattr(reversal, "_verbs", lambda bits, *others: plain(bits, *others) if isinstance(bits, np.ndarray) else vectors.compiled(bits.device))
+    vectors.compiled.cache_clear()
+    yield
+    vectors.compiled.cache_clear()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # what cannot be compiled, or comes out otherwise, is warned of
+@pytest.mark.parametrize("case", [catalogue.everything, catalogue.layered])
+def test_verbs_compiled_into_kernels_give_the_bits_of_the_operations(case, compiled):
+    pytest.importorskip("torch._inductor")
+    if not shutil.which("g++"):
+        pytest.skip("torch compiles for a CPU by a C++ compiler")
+    for there, here in zip(*(hg.Reverse(hg.reversible)(*case(backend)) for backend in (Stranger(), hg.Torch())), strict=True):
+        assert np.array_equal(there, here)
+
+
+def test_a_verb_that_comes_out_otherwise_is_not_used(compiled, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda verb, **_: lambda *arguments: tuple(1 + part for part in verb(*arguments)))
+    with pytest.warns(RuntimeWarning, match="cannot fuse `multiply`.*bits are not those"):
+        after, _ = vectors.compiled("cpu").multiply(torch.arange(5), torch.arange(5), 3)
+    assert torch.equal(after, vectors.multiply(torch.arange(5), torch.arange(5), 3)[0])
+
+
+def test_a_verb_that_cannot_be_compiled_is_used_as_it_is(compiled, monkeypatch):
+    def compile(verb, **_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.warns(RuntimeWarning, match="cannot fuse `subtract`.*no compiler here"):
+        assert torch.equal(vectors.compiled("cpu").subtract(torch.arange(5), torch.zeros(5)), torch.arange(5))
+
+
+@gpu
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_large_vector_is_moved_by_compiled_kernels_on_the_gpu(dtype):
+    rng, n = np.random.default_rng(0), vectors.LARGE + 3
+    start, slopes, rates = (rng.standard_normal(shape).astype(dtype) for shape in ((2, n), (3, n), n))
+    ends = []
+    for place in (np.asarray, lambda x: torch.as_tensor(x, device="cuda")):
+        exact, used = hg.reversal.ExactMomentum(*map(place, start)), hg.reversal.ratio(0.9)
+        for t in range(20):
+            exact.forth(place(slopes[t % 3]), used, 0.9 - 1, place(rates))
+        ends.append([np.asarray(torch.as_tensor(x).cpu()).copy() for x in (exact.position.bits, exact.velocity.bits, exact.weights)])
+        for t in reversed(range(20)):
+            exact.back_position(place(rates))
+            exact.back_velocity(place(slopes[t % 3]), used, 0.9 - 1)
+        assert exact.misses(hg.reversal.ExactMomentum(*map(place, start))) == 0
+    assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 @gpu

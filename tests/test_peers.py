@@ -81,6 +81,18 @@ def test_memory_is_that_of_a_process_of_its_own():
     assert peaks[0] > 3 * peaks[1]
 
 
+def test_what_is_measured_on_a_gpu_can_be_measured_elsewhere():
+    on = hg.experiments.peers_gpu
+    assert on.share(TASK.backend, 1000) > 0 and on.slower(TASK) > 0
+    assert on.undone(TASK) == TASK.state * 7
+
+
+@pytest.mark.skipif(hg.Torch().xp.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_nothing_about_it_is_decided():
+    task = hg.experiments.peers.Task((5, 4, 3), 6, 6, "float32", "cuda")
+    assert set(hg.experiments.peers_gpu.on_card(task)) == {hg.claims.Undecided("torch sees no GPU")}
+
+
 def test_there_is_no_race_without_torch():
     with pytest.raises(ValueError, match="backend must be 'torch'"):
         hg.experiments.peers.only_torch(hg.Autograd())

@@ -1,6 +1,6 @@
 """Problems that more than one notebook trains, by the paper they come from."""
 
-from hgcore.experiments import peers, peers_buffer, peers_forward, peers_implicit
+from hgcore.experiments import peers, peers_buffer, peers_forward, peers_gpu, peers_implicit
 from hgcore.experiments.alphabets import Letters, alphabets_and_turned, deal, evenly, losses_by_task, mixed, shared, sharing, sharings, turned
 from hgcore.experiments.atlas import Counting, Dialled, area, chart, contrasts, dialled, regression, spent, weighed, whitened, with_momentum
 from hgcore.experiments.cleaning import corrupted, f1, weighted_examples

@@ -193,6 +193,7 @@ def weigh(method: str, weights: int, terms: int = 1) -> int:
 
 def _peak(method: str, weights: int, terms: int) -> int:
     _once(method, 2000, terms)  # what loads or warms up once is no part of it
+    meter.release()
     return meter.cost(lambda: _once(method, weights, terms)).peak
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import gc
 import importlib.util
 import math
 import time
@@ -212,14 +209,11 @@ def _prepared(name: str, task: Task) -> Callable:
 
 
 def ready(name: str, task: Task) -> None:
-    """Load and compile all that `alone` of the same needs, and give back what that left free: the `first` of `meter.fresh`."""
+    """Load and compile all that `alone` of the same needs: the `first` of `meter.fresh`."""
     one_thread()
     for entrant in (loop, stored_reverse):  # torch loads parts of itself at first use
         entrant(replace(task, steps=2))()
     _prepared(name, task)
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def alone(name: str, task: Task) -> None:

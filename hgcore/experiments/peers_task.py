@@ -25,10 +25,11 @@ class Task:
     batch: int
     steps: int
     dtype: str = "float64"
+    device: str = "cpu"
 
     @property
     def backend(self) -> Torch:
-        return make("torch", "cpu", self.dtype)
+        return make("torch", self.device, self.dtype)
 
     @property
     def net(self) -> Dense:
