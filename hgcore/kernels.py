@@ -13,8 +13,9 @@ import numba
 import numpy as np
 from numba.extending import overload
 
+from hgcore.vectors import UNIT
+
 LOW = np.int64(2**16 - 1)
-UNIT = 2.0**-52
 
 
 def _jit(function):

@@ -18,12 +18,12 @@ import numpy as np
 
 from hgcore import vectors
 from hgcore.arrays import namespace
-from hgcore.vectors import BITS, LOW, UNIT, integers
+from hgcore.vectors import BITS, LOW, integers
 
 RANGE = 2.0**11
 DENOMINATOR = 2**BITS
 WORD_BITS = 16
-LIMIT = 2**53 - 1  # the state stays an exact double, so that quotients may be taken in floating point
+LIMIT = 2**53 - 1  # what a double holds exactly, and room for the shift and sum of a multiplication
 
 
 class ReversalError(ArithmeticError):

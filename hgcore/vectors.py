@@ -85,7 +85,8 @@ def back_velocity(velocity, state, gradient, numerator, gain, dtype) -> tuple:
 @functools.cache
 def compiled(device) -> SimpleNamespace:
     """These verbs for torch's vectors on `device`, each a kernel by torch.compile: some seconds for each at first use."""
-    return SimpleNamespace(**{verb.__name__: _Compiled(verb, device) for verb in (add, subtract, multiply, divide, forth, back_position, back_velocity)})
+    verbs = add, subtract, multiply, divide, forth, back_position, back_velocity
+    return SimpleNamespace(**{verb.__name__: _Compiled(verb, device) for verb in verbs})
 
 
 class _Compiled:

@@ -9,7 +9,8 @@ import torch
 
 import hgcore as hg
 from hgcore import reversal
-from hgcore.reversal import DENOMINATOR, UNIT, ExactMomentum, ratio, round_decay
+from hgcore.reversal import DENOMINATOR, ExactMomentum, ratio, round_decay
+from hgcore.vectors import UNIT
 
 N = 6
 RNG = np.random.default_rng(0)

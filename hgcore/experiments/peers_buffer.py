@@ -12,6 +12,7 @@ import numpy as np
 
 from hgcore import reversal
 from hgcore.experiments.drmad2016 import BigIntegers
+from hgcore.vectors import UNIT
 
 
 class Undone(NamedTuple):
@@ -29,7 +30,7 @@ def _machine_words(values) -> SimpleNamespace:
 
 
 def _python_integers(values) -> SimpleNamespace:
-    kept, (n, _) = BigIntegers(np.zeros(len(values)), values * reversal.UNIT), reversal.ratio(0.9)
+    kept, (n, _) = BigIntegers(np.zeros(len(values)), values * UNIT), reversal.ratio(0.9)
     return SimpleNamespace(held=[kept.velocity], multiply=lambda: kept._multiply(n, reversal.DENOMINATOR),
                            divide=lambda: kept._multiply(reversal.DENOMINATOR, n))
 
