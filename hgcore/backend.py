@@ -45,7 +45,7 @@ class Backend(Protocol):
     def gradient(self, f, weights, hyper) -> Array: ...
     def second_order(self, f, weights, hyper) -> SecondOrder: ...
     def pullback(self, f, x) -> tuple: ...
-    def pushforward(self, f, x, rows) -> tuple: ...
+    def pushforward(self, f, x) -> tuple: ...
     def gradient_along(self, f, weights, hyper) -> tuple: ...
     def pinned(self) -> contextlib.AbstractContextManager: ...
 
@@ -123,21 +123,23 @@ class Autograd:
 
     def pullback(self, f, x) -> tuple:
         """(outputs y_i of f(x), a tuple; pull: cotangents c_i, each a function -> sum of (dy_i/dx)' c_i())."""
+        outputs, pulls = self._pulls(f, x)
+        return outputs, lambda cotangents: sum(pull(self.array(c())) for pull, c in zip(pulls, cotangents, strict=True))
+
+    def pushforward(self, f, x) -> tuple:
+        """(outputs y_i of f(x), a tuple; push: tangent of x -> those of the y_i, a tuple)."""
+        outputs, pulls = self._pulls(f, x)
+        with _constants_allowed():
+            pushes = [self._transposed(pull, y) for pull, y in zip(pulls, outputs, strict=True)]
+        return outputs, lambda row: tuple(push(row) for push in pushes)
+
+    def _pulls(self, f, x) -> tuple[tuple, tuple]:
+        """(outputs of f(x), the pullback of each)."""
         from autograd import make_vjp
 
         with _constants_allowed():
-            pairs = [make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))]
-        pull = lambda cotangents: sum(p(self.array(c())) for (p, _), c in zip(pairs, cotangents, strict=True))  # noqa: E731
-        return tuple(self.array(y) for _, y in pairs), pull
-
-    def pushforward(self, f, x, rows) -> tuple:
-        """(output of f(x), its derivative along each of the m rows)."""
-        from autograd import make_vjp
-
-        with _constants_allowed():
-            pull, output = make_vjp(f)(x)
-            push = self._transposed(pull, output)
-        return output, np.reshape([push(row) for row in rows], (len(rows), *np.shape(output)))
+            pulls, outputs = zip(*(make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))), strict=True)
+        return tuple(map(self.array, outputs)), pulls
 
     def gradient_along(self, f, weights, hyper) -> tuple:
         """(gradient of f by the weights, (n,); along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,))."""
@@ -238,9 +240,7 @@ class Torch:
 
         The cotangent of an output that does not depend on x is never asked for.
         """
-        x = x.detach().requires_grad_()
-        with self.xp.enable_grad():
-            outputs = tuple(self._tensor(y) for y in f(x))
+        x, outputs = self._traced(f, x)
         live = [i for i, y in enumerate(outputs) if y.requires_grad]
 
         def pull(cotangents):
@@ -248,10 +248,17 @@ class Torch:
 
         return tuple(y.detach() for y in outputs), pull
 
-    def pushforward(self, f, x, rows) -> tuple:
-        """(output of f(x), its derivative along each of the m rows), all rows in one batch."""
-        func = self.xp.func
-        return func.vmap(lambda row: func.jvp(lambda z: self._tensor(f(z)), (x,), (row,)), out_dims=(None, 0))(rows)
+    def pushforward(self, f, x) -> tuple:
+        """(outputs y_i of f(x), a tuple; push: tangent of x -> those of the y_i, a tuple, None for one that does not depend on x)."""
+        leaf, outputs = self._traced(f, x)
+        jvp = lambda row: self.xp.func.jvp(lambda z: tuple(map(self._tensor, f(z))), (x,), (row,))[1]  # noqa: E731
+        return tuple(y.detach() for y in outputs), self._push(outputs, leaf, jvp)
+
+    def _traced(self, f, x) -> tuple:
+        """(x as a leaf, the outputs of f there)."""
+        x = x.detach().requires_grad_()
+        with self.xp.enable_grad():
+            return x, tuple(self._tensor(y) for y in f(x))
 
     def gradient_along(self, f, weights, hyper) -> tuple:
         """(gradient of f by the weights, (n,); along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,)).
@@ -261,25 +268,38 @@ class Torch:
         w, h = weights.detach().requires_grad_(), hyper.detach().requires_grad_()
         with self.xp.enable_grad():
             (gradient,) = self._grad((_scalar(f(w, h)),), (w,), None, create_graph=True)
-        try:
-            mixed = self._transposed(gradient, h)
-        except RuntimeError:  # hyper enters what cannot be differentiated three times in reverse: `fused`, some operations of torch
-            slope = self.xp.func.grad(f)
-            _, across = self.pushforward(lambda h: slope(weights, h), hyper, self.xp.diag(0 * hyper + 1))
-            mixed = lambda unit: unit @ across  # noqa: E731
+        slope = self.xp.func.grad(f)
+        plain = functools.cache(lambda: self.pushforward(lambda h: (slope(weights, h),), hyper)[1])
+        mixed = self._push((gradient,), h, lambda unit: plain()(unit))
 
         def along(row, unit):
-            (curvature,) = self._grad((gradient,), (w,), (row,), retain_graph=True)
-            return curvature + mixed(unit) if mixed else curvature
+            (curvature,), (bend,) = self._grad((gradient,), (w,), (row,), retain_graph=True), mixed(unit)
+            return curvature if bend is None else curvature + bend
 
         return gradient.detach(), along
 
-    def _transposed(self, output, x) -> Callable | None:
-        """Tangents of x -> tangents of the output, None if they are always zero: a pullback is linear, so this is its own pullback."""
-        cotangent = self.xp.zeros_like(output).requires_grad_()
-        with self.xp.enable_grad():
-            (pulled,) = self._grad((output,), (x,), (cotangent,), create_graph=True)
-        return (lambda row: self._grad((pulled,), (cotangent,), (row,), retain_graph=True)[0]) if pulled.requires_grad else None
+    def _push(self, outputs, x, otherwise: Callable) -> Callable:
+        """Tangent of x -> those of the outputs, None for one that does not depend on x: a pullback is linear, so this is its own pullback.
+
+        `otherwise` does it where the graph cannot be differentiated once more in reverse: `fused`, some operations of torch.
+        """
+        live = [y for y in outputs if y.requires_grad]
+        cotangents = [self.xp.zeros_like(y).requires_grad_() for y in live]
+        grad = self.xp.autograd.grad
+
+        @functools.cache
+        def pulled():
+            with self.xp.enable_grad():
+                return grad(live, (x,), cotangents, create_graph=True, allow_unused=True)[0] if live else None
+
+        def push(row) -> tuple:
+            try:
+                tangents = iter(() if pulled() is None else grad((pulled(),), cotangents, (row,), retain_graph=True))
+            except RuntimeError:
+                return otherwise(row)
+            return tuple(next(tangents, None) if y.requires_grad else None for y in outputs)
+
+        return push
 
     def _grad(self, outputs, inputs, cotangents, **keywords) -> tuple:
         if not any(y.requires_grad for y in outputs):

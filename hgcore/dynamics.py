@@ -56,8 +56,11 @@ class GradientDescent:
         return adjoint, (lambda: -_weighted(adjoint[0], step.gradient, step.coefficients[0]),)
 
     def pushforward(self, tangent, step: Step, curvature, slopes) -> tuple:
-        """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients."""
-        return (tangent[0] - step.coefficients[0] * curvature - slopes[0] * step.gradient,)
+        """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients (None: constant)."""
+        weights = tangent[0] - step.coefficients[0] * curvature
+        if slopes[0] is not None:
+            weights -= slopes[0] * step.gradient
+        return (weights,)
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,16 @@ class _KickDrift:
         return (adjoint[0], decay * adjoint[1]), (by_rate, by_decay)
 
     def pushforward(self, tangent, step: Step, curvature, slopes) -> tuple:
-        """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients."""
-        rate, decay = step.coefficients
-        velocity = decay * tangent[1] + self.gain(decay) * curvature + slopes[1] * self.decayed(step.before[1], step.gradient)
-        return tangent[0] + self.sign * (rate * velocity + slopes[0] * step.after[1]), velocity
+        """Tangent of the state after the step, from those of the state before, of the gradient (n,) and of the coefficients (None: constant)."""
+        velocity = step.coefficients[1] * tangent[1]
+        velocity += self.kick(curvature, step.coefficients)
+        if slopes[1] is not None:
+            velocity += slopes[1] * self.decayed(step.before[1], step.gradient)
+        weights = self.drift(velocity, step.coefficients)
+        weights += tangent[0]
+        if slopes[0] is not None:
+            weights += self.drift(step.after[1], slopes)
+        return weights, velocity
 
 
 class Momentum(_KickDrift):

@@ -85,38 +85,40 @@ class Problem:
 
     def push_start(self, hyper) -> tuple:
         """Tangents of the initial state: for each hyperparameter a tuple like the state."""
-        pushed = [self._pushed(f, hyper) for f in self._starts]
-        return tuple(zip(*pushed, *(0 * pushed[0] for _ in range(self.dynamics.vectors - len(pushed))), strict=True))
-
-    def _pushed(self, f, hyper):
-        return self.backend.pushforward(f, hyper, self.basis(hyper))[1]
+        starts, push = self.backend.pushforward(lambda h: tuple(f(h) for f in self._starts), hyper)
+        none = [None] * (self.dynamics.vectors - len(starts))
+        return tuple(tuple(0 * starts[0] if vector is None else vector for vector in (*push(unit), *none)) for unit in self.basis(hyper))
 
     def coefficients(self, weights, hyper, t: int) -> tuple:
         """(rate,) or (rate, decay) of step t as the run uses them, each a scalar or of the shape of `weights` (n,)."""
         return self._used(self._coefficient(name, weights, hyper, t) for name in self.dynamics.functions)
 
     def _coefficient(self, name: str, weights, hyper, t: int):
-        value = self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t))
+        return self._shaped(name, weights, self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t)), t)
+
+    @staticmethod
+    def _shaped(name: str, weights, value, t: int):
         if value.shape not in ((), weights.shape):
             raise ValueError(f"{name} must be a scalar or have shape {tuple(weights.shape)}, got {tuple(value.shape)} at step {t}")
         return value
 
     def pull_coefficients(self, hyper, t: int) -> tuple:
         """(coefficients of step t; pull: their cotangents, each a function -> what they contribute to the hypergradient (m,))."""
-        functions = self.dynamics.functions.values()
-        values, pull = self.backend.pullback(lambda h: tuple(f(h, t) for f in functions), hyper)
+        values, pull = self.backend.pullback(self._at(t), hyper)
         return self._used(values), pull
+
+    def push_coefficients(self, weights, hyper, t: int) -> tuple:
+        """(coefficients of step t; push: tangent of hyper (m,) -> those of the coefficients, a constant's may be None)."""
+        values, push = self.backend.pushforward(self._at(t), hyper)
+        return self._used(self._shaped(name, weights, value, t) for name, value in zip(self.dynamics.functions, values, strict=True)), push
+
+    def _at(self, t: int) -> Callable:
+        """hyper -> the coefficients of step t as the user's functions give them."""
+        functions = self.dynamics.functions.values()
+        return lambda hyper: tuple(f(hyper, t) for f in functions)
 
     def _used(self, values) -> tuple:
         return tuple(rounded(name, value) for name, value in zip(self.dynamics.functions, values, strict=True))
-
-    def push_coefficients(self, hyper, t: int) -> tuple:
-        """Tangents of the coefficients of step t: each (m,), or (m, n) of one that differs between weights."""
-        return tuple(self._slopes(lambda h, f=f: f(h, t), hyper) for f in self.dynamics.functions.values())
-
-    def _slopes(self, f, hyper):
-        (value,), pull = self.backend.pullback(lambda h: (f(h),), hyper)
-        return self._pushed(f, hyper) if value.ndim else pull((lambda: 0 * value + 1,))  # of one number: in one go, by reverse mode
 
     def gradient(self, weights, hyper, t: int):
         """dL/dw (n,) of the inner objective at step t."""

@@ -113,11 +113,10 @@ class Forward:
     def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
         """(state, its tangents, one for each hyperparameter) after step t."""
         gradient, along = problem.gradient_along(state[0], hyper, t)
-        coefficients = problem.coefficients(state[0], hyper, t)
+        coefficients, push = problem.push_coefficients(state[0], hyper, t)
         step = Step(state, problem.dynamics.step(state, gradient, coefficients), gradient, coefficients)
-        slopes = zip(*problem.push_coefficients(hyper, t), strict=True)
-        return step.after, tuple(problem.dynamics.pushforward(tangent, step, along(tangent[0], unit), slope)
-                                 for tangent, unit, slope in zip(tangents, problem.basis(hyper), slopes, strict=True))
+        return step.after, tuple(problem.dynamics.pushforward(tangent, step, along(tangent[0], unit), push(unit))
+                                 for tangent, unit in zip(tangents, problem.basis(hyper), strict=True))
 
     @quiet
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:

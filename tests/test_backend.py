@@ -73,12 +73,42 @@ def test_a_pullback_is_the_transpose_of_a_pushforward(backend):
     h, basis = backend.array(H), backend.array(np.eye(3))
     values, pull = backend.pullback(lambda h: tuple(f(h) for f in parts), h)
     cotangents = [backend.array(RNG.standard_normal(np.shape(v))) for v in values]
-    pushed = [backend.pushforward(f, h, basis) for f in parts]
-    expected = 0
-    for (value, rows), again, cotangent in zip(pushed, values, cotangents, strict=True):
-        assert np.array_equal(np.asarray(value), np.asarray(again))
-        expected = expected + backend.numpy(rows).reshape(3, -1) @ backend.numpy(cotangent).reshape(-1)
+    again, push = backend.pushforward(lambda h: tuple(f(h) for f in parts), h)
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(values, again, strict=True))
+    pushed = [[0.0 if tangent is None else backend.numpy(tangent) for tangent in push(unit)] for unit in basis]
+    assert not any(tangents[2] for tangents in pushed)
+    expected = [sum(np.sum(part * backend.numpy(c)) for part, c in zip(tangents, cotangents, strict=True)) for tangents in pushed]
     assert np.allclose(backend.numpy(pull([lambda c=c: c for c in cotangents])), expected, atol=1e-14)
+
+
+class Cube(torch.autograd.Function):
+    """x**3, once differentiable in reverse and in forward mode."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(lambda x: x**3)
+    jvp = staticmethod(lambda ctx, tangent: 3 * ctx.saved_tensors[0] ** 2 * tangent)
+    backward = staticmethod(torch.autograd.function.once_differentiable(lambda ctx, cotangent: 3 * ctx.saved_tensors[0] ** 2 * cotangent))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+
+class Detached(Cube):
+    """Of whose slope torch sees no graph, and says nothing."""
+
+    backward = staticmethod(lambda ctx, cotangent: (3 * ctx.saved_tensors[0] ** 2 * cotangent).detach())
+
+
+@pytest.mark.parametrize("cube", [Cube.apply, Detached.apply])
+def test_what_cannot_be_differentiated_twice_in_reverse_is_pushed_forward_all_the_same(cube):
+    backend, tangent = hg.Torch(), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    h = backend.array(H)
+    values, push = backend.pushforward(lambda h: (torch.exp(h), cube(h), cube(h[0]) * h[1], torch.round(h)), h)
+    expected = (torch.exp(h), 3 * h**2, torch.stack([3 * h[0] ** 2 * h[1], h[0] ** 3, 0 * h[0]]), 0 * h)
+    for found, wanted in zip(push(tangent), expected, strict=True):
+        assert torch.allclose(found, wanted @ tangent if found.ndim == 0 else wanted * tangent, atol=1e-14)
 
 
 @both

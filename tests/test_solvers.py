@@ -80,6 +80,23 @@ def test_forward_mode_of_a_hundred_hyperparameters_costs_no_hundred_calls(backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("rate, decay", [
+    (lambda h, x: 0.1, lambda h, x: 0.8), (lambda h, x: 0.1 + h[0], lambda h, x: 0.8), (lambda h, x: 0.1, lambda h, x: 0.8 + h[0] * x),
+    (lambda h, x: 0.1 + h[0] * h[-1] * x, lambda h, x: 0.8 + h[-1]), (lambda h, x: 0.1 + 0 * h[0], lambda h, x: 0.8 + 0 * h[0])])
+@pytest.mark.parametrize("count", [1, 9, 0])
+@pytest.mark.parametrize("kind", [hg.Momentum, hg.HeavyBall, hg.GradientDescent])
+def test_forward_mode_of_constant_scalar_and_vector_coefficients(kind, count, rate, decay, backend):
+    """No hyperparameters at all: no tangents, and no look at hyper."""
+    xp, ramp = backend.xp, backend.array(np.linspace(0, 1, 5))
+    both = [lambda h, t, f=f: f(h, ramp) if count else 0.5 for f in (rate, decay)]
+    problem = hg.Problem(
+        backend, inner=lambda w, h, t: xp.sum(xp.exp(xp.sum(h)) * w**2 + xp.sin(w)), outer=lambda w, h: xp.sum((w - ramp) ** 2),
+        initial=lambda h: ramp + 1, steps=5, dynamics=kind(both[0]) if kind is hg.GradientDescent else kind(*both))
+    forward, reverse = (backend.numpy(solver(problem, np.linspace(0.01, 0.02, count)).grad) for solver in (hg.Forward(), hg.Reverse()))
+    assert forward.shape == (count,) and np.allclose(forward, reverse, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("solver", EXACT.values(), ids=EXACT)
 def test_finite_differences_agree_in_every_direction(solver, backend):
     """Central differences, error 1e-7; not for the decay, which is rounded to 2**-16."""
