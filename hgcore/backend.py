@@ -251,8 +251,11 @@ class Torch:
     def pushforward(self, f, x) -> tuple:
         """(outputs y_i of f(x), a tuple; push: tangent of x -> those of the y_i, a tuple, None for one that does not depend on x)."""
         leaf, outputs = self._traced(f, x)
-        jvp = lambda row: self.xp.func.jvp(lambda z: tuple(map(self._tensor, f(z))), (x,), (row,))[1]  # noqa: E731
-        return tuple(y.detach() for y in outputs), self._push(outputs, leaf, jvp)
+        pushes = [self._push(y, leaf, functools.partial(self._jvp, lambda z, i=i: f(z)[i], x)) for i, y in enumerate(outputs)]
+        return tuple(y.detach() for y in outputs), lambda row: tuple(push(row) for push in pushes)
+
+    def _jvp(self, f, x, row):
+        return self.xp.func.jvp(lambda z: self._tensor(f(z)), (x,), (row,))[1]
 
     def _traced(self, f, x) -> tuple:
         """(x as a leaf, the outputs of f there)."""
@@ -270,34 +273,37 @@ class Torch:
             (gradient,) = self._grad((_scalar(f(w, h)),), (w,), None, create_graph=True)
         slope = self.xp.func.grad(f)
         plain = functools.cache(lambda: self.pushforward(lambda h: (slope(weights, h),), hyper)[1])
-        mixed = self._push((gradient,), h, lambda unit: plain()(unit))
+        mixed = self._push(gradient, h, lambda unit: plain()(unit)[0])
 
         def along(row, unit):
-            (curvature,), (bend,) = self._grad((gradient,), (w,), (row,), retain_graph=True), mixed(unit)
+            (curvature,), bend = self._grad((gradient,), (w,), (row,), retain_graph=True), mixed(unit)
             return curvature if bend is None else curvature + bend
 
         return gradient.detach(), along
 
-    def _push(self, outputs, x, otherwise: Callable) -> Callable:
-        """Tangent of x -> those of the outputs, None for one that does not depend on x: a pullback is linear, so this is its own pullback.
+    def _push(self, y, x, otherwise: Callable) -> Callable:
+        """Tangent of x -> that of y, None if y does not depend on x: a pullback is linear, so this is its own pullback.
 
         `otherwise` does it where the graph cannot be differentiated once more in reverse: `fused`, some operations of torch.
         """
-        live = [y for y in outputs if y.requires_grad]
-        cotangents = [self.xp.zeros_like(y).requires_grad_() for y in live]
-        grad = self.xp.autograd.grad
+        if not y.requires_grad:
+            return lambda row: None
+        grad = functools.partial(self.xp.autograd.grad, retain_graph=True)
+        if not y.ndim:  # one number: its slopes in one go
+            (slopes,) = grad(y, (x,), materialize_grads=True)
+            return lambda row: row @ slopes
+        cotangent = self.xp.zeros_like(y).requires_grad_()
 
         @functools.cache
         def pulled():
             with self.xp.enable_grad():
-                return grad(live, (x,), cotangents, create_graph=True, allow_unused=True)[0] if live else None
+                return grad(y, (x,), cotangent, create_graph=True, allow_unused=True)[0]
 
-        def push(row) -> tuple:
+        def push(row):
             try:
-                tangents = iter(() if pulled() is None else grad((pulled(),), cotangents, (row,), retain_graph=True))
+                return None if pulled() is None else grad(pulled(), (cotangent,), row)[0]
             except RuntimeError:
                 return otherwise(row)
-            return tuple(next(tangents, None) if y.requires_grad else None for y in outputs)
 
         return push
 

@@ -75,6 +75,14 @@ def test_single_precision_stays_single():
     assert ours.dtype == torch.float32 and gap(ours.double(), theirs.double()) < 1e-4
 
 
+def test_a_constant_penalty_adds_nothing_to_the_slope_by_hyper():
+    known, _, hyper = tasks(hg.Torch())
+    strength = known.backend.array(np.linspace(0.01, 0.1, len(NET.layout)))
+    constant = dataclasses.replace(known, inner=dataclasses.replace(known.inner, strength=lambda hyper: strength))
+    forward, reverse = (solver(constant, hyper).grad for solver in (hg.Forward(), hg.Reverse()))
+    assert gap(forward, reverse) < 1e-11 and not NAMES.split(forward)["strength"].any()
+
+
 def test_another_hyper_has_another_penalty():
     known, closure, hyper = tasks(hg.Torch())
     for shift in (0.0, 1.0, 0.0):
