@@ -11,6 +11,9 @@ import hgcore as hg
 from hgcore import vectors
 
 torch = pytest.importorskip("torch")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -34,6 +37,29 @@ def test_the_path_of_a_device_names_the_step_that_diverged():
     hyper[:200] = 5.0
     with pytest.raises(hg.Diverged, match="at step [0-3]:|at step [0-3];"):
         hg.Reverse(hg.reversible)(problem, hyper)
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses every operation on a tensor of the host: a transfer, for which a GPU would wait."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        tensors = [x for x in tree_leaves((arguments, keywords or {})) if isinstance(x, torch.Tensor)]
+        assert all(x.device.type == "meta" for x in tensors), f"{function} of a tensor on the host"
+        return function(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("remember", [hg.reversible, hg.stored])
+@pytest.mark.parametrize("form", ["known", "closure", "module"])
+def test_no_step_waits_for_a_device_or_makes_it_wait(form, remember, monkeypatch):
+    """On torch's device without numbers whatever asks for one raises. What is asked before, after and every 64 steps is left out here."""
+    problem, hyper = hg.experiments.peers.posed(hg.experiments.peers.Task((5, 4, 3), 6, 9, "float32", "meta"), form)
+    for owner, name, answer in [(hg.Problem, "hyper", hyper), (hg.Problem, "check", [0.9] * 9), (hg.problem.Watch, "look", None),
+                                (hg.reversible, "_agreeing", problem.gradient), (hg.reversal.ExactMomentum, "misses", 0),
+                                (hg.solvers, "require_finite", None)]:
+        monkeypatch.setattr(owner, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch, "as_tensor", lambda tensor, **keywords: tensor.to(**keywords))  # a number would be brought there
+    with OnDevice():
+        assert hg.Reverse(remember)(problem, hyper).grad.device.type == "meta"
 
 
 @pytest.fixture
