@@ -39,7 +39,7 @@ def release() -> None:
 def fresh(call: Callable, first: Callable | None = None) -> Cost:
     """`cost` in a new process, free of what this one did before. `call` must be importable (a function, a partial of one).
 
-    first: called there before, unmeasured, so that libraries are loaded and kernels compiled; importable too.
+    first: called there before, unmeasured, so that libraries are loaded and kernels compiled; importable too. What it leaves free is given back.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         if first:
