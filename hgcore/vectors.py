@@ -1,6 +1,7 @@
 """The verbs of kernels.py by operations on whole vectors, with the same bits: on NumPy where numba is missing, on torch's integers on a GPU.
 
-`compiled` has torch.compile make one kernel of each, so that on a GPU every vector is read and written once. Nothing is changed in place.
+Arguments are those of kernels.py, but nothing is changed in place. `compiled` has torch.compile make one kernel of each verb, so that on a GPU
+every vector is read and written once.
 """
 
 from __future__ import annotations
@@ -44,21 +45,25 @@ def _reach(values, amount):
 
 
 def add(bits, amount) -> tuple:
+    """(bits + amount, the largest magnitude met)"""
     amount = _double(amount)
     return bits + integers(amount), _reach(floats(bits), amount)
 
 
 def subtract(bits, amount):
+    """Undo `add`."""
     return bits - integers(_double(amount))
 
 
 def multiply(values, state, numerator) -> tuple:
+    """(values * numerator / 2**16, state with what rounding loses); see `ReversalBuffer`."""
     share = state // numerator
     carry = (values & LOW) * numerator + (state - share * numerator)
     return (values >> BITS) * numerator + (carry >> BITS), (share << BITS) + (carry & LOW)
 
 
 def divide(values, state, numerator) -> tuple:
+    """Undo `multiply`."""
     high = values // numerator
     rest = ((values - high * numerator) << BITS) + (state & LOW)
     low = rest // numerator
@@ -66,6 +71,7 @@ def divide(values, state, numerator) -> tuple:
 
 
 def forth(position, velocity, state, gradient, numerator, gain, rate, dtype) -> tuple:
+    """One step of momentum: (position, velocity, state, weights, speed, magnitude met)."""
     velocity, state = multiply(velocity, state, numerator)
     velocity, kicked = add(velocity, _double(gain) * _double(gradient))
     position, drifted = add(position, _double(rate) * floats(velocity))
@@ -73,11 +79,13 @@ def forth(position, velocity, state, gradient, numerator, gain, rate, dtype) -> 
 
 
 def back_position(position, velocity, rate, dtype) -> tuple:
+    """Undo what `forth` did to the position: (position, weights)."""
     position = subtract(position, _double(rate) * floats(velocity))
     return position, floats(position, dtype)
 
 
 def back_velocity(velocity, state, gradient, numerator, gain, dtype) -> tuple:
+    """Undo what `forth` did to the velocity: (velocity, state, speed)."""
     velocity, state = divide(subtract(velocity, _double(gain) * _double(gradient)), state, numerator)
     return velocity, state, floats(velocity, dtype)
 
