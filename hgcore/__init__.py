@@ -6,7 +6,7 @@ from hgcore.checkpoint import load, save
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann, Nystrom
-from hgcore.objectives import Compiled, CrossEntropy
+from hgcore.objectives import Compiled, CrossEntropy, Penalised
 from hgcore.outer import alternate, descend, progress, realtime
 from hgcore.problem import Diverged, Problem
 from hgcore.projections import box, box_l1, l1_ball, simplex

@@ -61,6 +61,18 @@ def make(name: str, device: str = "cpu", dtype: str = "float64") -> Backend:
     return Autograd()
 
 
+def own(backend: Backend, inner: Callable, verb: str) -> Callable | None:
+    """What an inner objective itself knows of its derivatives (objectives.py): on torch; autograd is the reference."""
+    return getattr(inner, verb, None) if backend.name == "torch" else None
+
+
+def derived(verb: str, backend: Backend, inner: Callable, weights, hyper, t):
+    """What `inner` says of its derivatives at step t, if it knows, else `backend`. verb: "gradient", "gradient_along" or "second_order"."""
+    if known := own(backend, inner, verb):
+        return known(backend, weights, hyper, t)
+    return getattr(backend, verb)(lambda w, h: inner(w, h, t), weights, hyper)
+
+
 def _scalar(value, what: str = "objective"):
     if getattr(value, "shape", None) != ():
         shape = getattr(value, "shape", type(value).__name__)

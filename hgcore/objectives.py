@@ -6,15 +6,108 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hgcore.arrays import written_out
-from hgcore.backend import SecondOrder
+from hgcore.backend import SecondOrder, derived
+from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy
 
 
+class _WithPenalty:
+    """inner(weights, hyper, t) + strength_b(hyper) |w_b|^2 for each block b of `layout`; no penalty if strength is None."""
+
+    inner: Callable
+    layout: Layout
+    strength: Callable | None
+
+    def __call__(self, weights, hyper, t):
+        loss = self.inner(weights, hyper, t)
+        return loss + self.strength(hyper) @ self.layout.sums(weights * weights) if self.strength else loss
+
+    def gradient(self, backend, weights, hyper, t):
+        return self._penalty(backend, hyper).bend(derived("gradient", backend, self.inner, weights, hyper, t), weights)
+
+    def second_order(self, backend, weights, hyper, t) -> SecondOrder:
+        penalty, (gradient, inner) = self._penalty(backend, hyper), derived("second_order", backend, self.inner, weights, hyper, t)
+
+        def product(q, curvature=True, mixed=True):
+            parts = inner(q, curvature, mixed)
+            moved = (penalty.bend(parts[0], q),) if curvature else ()
+            return (*moved, parts[-1] + penalty.pull(weights, q)) if mixed else moved
+
+        return SecondOrder(penalty.bend(gradient, weights), product)
+
+    def gradient_along(self, backend, weights, hyper, t) -> tuple:
+        penalty, (gradient, along) = self._penalty(backend, hyper), derived("gradient_along", backend, self.inner, weights, hyper, t)
+        return penalty.bend(gradient, weights), lambda row, unit: penalty.add(penalty.bend(along(row, unit), row), weights, unit)
+
+    def _penalty(self, backend, hyper):
+        if not self._of or self._of[0] is not hyper or self._of[1] != hyper._version:
+            self._of[:] = hyper, hyper._version, (_Penalty if self.strength else _NoPenalty)(backend, self.strength, self.layout, hyper)
+        return self._of[2]
+
+    @functools.cached_property
+    def _of(self) -> list:
+        """The hyper last seen, its version, its `_Penalty`."""
+        return []
+
+
+class _Penalty:
+    """strength(hyper) @ |w_b|^2 at one hyper."""
+
+    def __init__(self, backend, strength: Callable, layout: Layout, hyper):
+        self.xp, self.layout, self.hyper = backend.xp, layout, hyper
+        (values,), self._pull = backend.pullback(lambda h: (strength(h),), hyper)
+        self.twice = layout.expand(2 * values)
+
+    def bend(self, product, vector):
+        """product + d2/dw2 vector."""
+        return self.xp.addcmul(product, self.twice, vector)
+
+    def pull(self, weights, q):
+        """d2/dhyper dw q (m,)."""
+        return self._pull((lambda: 2 * self.layout.sums(weights * q),))
+
+    def add(self, tangent, weights, unit):
+        """tangent + d2/dw dhyper unit (n,)."""
+        return self.xp.addcmul(tangent, self.layout.expand(self._slopes @ unit), weights, value=2)
+
+    @functools.cached_property
+    def _slopes(self):
+        units = self.xp.eye(len(self.layout), dtype=self.hyper.dtype, device=self.hyper.device)
+        return self.xp.stack([self._pull((lambda unit=unit: unit,)) for unit in units])
+
+
+class _NoPenalty:
+    def __init__(self, backend, strength, layout, hyper):
+        pass
+
+    def bend(self, product, vector):
+        return product
+
+    def pull(self, weights, q):
+        return 0
+
+    def add(self, tangent, weights, unit):
+        return tangent
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
+class Penalised(_WithPenalty):
+    """`inner` (weights, hyper, t) -> scalar, any objective, plus strength_b(hyper) |w_b|^2 for each block b of `layout`.
+
+    The penalty's derivatives are written out: a graph would pass over all weights several times for each of them.
+    strength: hyper (m,) -> (len(layout),). `Compiled` goes around it, not into it.
+    """
+
+    inner: Callable
+    layout: Layout
+    strength: Callable
+
+
+@dataclass(frozen=True)
+class CrossEntropy(_WithPenalty):
     """The mean cross-entropy of `net` on batch(t) = (inputs, labels), plus strength_b(hyper) |w_b|^2 for each block b of its weights.
 
     Its derivatives are written out (see fused.py): no graph, so a step costs little more than its matrix products.
@@ -25,35 +118,43 @@ class CrossEntropy:
     net: Dense
     batch: Callable
     strength: Callable | None = None
-    _of: list = field(default_factory=list, init=False, repr=False, compare=False)  # the hyper last seen, its version, its `_Penalty`
+
+    @property
+    def layout(self) -> Layout:
+        return self.net.layout
+
+    @functools.cached_property
+    def inner(self) -> _Entropy:
+        return _Entropy(self.net, self.batch)
+
+
+@dataclass(frozen=True)
+class _Entropy:
+    """The mean cross-entropy of `net` on batch(t)."""
+
+    net: Dense
+    batch: Callable
 
     def __call__(self, weights, hyper, t):
         inputs, labels = self.batch(t)
-        loss = cross_entropy(self.net(weights, inputs), labels)
-        return loss + self.strength(hyper) @ self.net.layout.sums(weights * weights) if self.strength else loss
-
-    def second_order(self, backend, weights, hyper, t) -> SecondOrder:
-        gradient, along, penalty = self._first_order(backend, weights, hyper, t)
-
-        def product(q, curvature=True, mixed=True):
-            moved = (along(q),) if curvature else ()
-            return (*moved, penalty.pull(weights, q)) if mixed else moved
-
-        return SecondOrder(gradient, product)
+        return cross_entropy(self.net(weights, inputs), labels)
 
     def gradient(self, backend, weights, hyper, t):
-        return self._first_order(backend, weights, hyper, t)[0]
+        return self._first_order(weights, t)[0]
+
+    def second_order(self, backend, weights, hyper, t) -> SecondOrder:
+        gradient, along = self._first_order(weights, t)
+        return SecondOrder(gradient, lambda q, curvature=True, mixed=True: (along(q),) * curvature + (0 * hyper,) * mixed)
 
     def gradient_along(self, backend, weights, hyper, t) -> tuple:
-        gradient, along, penalty = self._first_order(backend, weights, hyper, t)
-        return gradient, lambda row, unit: penalty.add(along(row), weights, unit)
+        gradient, along = self._first_order(weights, t)
+        return gradient, lambda row, unit: along(row)
 
-    def _first_order(self, backend, weights, hyper, t) -> tuple:
-        """(gradient (n,); tangent of the weights (n,) -> that of the gradient (n,); the penalty)."""
-        (inputs, labels), layout, way, penalty = self._checked(weights, t), self.net.layout, written_out(), self._penalty(backend, hyper)
-        passed = way.forward(weights, inputs, layout)
-        gradient, kept = way.backward(way.bare(labels) / -len(labels), weights, layout, passed)
-        return penalty.bend(gradient, weights), lambda q: penalty.bend(way.along(q, layout, kept)[1], q), penalty
+    def _first_order(self, weights, t) -> tuple:
+        """(gradient (n,); tangent of the weights (n,) -> that of the gradient (n,))."""
+        (inputs, labels), layout, way = self._checked(weights, t), self.net.layout, written_out()
+        gradient, kept = way.backward(way.bare(labels) / -len(labels), weights, layout, way.forward(weights, inputs, layout))
+        return gradient, lambda q: way.along(q, layout, kept)[1]
 
     def _checked(self, weights, t) -> tuple:
         for name, part in zip(("inputs", "labels"), batch := self.batch(t), strict=True):
@@ -62,51 +163,6 @@ class CrossEntropy:
                 raise TypeError(f"batch({t}) must give tensors like the weights, {weights.dtype} on {weights.device}; its {name} are {kind[0]}"
                                 f" on {kind[1]}: hand them through backend.array first")
         return batch
-
-    def _penalty(self, backend, hyper):
-        if not self._of or self._of[0] is not hyper or self._of[1] != hyper._version:
-            self._of[:] = hyper, hyper._version, (_Penalty if self.strength else _NoPenalty)(backend, self, hyper)
-        return self._of[2]
-
-
-class _Penalty:
-    """strength(hyper) @ |w_b|^2 at one hyper. What it is handed to add to, it adds to in place."""
-
-    def __init__(self, backend, objective: CrossEntropy, hyper):
-        self.backend, self.strength, self.layout, self.hyper = backend, objective.strength, objective.net.layout, hyper
-        (values,), self._pull = backend.pullback(lambda h: (self.strength(h),), hyper)
-        self.twice = self.layout.expand(2 * values)
-
-    def bend(self, product, vector):
-        """product + d2/dw2 vector."""
-        return product.addcmul_(self.twice, vector)
-
-    def pull(self, weights, q):
-        """d2/dhyper dw q (m,)."""
-        return self._pull((lambda: 2 * self.layout.sums(weights * q),))
-
-    def add(self, tangent, weights, unit):
-        """tangent + d2/dw dhyper unit (n,)."""
-        return tangent.addcmul_(self.layout.expand(self._slopes @ unit), weights, value=2)
-
-    @functools.cached_property
-    def _slopes(self):
-        units = self.backend.xp.eye(len(self.layout), dtype=self.hyper.dtype, device=self.hyper.device)
-        return self.backend.xp.stack([self._pull((lambda unit=unit: unit,)) for unit in units])
-
-
-class _NoPenalty:
-    def __init__(self, backend, objective, hyper):
-        self.nothing = 0 * hyper
-
-    def bend(self, product, vector):
-        return product
-
-    def pull(self, weights, q):
-        return self.nothing
-
-    def add(self, tangent, weights, unit):
-        return tangent
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from numbers import Integral
 import numpy as np
 
 from hgcore.arrays import cut
-from hgcore.backend import Backend, SecondOrder
+from hgcore.backend import Backend, SecondOrder, derived, own
 from hgcore.dynamics import rounded
 from hgcore.reversal import DENOMINATOR
 
@@ -122,35 +122,28 @@ class Problem:
 
     def gradient(self, weights, hyper, t: int):
         """dL/dw (n,) of the inner objective at step t."""
-        return self._derived("gradient", weights, hyper, t)
+        return derived("gradient", self.backend, self.inner, weights, hyper, t)
 
     def gradient_along(self, weights, hyper, t: int) -> tuple:
         """(dL/dw (n,) at step t; along: tangents of weights (n,) and hyper (m,) -> tangent of the gradient (n,))."""
-        return self._derived("gradient_along", weights, hyper, t)
+        return derived("gradient_along", self.backend, self.inner, weights, hyper, t)
 
     def second_order(self, weights, hyper, t: int | None) -> SecondOrder:
         """dL/dw (n,) and the product q -> (d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t."""
-        return self._derived("second_order", weights, hyper, t)
+        return derived("second_order", self.backend, self.inner, weights, hyper, t)
 
     def joint(self, weights, hyper, t: int, q) -> tuple:
         """(dL/dw (n,), d2L/dw2 q, d2L/dhyper dw q) of the inner objective at step t, in one go."""
-        if self._own("joint"):
-            return self._own("joint")(self.backend, weights, hyper, t, q)
+        if joint := own(self.backend, self.inner, "joint"):
+            return joint(self.backend, weights, hyper, t, q)
         gradient, product = self.second_order(weights, hyper, t)
         return gradient, *product(q)
 
     def joint_gradient(self, weights, hyper, t: int):
         """The gradient (n,) that `joint` finds."""
-        return self.joint(weights, hyper, t, 0 * weights)[0] if self._own("joint") else self.second_order(weights, hyper, t).gradient
-
-    def _derived(self, verb: str, weights, hyper, t):
-        """What `verb` of the backend says of the inner objective at step t, or the objective itself, if it knows (objectives.py)."""
-        if self._own(verb):
-            return self._own(verb)(self.backend, weights, hyper, t)
-        return getattr(self.backend, verb)(lambda w, h: self.inner(w, h, t), weights, hyper)
-
-    def _own(self, verb: str) -> Callable | None:
-        return getattr(self.inner, verb, None) if self.backend.name == "torch" else None
+        if own(self.backend, self.inner, "joint"):
+            return self.joint(weights, hyper, t, 0 * weights)[0]
+        return self.second_order(weights, hyper, t).gradient
 
     @quiet
     def step(self, state: tuple, hyper, t: int, gradient=None) -> tuple:
@@ -168,8 +161,8 @@ class Problem:
         if not len(steps) or "decay" not in self.dynamics.functions:
             return []
         decays = (self._coefficient("decay", state[0], hyper, t) for t in steps)
-        ends = self.backend.xp.stack([end(decay) for decay in decays for end in (self.backend.xp.amin, self.backend.xp.amax)])
-        extremes = self.backend.numpy(ends).reshape(-1, 2)
+        ends = [end(decay) if decay.ndim else decay for decay in decays for end in (self.backend.xp.amin, self.backend.xp.amax)]
+        extremes = self.backend.numpy(self.backend.xp.stack(ends)).reshape(-1, 2)
         for t, pair in zip(steps, extremes, strict=True):
             for value in pair:
                 if not 1 / DENOMINATOR <= value <= 1:

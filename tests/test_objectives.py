@@ -52,6 +52,23 @@ def tasks(backend, dtype="float64", penalised=True):
 
 
 @both
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_penalty_apart_gives_the_hypergradient_of_one_in_the_objective(backend, name):
+    known, closure, hyper = tasks(backend)
+    _, bare, _ = tasks(backend, penalised=False)
+    for inner in (bare.inner, dataclasses.replace(known.inner, strength=None)):  # left to the backend, and one that brings its own derivatives
+        apart = dataclasses.replace(known, inner=hg.Penalised(inner, NET.layout, known.inner.strength))
+        ours, theirs = SOLVERS[name](apart, hyper), SOLVERS[name](closure, hyper)
+        assert gap(ours.grad, theirs.grad) < 1e-11 and abs(float(ours.value - theirs.value)) < 1e-13
+
+
+def test_a_penalty_is_added_to_a_gradient_that_is_one_number_in_memory():
+    constant = hg.Penalised(lambda weights, hyper, t: weights.sum(), NET.layout, torch.exp)  # its gradient: ones, by expansion
+    weights, hyper = torch.ones(NET.layout.size), torch.zeros(len(NET.layout))
+    assert (constant.gradient(hg.Torch(dtype="float32"), weights, hyper, 0) == 3).all()
+
+
+@both
 @pytest.mark.parametrize("name, penalised", [*((name, True) for name in SOLVERS), ("reversible", False), ("forward", False)])
 def test_a_known_objective_gives_the_hypergradient_of_its_closure(backend, name, penalised):
     known, closure, hyper = tasks(backend, penalised=penalised)

@@ -21,7 +21,7 @@ from hgcore.experiments.peers_task import DECAY, Task, module, setting
 from hgcore.experiments.peers_theirs import higher_loop, loop, root, scan, stored_reverse, torchopt_loop, training
 from hgcore.layout import Layout
 from hgcore.nets import cross_entropy, functional
-from hgcore.objectives import Compiled, CrossEntropy
+from hgcore.objectives import Compiled, CrossEntropy, Penalised
 from hgcore.problem import Problem
 from hgcore.reversal import ExactMomentum, ratio
 from hgcore.solvers import Reverse
@@ -32,7 +32,7 @@ from hgcore.trajectory import checkpointed, reversible, stored
 
 def network(task: Task, form: str) -> tuple[Callable, Layout]:
     """(net: weights (n,), inputs -> log-probabilities; names of its blocks): of hg.nets, or any module if `form` is "module" or "compiled"."""
-    if form in ("closure", "known"):
+    if form not in ("module", "compiled"):
         return task.net, task.net.layout
     xp, any_module = task.backend.xp, module(task)
     function, layout = functional(any_module)[1], Layout({name: tuple(p.shape) for name, p in any_module.named_parameters()})
@@ -40,7 +40,8 @@ def network(task: Task, form: str) -> tuple[Callable, Layout]:
 
 
 def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, strength: Callable | None = None) -> tuple[Problem, object]:
-    """(the task as a problem, hyper). `form`: "closure" over hg.nets, "known" as CrossEntropy, any "module", and that "compiled".
+    """(the task as a problem, hyper). `form`: CrossEntropy ("known"); else a function of one's own, over hg.nets with the penalty in it
+    ("closure") or as Penalised ("penalised"), over any "module", Penalised, or over that with the penalty in it, "compiled".
 
     rate: (hyper, t), and strength: hyper -> one number a block, where they are not what the task says.
     """
@@ -50,17 +51,22 @@ def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, stren
     strength = strength or (lambda hyper: xp.exp(split(hyper)["penalty"]))
     start = layout.join(dict(zip(layout.shapes, known.start, strict=True)))
 
-    def inner(w, hyper, t):
+    def plain(w, hyper, t):
         x, y = known.rows(t)
-        return cross_entropy(net(w, x), y) + strength(hyper) @ layout.sums(w * w)
+        return cross_entropy(net(w, x), y)
+
+    def whole(w, hyper, t):
+        return plain(w, hyper, t) + strength(hyper) @ layout.sums(w * w)
 
     def outer(w, hyper):
         x, y = known.judged()
         return cross_entropy(net(w, x), y)
 
-    wrapped = {"known": lambda _: CrossEntropy(net, known.rows, strength), "compiled": Compiled}.get(form, lambda f: f)
+    penalised = Penalised(plain, layout, strength)
+    inner = {"known": CrossEntropy(net, known.rows, strength), "closure": whole, "penalised": penalised, "module": penalised,
+             "compiled": Compiled(whole)}[form]
     dynamics = Momentum(rate=lambda hyper, t: layout.expand(rate(hyper, t)), decay=lambda hyper, t: DECAY)
-    return Problem(backend, wrapped(inner), outer, dynamics, lambda hyper: start, task.steps), known.hyper if hyper is None else hyper
+    return Problem(backend, inner, outer, dynamics, lambda hyper: start, task.steps), known.hyper if hyper is None else hyper
 
 
 def ours(task: Task, form: str = "known", remember: Callable = reversible, graphs: float = 0) -> Callable:
@@ -132,6 +138,7 @@ OURS = {
     "Reverse(reversible)": ours,
     "Reverse(reversible), 30 graphs kept": functools.partial(ours, graphs=30),
     "Reverse(reversible), closure": functools.partial(ours, form="closure"),
+    "Reverse(reversible), closure, Penalised": functools.partial(ours, form="penalised"),
     "Reverse(reversible), any module": functools.partial(ours, form="module"),
     "Reverse(reversible), module compiled": functools.partial(ours, form="compiled"),
 }

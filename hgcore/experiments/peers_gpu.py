@@ -12,7 +12,7 @@ from hgcore.backend import Torch
 from hgcore.claims import Undecided
 from hgcore.experiments.peers import posed
 from hgcore.experiments.peers_task import DECAY, Task
-from hgcore.reversal import ReversalBuffer, ratio
+from hgcore.reversal import ReversalBuffer, ReversalError, ratio
 from hgcore.solvers import Reverse
 from hgcore.trajectory import reversible
 
@@ -54,19 +54,22 @@ def share(backend: Torch, count: int, times: int = 20) -> float:
 def slower(task: Task, times: int = 3) -> float:
     """Seconds of a reversible hypergradient over those of a stored one, in turn."""
     problem, hyper = posed(task, "known")
-    there = {remember: [] for remember in (Reverse(), Reverse(reversible))}
-    for solver in there:
+    spent = {solver: [] for solver in (Reverse(), Reverse(reversible))}
+    for solver in spent:
         solver(replace(problem, steps=min(2, task.steps)), hyper)  # loads and compiles
     for _ in range(times):
-        for solver, spent in there.items():
-            spent.append(seconds(task.backend, lambda solver=solver: solver(problem, hyper), 1))
-    plain, exact = map(statistics.median, there.values())
+        for solver, each in spent.items():
+            each.append(seconds(task.backend, lambda solver=solver: solver(problem, hyper), 1))
+    plain, exact = map(statistics.median, spent.values())
     return exact / plain
 
 
 def undone(task: Task) -> int:
-    """Bytes of the trajectory of `task`, all of whose steps were undone, to the last bit, without storing it."""
-    Reverse(reversible)(*posed(task, "known"))  # raises ReversalError if not
+    """Bytes of the trajectory of `task`, all of whose steps were undone, to the last bit, without storing it; 0 if they could not be."""
+    try:
+        Reverse(reversible)(*posed(task, "known"))
+    except (ReversalError, task.backend.xp.OutOfMemoryError):
+        return 0
     return task.state * (task.steps + 1)
 
 
