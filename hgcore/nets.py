@@ -69,8 +69,9 @@ class Dense:
 def functional(module) -> tuple:
     """(weights (n,), function(weights, *inputs)) of a `torch.nn.Module`, for use in a Problem on the Torch backend.
 
-    The module is called by `torch.func.functional_call`, its parameters being views of the flat vector. Modules that change
-    while they run cannot be trained twice with the same bits and are refused: batch statistics, and dropout in training mode.
+    The module is called by `torch.func.functional_call`, its parameters being views of the flat vector; `function.layout` has them
+    by the module's names. Modules that change while they run cannot be trained twice with the same bits and are refused: batch statistics,
+    and dropout in training mode.
     """
     import torch
 
@@ -87,6 +88,7 @@ def functional(module) -> tuple:
     def function(vector, *inputs):
         return torch.func.functional_call(module, layout.split(vector), inputs)
 
+    function.layout = layout
     return weights, function
 
 

@@ -133,6 +133,8 @@ def test_a_module_as_a_function_is_the_module(name):
     (module(inputs) ** 2).sum().backward()
     assert torch.allclose(found, torch.cat([p.grad.reshape(-1) for p in module.parameters()]), rtol=1e-13, atol=1e-14)
     assert torch.equal(nets.functional(module)[0], weights)  # the module is as it was
+    blocks = function.layout.split(weights)
+    assert all(torch.equal(blocks[name], parameter) for name, parameter in module.named_parameters())
 
 
 def test_tied_weights_are_one_block():

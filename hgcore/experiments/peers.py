@@ -34,9 +34,8 @@ def network(task: Task, form: str) -> tuple[Callable, Layout]:
     """(net: weights (n,), inputs -> log-probabilities; names of its blocks): of hg.nets, or any module if `form` is "module" or "compiled"."""
     if form not in ("module", "compiled"):
         return task.net, task.net.layout
-    xp, any_module = task.backend.xp, module(task)
-    function, layout = functional(any_module)[1], Layout({name: tuple(p.shape) for name, p in any_module.named_parameters()})
-    return lambda w, x: xp.log_softmax(function(w, x), -1), layout
+    xp, (_, function) = task.backend.xp, functional(module(task))
+    return lambda w, x: xp.log_softmax(function(w, x), -1), function.layout
 
 
 def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, strength: Callable | None = None) -> tuple[Problem, object]:
