@@ -23,13 +23,13 @@ class _WithPenalty:
 
     def __call__(self, weights, hyper, t):
         loss = self.inner(weights, hyper, t)
-        return loss + self.strength(hyper) @ self.layout.sums(weights * weights) if self.strength else loss
+        return loss + self.strength(hyper) @ self.layout.sums(self._all(weights) ** 2) if self.strength else loss
 
     def gradient(self, backend, weights, hyper, t):
-        return self._penalty(backend, hyper).bend(derived("gradient", backend, self.inner, weights, hyper, t), weights)
+        return self._penalty(backend, weights, hyper).bend(derived("gradient", backend, self.inner, weights, hyper, t), weights)
 
     def second_order(self, backend, weights, hyper, t) -> SecondOrder:
-        penalty, (gradient, inner) = self._penalty(backend, hyper), derived("second_order", backend, self.inner, weights, hyper, t)
+        penalty, (gradient, inner) = self._penalty(backend, weights, hyper), derived("second_order", backend, self.inner, weights, hyper, t)
 
         def product(q, curvature=True, mixed=True):
             parts = inner(q, curvature, mixed)
@@ -39,11 +39,18 @@ class _WithPenalty:
         return SecondOrder(penalty.bend(gradient, weights), product)
 
     def gradient_along(self, backend, weights, hyper, t) -> tuple:
-        penalty, (gradient, along) = self._penalty(backend, hyper), derived("gradient_along", backend, self.inner, weights, hyper, t)
+        penalty, (gradient, along) = self._penalty(backend, weights, hyper), derived("gradient_along", backend, self.inner, weights, hyper, t)
         return penalty.bend(gradient, weights), lambda row, unit: penalty.add(penalty.bend(along(row, unit), row), weights, unit)
 
-    def _penalty(self, backend, hyper):
+    def _all(self, weights):
+        """The weights, checked."""
+        if weights.shape != (self.layout.size,):
+            raise ValueError(f"layout must name all blocks of the weights, {tuple(weights.shape)}; it has {self.layout.size} numbers")
+        return weights
+
+    def _penalty(self, backend, weights, hyper):
         if not self._of or self._of[0] is not hyper or self._of[1] != hyper._version:
+            self._all(weights)
             self._of[:] = hyper, hyper._version, (_Penalty if self.strength else _NoPenalty)(backend, self.strength, self.layout, hyper)
         return self._of[2]
 

@@ -92,6 +92,15 @@ def test_single_precision_stays_single():
     assert ours.dtype == torch.float32 and gap(ours.double(), theirs.double()) < 1e-4
 
 
+@both
+@pytest.mark.parametrize("size", [9, 10**3])
+def test_a_layout_that_is_not_that_of_the_weights_is_refused(backend, size):
+    known, _, hyper = tasks(backend)
+    short = hg.Penalised(known.inner.inner, hg.Layout({"all": (size,)}), lambda hyper: backend.xp.exp(hyper[:1]))
+    with pytest.raises(ValueError, match=f"layout must name all blocks of the weights, \\({NET.layout.size},\\); it has {size} numbers"):
+        hg.Reverse()(dataclasses.replace(known, inner=short), hyper)
+
+
 def test_a_constant_penalty_adds_nothing_to_the_slope_by_hyper():
     known, _, hyper = tasks(hg.Torch())
     strength = known.backend.array(np.linspace(0.01, 0.1, len(NET.layout)))
