@@ -1,6 +1,7 @@
 """The peers compute what hgcore computes: a tiny net, a few steps. Who is faster is no matter for a test."""
 
 import functools
+import platform
 
 import numpy as np
 import pytest
@@ -65,6 +66,13 @@ def test_every_buffer_gives_back_what_it_took(name):
 def test_what_is_raced_is_measured_and_what_is_no_hypergradient_has_none():
     raced = hg.experiments.peers.raced({"plain torch loop": ALL["plain torch loop"]} | hg.experiments.peers.PARTS, TASK, rounds=2)
     assert {len(times) for times in raced.seconds.values()} == {2} and list(raced.grads) == ["plain torch loop"]
+
+
+def test_a_race_may_be_held_to_the_kernels_of_another_processor(true):
+    found = hg.experiments.peers.held("Haswell", ["Reverse(reversible)"], TASK, rounds=1)
+    assert hg.experiments.peers.apart(found.race.grads, true) < 1e-11
+    if platform.machine() == "x86_64" and "openblas" in found.kernels:
+        assert found.kernels.endswith("Haswell")
 
 
 def test_what_is_absent_is_left_out(monkeypatch):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -202,6 +205,25 @@ def raced(entrants: Mapping[str, Callable], task: Task, rounds: int) -> Raced:
         calls[name] = lambda name=name, call=call: grads.update({name: call()})
     seconds = meter.race(calls, rounds)
     return Raced(seconds, {name: np.asarray(grad, float) for name, grad in grads.items() if grad is not None}, prepared)
+
+
+class Held(NamedTuple):
+    """A race and the `kernels` that NumPy multiplied by in it."""
+
+    kernels: str
+    race: Raced
+
+
+def held(processor: str, names: Sequence[str], task: Task, rounds: int) -> Held:
+    """`raced`, in a process whose OpenBLAS is held to its kernels for `processor`, whatever this one is: "Haswell" has AVX2, no AVX-512."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"),
+                             initializer=os.putenv, initargs=("OPENBLAS_CORETYPE", processor)) as pool:
+        return pool.submit(_held, tuple(names), task, rounds).result()
+
+
+def _held(names: tuple, task: Task, rounds: int) -> Held:
+    race = raced({name: (PEERS | OURS)[name] for name in names}, task, rounds)
+    return Held(kernels(), race)
 
 
 def apart(grads: Mapping[str, np.ndarray], true) -> float:
