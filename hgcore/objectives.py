@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hgcore.arrays import written_out
-from hgcore.backend import SecondOrder, derived
+from hgcore.backend import SecondOrder, Torch, derived
 from hgcore.layout import Layout
 from hgcore.nets import Dense, cross_entropy
 
@@ -195,13 +195,12 @@ class Compiled:
 
     @functools.cached_property
     def _gradient(self) -> Callable:
-        import torch
-
+        torch = Torch().xp
         return torch.compile(lambda weights, hyper, t: torch.func.grad(self.inner)(weights, hyper, t), fullgraph=True)
 
     @functools.cached_property
     def _joint(self) -> Callable:
-        import torch
+        torch = Torch().xp
 
         def joint(weights, hyper, t, q):
             gradient, pull = torch.func.vjp(lambda w, h: torch.func.grad(self.inner)(w, h, t), weights, hyper)

@@ -33,22 +33,25 @@ from hgcore.trajectory import checkpointed, reversible, stored
 # ---- hgcore
 
 
+OF_A_MODULE = ("module", "penalised module", "compiled")
+
+
 def network(task: Task, form: str) -> tuple[Callable, Layout]:
-    """(net: weights (n,), inputs -> log-probabilities; names of its blocks): of hg.nets, or any module if `form` is "module" or "compiled"."""
-    if form not in ("module", "compiled"):
+    """(net: weights (n,), inputs -> log-probabilities; names of its blocks): of hg.nets, or any module if `form` says so."""
+    if form not in OF_A_MODULE:
         return task.net, task.net.layout
     xp, (_, function) = task.backend.xp, functional(module(task))
     return lambda w, x: xp.log_softmax(function(w, x), -1), function.layout
 
 
 def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, strength: Callable | None = None) -> tuple[Problem, object]:
-    """(the task as a problem, hyper). `form`: CrossEntropy ("known"); else a function of one's own, over hg.nets with the penalty in it
-    ("closure") or as Penalised ("penalised"), over any "module", Penalised, or over that with the penalty in it, "compiled".
+    """(the task as a problem, hyper). `form`: as CrossEntropy ("known"), or a function of one's own over hg.nets, with the penalty in it
+    ("closure") or Penalised ("penalised"), or over any module, likewise ("module", "penalised module"), or the former "compiled".
 
     rate: (hyper, t), and strength: hyper -> one number a block, where they are not what the task says.
     """
     backend, (net, layout) = task.backend, network(task, form)
-    xp, split, known = backend.xp, task.hypers.split, setting(task, backend.array, transposed=form in ("module", "compiled"))
+    xp, split, known = backend.xp, task.hypers.split, setting(task, backend.array, transposed=form in OF_A_MODULE)
     rate = rate or (lambda hyper, t: xp.exp(split(hyper)["rate"][t]))
     strength = strength or (lambda hyper: xp.exp(split(hyper)["penalty"]))
     start = layout.join(dict(zip(layout.shapes, known.start, strict=True)))
@@ -64,9 +67,8 @@ def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, stren
         x, y = known.judged()
         return cross_entropy(net(w, x), y)
 
-    penalised = Penalised(plain, layout, strength)
-    inner = {"known": CrossEntropy(net, known.rows, strength), "closure": whole, "penalised": penalised, "module": penalised,
-             "compiled": Compiled(whole)}[form]
+    inner = {"known": CrossEntropy(net, known.rows, strength), "compiled": Compiled(whole)}.get(form)
+    inner = inner or (Penalised(plain, layout, strength) if "penalised" in form else whole)
     dynamics = Momentum(rate=lambda hyper, t: layout.expand(rate(hyper, t)), decay=lambda hyper, t: DECAY)
     return Problem(backend, inner, outer, dynamics, lambda hyper: start, task.steps), known.hyper if hyper is None else hyper
 
@@ -142,6 +144,7 @@ OURS = {
     "Reverse(reversible), closure": functools.partial(ours, form="closure"),
     "Reverse(reversible), closure, Penalised": functools.partial(ours, form="penalised"),
     "Reverse(reversible), any module": functools.partial(ours, form="module"),
+    "Reverse(reversible), any module, Penalised": functools.partial(ours, form="penalised module"),
     "Reverse(reversible), module compiled": functools.partial(ours, form="compiled"),
 }
 PARTS = {"plain training": training, "matrix products alone": products, "exact arithmetic alone": arithmetic}
