@@ -202,9 +202,13 @@ class Torch:
     def _tensor(self, values):
         if isinstance(values, (int, float)):  # without a transfer that a GPU would have to wait for
             return self.xp.full((), values, **self._kind)
+        if isinstance(values, (list, tuple)) and any(hasattr(value, "detach") for value in values):  # as_tensor would cut their graphs
+            return self.xp.stack([self._tensor(value) for value in values])
         return self.xp.as_tensor(values, **self._kind)
 
     def array(self, values):
+        if self.xp.is_inference_mode_enabled():
+            raise RuntimeError("torch.inference_mode() keeps no graph, so nothing has a derivative in it: leave it; torch.no_grad() does no harm")
         return self._tensor(values).detach()
 
     def numpy(self, array) -> np.ndarray:
@@ -296,7 +300,7 @@ class Torch:
     def _push(self, y, x, otherwise: Callable) -> Callable:
         """Tangent of x -> that of y, None if y does not depend on x: a pullback is linear, so this is its own pullback.
 
-        `otherwise` does it where the graph cannot be differentiated once more in reverse: `fused`, some operations of torch.
+        `otherwise` does it where the graph cannot be differentiated once more in reverse: written.py, some operations of torch.
         """
         if not y.requires_grad:
             return lambda row: None

@@ -14,6 +14,9 @@ from hgcore.backend import Backend
 from hgcore.figures import write
 from hgcore.outer import OuterStep
 
+# what NumPy, zip files and JSON raise on bytes that are none of theirs
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+
 
 def save(path: str | Path, step: OuterStep) -> None:
     """Write `step` to `path`, a file of NumPy arrays (.npz), whole or not at all.
@@ -22,33 +25,37 @@ def save(path: str | Path, step: OuterStep) -> None:
     """
     arrays, file = {}, io.BytesIO()
     tree = [_leaf(part, arrays) for part in step]
+    if len(kinds := {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}) > 1:
+        raise TypeError(f"a checkpoint has one precision, got {' and '.join(sorted(kinds))}: let the rule's memory be like hyper")
     np.savez(file, tree=np.array(json.dumps(tree)), **arrays)
     write(Path(path), file.getvalue())
 
 
 def load(path: str | Path, backend: Backend) -> OuterStep:
     """The step that `save` wrote, for `resume=`.  ValueError: not such a file, damaged, or of another precision than `backend`."""
-    tree, arrays = _read(path)
-    return OuterStep(*(_grown(leaf, arrays, backend) for leaf in tree))
-
-
-def _read(path) -> tuple[list, dict]:
+    content = Path(path).read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return json.loads(str(arrays.pop("tree"))), arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
+        step = OuterStep(*(_grown(leaf, arrays, backend) for leaf in json.loads(str(arrays.pop("tree")))))
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged, or was not written by hgcore.save; delete it to start afresh") from error
+    for array in arrays.values():
+        if array.dtype.kind == "f" and str(array.dtype) != backend.dtype:
+            raise ValueError(f"the checkpoint holds {array.dtype}, this backend is {backend.dtype}: the run would go on with other bits;"
+                             f" make the backend with dtype={str(array.dtype)!r}")
+    return step
 
 
 def _leaf(part, arrays: dict):
     """JSON for one part of a step: a tuple as a list, a number as it is, a vector by its name among `arrays`."""
-    if isinstance(part, tuple):
+    if type(part) is tuple:
         return [_leaf(one, arrays) for one in part]
-    if not hasattr(part, "dtype"):
-        if not isinstance(part, bool | int | float | str | None):
-            raise TypeError(f"a checkpoint holds tuples, numbers and vectors, got {type(part).__name__}: let the rule's memory be of these")
+    part = part.item() if isinstance(part, np.generic) else part
+    if isinstance(part, bool | int | float | str | None):
         return {"plain": part}
+    if not hasattr(part, "dtype"):
+        raise TypeError(f"a checkpoint holds plain tuples, numbers and vectors, got {type(part).__name__}: let the rule's memory be of these")
     name = f"array {len(arrays)}"
     arrays[name] = part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
     return {"array": name}
@@ -60,7 +67,4 @@ def _grown(leaf, arrays: dict, backend: Backend):
     if "plain" in leaf:
         return leaf["plain"]
     array = arrays[leaf["array"]]
-    if str(array.dtype) != backend.dtype:
-        raise ValueError(f"the checkpoint holds {array.dtype}, this backend is {backend.dtype}: the run would go on with other bits;"
-                         f" make the backend with dtype={str(array.dtype)!r}")
-    return backend.array(array)
+    return backend.array(array) if array.dtype.kind == "f" else backend.xp.asarray(array)

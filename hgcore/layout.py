@@ -41,6 +41,8 @@ class Layout:
         """The inverse of `split`: one vector (size,) out of all named blocks."""
         if set(blocks) != set(self.shapes):
             raise ValueError(f"blocks must be {list(self.shapes)}, got {list(blocks)}")
+        if wrong := [name for name, shape in self.shapes.items() if blocks[name].shape != shape]:
+            raise ValueError(f"block {wrong[0]!r} must have shape {self.shapes[wrong[0]]}, got {tuple(blocks[wrong[0]].shape)}")
         xp = namespace(next(iter(blocks.values())))
         return xp.concatenate([blocks[name].reshape((-1,)) for name in self.shapes])
 

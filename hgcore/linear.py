@@ -13,10 +13,6 @@ from hgcore.problem import Diverged
 SLACK = 0.02  # squared lengths that grow by less, a hundredth in length, are rounding or do no harm
 
 
-def _norm(v) -> float:
-    return float(v @ v) ** 0.5
-
-
 def _like(values, b):
     """NumPy's `values` as an array of the kind of b."""
     return namespace(b).asarray(values, dtype=b.dtype, device=b.device)
@@ -30,7 +26,7 @@ def largest(apply: Callable, like, products: int = 20) -> float:
     vector, found = _like(np.random.default_rng(len(like)).standard_normal(len(like)), like), 0.0
     for _ in range(products):
         vector = apply(vector / (vector @ vector) ** 0.5)
-        if not 0 < (size := _norm(vector)) < np.inf:
+        if not 0 < (size := float(vector @ vector) ** 0.5) < np.inf:
             break
         found = max(found, size)
     return found
@@ -200,5 +196,8 @@ class Dense:
 
     def __call__(self, apply: Callable, b):
         xp = namespace(b)
-        identity = xp.diag(0 * b + 1)
-        return xp.linalg.solve(xp.stack([apply(row) for row in identity]), b)
+        matrix = xp.stack([apply(row) for row in xp.diag(0 * b + 1)])
+        try:
+            return xp.linalg.solve(matrix, b)
+        except xp.linalg.LinAlgError as error:
+            raise Diverged(f"the inner Hessian has no inverse ({error}): add a penalty, or solve with Nystrom or few Neumann terms") from error

@@ -69,36 +69,43 @@ class Dense:
 def functional(module) -> tuple:
     """(weights (n,), function(weights, *inputs)) of a `torch.nn.Module`, for use in a Problem on the Torch backend.
 
-    The module is called by `torch.func.functional_call`, its parameters being views of the flat vector; `function.layout` has them
-    by the module's names. Modules that change while they run cannot be trained twice with the same bits and are refused: batch statistics,
-    and dropout in training mode.
+    The module is called by `torch.func.functional_call`, its parameters being views of the flat vector, but for those that require no
+    gradient: they stay as they are. `function.layout` has the names. Modules that change while they run cannot be trained twice with the
+    same bits and are refused: batch statistics, and dropout or spectral norms in training mode. So is weight_norm, whose second
+    derivative torch has wrong. Attention is the plain one: torch's fused kernels have no second derivative.
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for name, part in module.named_modules():
-        if _changes(part):
-            raise ValueError(f"module {name or type(part).__name__!r} ({type(part).__name__}) gives other results when called"
-                             " again or in another batch: put it in eval() mode, or use GroupNorm or LayerNorm")
-    parameters = dict(module.named_parameters())
+        if why := _unfit(part):
+            raise ValueError(f"module {name or type(part).__name__!r} ({type(part).__name__}) {why}")
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not parameters:
-        raise ValueError(f"{type(module).__name__} has no parameters to train")
+        raise ValueError(f"{type(module).__name__} has no parameters to train, none that requires a gradient")
     layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
     weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
     def function(vector, *inputs):
-        return torch.func.functional_call(module, layout.split(vector), inputs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.functional_call(module, layout.split(vector), inputs)
 
     function.layout = layout
     return weights, function
 
 
-def _changes(part) -> bool:
-    """Whether a module draws random numbers, uses batch statistics or updates running ones."""
+def _unfit(part) -> str | None:
+    """What forbids this module, if anything: it draws random numbers, uses batch statistics, updates what it keeps, or is wrongly differentiated."""
     import torch
 
     modules = torch.nn.modules
+    kinds = {type(one).__name__.removeprefix("_") for one in (part, *part._forward_pre_hooks.values())}  # a norm is a hook or a part
+    if "WeightNorm" in kinds:
+        return "has second derivatives that torch gets wrong: remove the weight_norm, or divide by the norm in a module of your own"
     dropout = part.p if isinstance(part, modules.dropout._DropoutNd) else getattr(part, "dropout", 0)
-    random = isinstance(part, (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d))
+    random = isinstance(part, (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d)) or "SpectralNorm" in kinds
     draws = part.training and (random or isinstance(dropout, float) and dropout > 0)
     batch = isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None
-    return draws or batch or (part.training and getattr(part, "track_running_stats", False))
+    if draws or batch or (part.training and getattr(part, "track_running_stats", False)):
+        return "gives other results when called again or in another batch: put it in eval() mode, or use GroupNorm or LayerNorm"
+    return None

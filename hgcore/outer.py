@@ -50,7 +50,10 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
 
 def _update(rule, project, hyper, grad, memory) -> tuple:
     hyper, memory = rule(hyper, grad, memory)
-    return (hyper if project is None else project(hyper)), memory
+    allowed = hyper if project is None else project(hyper)
+    if (kind := type(allowed)) is not type(hyper) or allowed.shape != hyper.shape:
+        raise TypeError(f"project must return what it was given, a {type(hyper).__name__} of shape {tuple(hyper.shape)}, got a {kind.__name__}")
+    return allowed, memory
 
 
 def _named(k: int, problem: Diverged) -> Diverged:
@@ -64,7 +67,7 @@ def descend(solver: Callable, problem, hyper, *, rule, steps: int, project: Call
     rule: Descent, RMSProp, Adam or your own; project: onto the allowed set; resume: an earlier OuterStep to go on from.
     Raises `Diverged` naming the outer and the inner step.
     """
-    at = problem if callable(problem) else lambda k: problem
+    at = _at(problem)
     first, hyper = (0, at(0).hyper(hyper)) if resume is None else (resume.k + 1, resume.updated)
     memory = rule.start(hyper) if resume is None else resume.carry[0]
     for k in progress(range(first, steps), "outer step"):
@@ -86,6 +89,7 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
     reset, so the hypergradient mixes earlier hypers: biased, and available at once. With a rule that moves nothing it is plain
     training.
     """
+    _require_steps(every)
     solver, at = solver or Forward(), _at(problem)
     hyper = at(0).hyper(hyper) if resume is None else resume.updated
     if resume is None:
@@ -118,6 +122,7 @@ def alternate(solver: Implicit, problem, hyper, *, rule, steps: int, every: int 
     problem: a Problem, or k -> Problem for stochastic hypergradients: its inner objective at t = None and its outer one then
     take the batches of outer step k. Inner step t = k * every + i is a batch by itself in any case.
     """
+    _require_steps(every)
     at = _at(problem)
     hyper = at(0).hyper(hyper) if resume is None else resume.updated
     first = 0 if resume is None else resume.k + 1
@@ -137,6 +142,11 @@ def alternate(solver: Implicit, problem, hyper, *, rule, steps: int, every: int 
         updated, memory = _update(rule, project, hyper, result.grad, memory)
         yield OuterStep(k, hyper, *result, updated, (state, memory))
         hyper = updated
+
+
+def _require_steps(every: int) -> None:
+    if every < 1:
+        raise ValueError(f"every must be a number of inner steps >= 1, got {every}")
 
 
 def _at(problem) -> Callable:

@@ -52,11 +52,13 @@ class Problem:
             raise Diverged("hyper holds a value that is not finite")
         return hyper
 
-    def parts(self, state) -> tuple:
-        """A flat state (as in `Hypergradient.state`) as the tuple of its vectors; a tuple as it is."""
+    def parts(self, state, size: int | None = None) -> tuple:
+        """A flat state (as in `Hypergradient.state`) as the tuple of its vectors, of `size` numbers each if that is known; a tuple as it is."""
         if isinstance(state, tuple):
             return state
-        size = len(state) // self.dynamics.vectors
+        size = len(state) // self.dynamics.vectors if size is None else size
+        if len(state) != size * self.dynamics.vectors:
+            raise ValueError(f"a flat state holds {self.dynamics.vectors} vectors of {size} numbers here, weights first, got {len(state)} numbers")
         return tuple(cut(self.backend.array(state), [size] * self.dynamics.vectors))
 
     def basis(self, hyper):

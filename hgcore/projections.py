@@ -37,12 +37,13 @@ def simplex(total: float = 1.0) -> Callable:
 
 
 def l1_ball(radius: float = 1.0) -> Callable:
-    """Euclidean projection onto {sum |hyper_i| <= radius} (Duchi et al. 2008)."""
+    """Euclidean projection onto {sum |hyper_i| <= radius}, radius > 0 (Duchi et al. 2008)."""
+    onto = simplex(radius)
 
     def project(hyper):
         if float(abs(hyper).sum()) <= radius:
             return hyper
-        return namespace(hyper).sign(hyper) * simplex(radius)(abs(hyper))
+        return namespace(hyper).sign(hyper) * onto(abs(hyper))
 
     return project
 
@@ -60,7 +61,8 @@ def box_l1(low, high, radius: float) -> Callable:
     def project(hyper):
         more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # more, less: sums on either side of the radius
         _require_points(less, most, radius)
-        if float(more.sum()) <= radius:
+        within = max(radius, float(less.sum()))  # more than the radius by rounding at most
+        if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
         places = xp.maximum(xp.concatenate([hyper - most, hyper - less]), 0 * xp.concatenate([hyper, hyper]))
@@ -69,11 +71,11 @@ def box_l1(low, high, radius: float) -> Callable:
         while last - first > 1:
             middle = (first + last) // 2
             point = inside(hyper - places[middle])
-            if float(point.sum()) > radius:
+            if float(point.sum()) > within:
                 first, more = middle, point
             else:
                 last, less = middle, point
-        share = (more.sum() - radius) / (more.sum() - less.sum())
+        share = (more.sum() - within) / (more.sum() - less.sum())
         return inside(more + share * (less - more))
 
     return project
@@ -85,5 +87,5 @@ def _require_points(least, most, radius: float) -> None:
         raise ValueError(f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or l1_ball")
     if bool((least > most).any()):
         raise ValueError(f"low must be <= high, but exceeds it by {float((least - most).max()):.6g}")
-    if float(least.sum()) > radius:
+    if float(least.sum()) > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
         raise ValueError(f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}")

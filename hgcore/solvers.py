@@ -75,7 +75,7 @@ def _pull_back(problem: Problem, hyper, trajectory, adjoint: tuple, grad) -> tup
             curvature, mixed = product(direction)
         else:
             gradient, curvature, mixed = problem.joint(weights, hyper, t, direction)
-        before = trajectory.state(t, gradient, coefficients)
+        before = trajectory.state(t, gradient)
         adjoint, cotangents = dynamics.pullback(adjoint, Step(before, after, gradient, coefficients))
         adjoint = (adjoint[0] + curvature, *adjoint[1:])
         grad = grad + mixed + pull(cotangents)
@@ -139,7 +139,7 @@ class Implicit:
     @quiet
     def __call__(self, problem: Problem, hyper, state: tuple | None = None) -> Hypergradient:
         hyper = problem.hyper(hyper)
-        state = train(problem, hyper) if state is None else problem.parts(state)
+        state = train(problem, hyper) if state is None else problem.parts(state, len(problem.start(hyper)[0]))
         value, weights_adjoint, direct = problem.judge(state[0], hyper)
         _, product = problem.second_order(state[0], hyper, None)
         inverse = self.solve(lambda q: product(q, mixed=False)[0], weights_adjoint)

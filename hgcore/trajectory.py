@@ -21,7 +21,7 @@ from hgcore.reversal import RANGE, ExactMomentum, ReversalError, ratio
 class Trajectory(Protocol):
     """A finished training run that can be walked backwards, once, over the steps in `replayed`; if `whole`, to the initial state.
 
-    For each step t, last first: `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient, coefficients)`.
+    For each step t, last first: `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient)`.
     `final`: the state after training; `nbytes`: what is kept between the two passes; `close()` after the last step.
     It may have `graphs`, {t: `Problem.second_order` of step t}: these are not found again.
     """
@@ -32,7 +32,7 @@ class Trajectory(Protocol):
     nbytes: int
 
     def weights(self, t, coefficients): ...
-    def state(self, t, gradient, coefficients) -> tuple: ...
+    def state(self, t, gradient) -> tuple: ...
     def close(self) -> None: ...
 
 
@@ -107,7 +107,7 @@ class stored:
     def weights(self, t, coefficients):
         return self.states[t - self.first, 0]
 
-    def state(self, t, gradient, coefficients) -> tuple:
+    def state(self, t, gradient) -> tuple:
         return tuple(self.states[t - self.first])
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class truncated(stored):
 
 
 class checkpointed:
-    """About sqrt(T) states are kept, and each stretch between two of them is run again on the way back."""
+    """About 2 sqrt(T) states are kept, and each stretch between two of them is run again on the way back."""
 
     whole = True
 
@@ -154,7 +154,7 @@ class checkpointed:
             self.stretch = [state, *_states(self.problem, self.hyper, state, range(mark, t))]
         return self.stretch[-1][0]
 
-    def state(self, t, gradient, coefficients) -> tuple:
+    def state(self, t, gradient) -> tuple:
         return self.stretch.pop()
 
     def close(self) -> None:
@@ -167,12 +167,14 @@ class reversible:
     State and additions are fixed point (see reversal.py), so the run differs from a `stored` one by rounding, 2**-53 a step.
     Needs an inner objective that always gives the same bits: same thread count, no unseeded randomness. The rewound start is
     compared with the true one, bit for bit, and a difference raises `ReversalError`.
+    joint: train with the gradient that the way back finds, which is slower; otherwise only if the plain one is seen to have other bits
+    at two places.
     graphs: of how many steps, the last ones, the graph is kept, as in `stored`: what memory there is to spare buys time.
     """
 
     whole = True
 
-    def __init__(self, problem: Problem, hyper, graphs: int = 0):
+    def __init__(self, problem: Problem, hyper, graphs: int = 0, joint: bool = False):
         if not problem.dynamics.reversible:
             name = type(problem.dynamics).__name__
             raise ValueError(f"{name} cannot be run backwards: use Momentum or HeavyBall, or remember the run as `stored`")
@@ -180,7 +182,7 @@ class reversible:
         start = problem.start(hyper)
         self.least, self.replayed = problem.check(hyper, start), range(problem.steps)
         self.exact = self._begin(start)
-        self.graphs = Graphs(problem, graphs, self._agreeing(start[0]))
+        self.graphs = Graphs(problem, graphs, problem.joint_gradient if joint else self._agreeing(start[0]))
         self._forward()
         self.final = self.floats()
         self.nbytes = self.exact.nbytes
@@ -200,10 +202,12 @@ class reversible:
 
     def _agreeing(self, weights):
         """The gradient to train with: the plain one if its bits are those that the way back will find, else that very call."""
-        if not self.replayed:
-            return self.problem.gradient
-        plain, joint = (find(weights, self.hyper, 0) for find in (self.problem.gradient, self.problem.joint_gradient))
-        return self.problem.gradient if bool((plain == joint).all()) else self.problem.joint_gradient
+        for _ in self.replayed[:2]:
+            plain, joint = (find(weights, self.hyper, 0) for find in (self.problem.gradient, self.problem.joint_gradient))
+            if not bool((plain == joint).all()):
+                return self.problem.joint_gradient
+            weights = weights - plain  # once more away from the start, where too much may be zero to tell
+        return self.problem.gradient
 
     def _used(self, t, coefficients) -> tuple:
         """(decay, gain, signed rate) of step t, where integers live."""
@@ -220,7 +224,7 @@ class reversible:
         self.exact.back_position(self.used[2])
         return self.backend.array(self.exact.weights)
 
-    def state(self, t, gradient, coefficients) -> tuple:
+    def state(self, t, gradient) -> tuple:
         decay, gain, _ = self.used
         self.exact.back_velocity(self.backend.exact(gradient), decay, gain)
         return self.floats()
@@ -229,10 +233,12 @@ class reversible:
         """Raise unless the rewound start is the true one to the last bit."""
         misses = self.exact.misses(self._begin(self.problem.start(self.hyper)))
         if misses:
+            numbers = 2 * len(self.exact.weights)
             raise ReversalError(
-                f"the run backwards missed its start in {misses} of {2 * len(self.exact.weights)} numbers: the inner objective"
+                f"the run backwards missed its start in {min(misses, numbers)} of {numbers} numbers: the inner objective"
                 " did not give the same bits twice. Keep one thread count, seed what is random by t, on a GPU ask for"
-                " deterministic algorithms; or remember the run as `stored` or `checkpointed`")
+                " deterministic algorithms; if its gradient alone rounds otherwise than with a graph, use"
+                " functools.partial(hg.reversible, joint=True); or remember the run as `stored`")
 
 
 class shortcut:
@@ -251,7 +257,7 @@ class shortcut:
 
     def __init__(self, problem: Problem, hyper, share: float = 1.0, minibatches: str = "spread", ends: float | None = None):
         steps = problem.steps
-        count = min(steps, max(1, int(share * steps)))
+        count = min(steps, max(1, int(round(share * steps, 9))))  # 0.29 of 100 are 29, though 0.29 * 100 is less
         if not 0 < share <= 1:
             raise ValueError(f"share must lie in (0, 1], the part of the steps to replay, got {share}")
         if minibatches not in ("spread", "first"):
@@ -265,13 +271,14 @@ class shortcut:
         self.nbytes = _size(self.start) + _size(self.final)
 
     def weights(self, t, coefficients):
-        place = self.places[t]
+        return self._on_the_line(self.places[t])
+
+    def _on_the_line(self, place: float):
         return (1 - place) * self.start[0] + place * self.final[0]
 
-    def state(self, t, gradient, coefficients) -> tuple:
-        if t == 0:
-            return self.weights(t, coefficients), *self.start[1:]
-        return self.weights(t, coefficients), *(self._velocity(t) for _ in self.start[1:])
+    def state(self, t, gradient) -> tuple:
+        weights = self._on_the_line(self.places[t])
+        return (weights, *(self._velocity(t) for _ in self.start[1:])) if t else (weights, *self.start[1:])
 
     def _velocity(self, t):
         """After step t - 1; zero where nothing moves because the rate is zero."""

@@ -1,5 +1,6 @@
 """The verbs of a backend, against each other and against finite differences."""
 
+import catalogue
 import numpy as np
 import pytest
 import torch
@@ -183,3 +184,17 @@ def test_numbers_come_over_in_one_list():
     for backend in BACKENDS:
         assert backend.numbers([]) == [] and backend.numbers([backend.array(2.0)]) == [2.0]
         assert backend.numbers([backend.array(2.0), backend.array(3.0)]) == [2.0, 3.0]
+
+
+def test_a_list_of_tensors_keeps_their_derivatives():
+    backend = hg.Torch()
+    (values,), pull = backend.pullback(lambda h: ([h[0] ** 2, h[1]],), backend.array([3.0, 5.0]))
+    assert values.tolist() == [9, 5] and pull((lambda: backend.array([1.0, 10.0]),)).tolist() == [6, 10]
+
+
+def test_without_graphs_there_are_no_derivatives():
+    problem, hyper = catalogue.everything(hg.Torch())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="nothing has a derivative in it: leave it"):
+        hg.Reverse()(problem, hyper)
+    with torch.no_grad():
+        assert torch.equal(hg.Reverse()(problem, hyper).grad, hg.Reverse()(*catalogue.everything(hg.Torch())).grad)

@@ -71,3 +71,10 @@ def test_missing_and_unknown_blocks_are_refused():
     for wrong in ({k: v for k, v in blocks.items() if k != "number"}, blocks | {"other": VECTOR}):
         with pytest.raises(ValueError, match="blocks must be"):
             LAYOUT.join(wrong)
+
+
+@kinds
+def test_a_block_of_another_shape_is_refused(make):
+    blocks = hg.Layout({"first": (2,), "second": (3,)})
+    with pytest.raises(ValueError, match=r"block 'first' must have shape \(2,\), got \(3,\)"):
+        blocks.join({"first": make(np.ones(3)), "second": make(np.zeros(2))})

@@ -347,3 +347,18 @@ def test_a_flat_state_from_another_solver_is_taken_too(backend):
     solver = hg.Implicit(hg.Identity())
     expected = solver(problem, hyper)
     assert np.array_equal(backend.numpy(solver(problem, hyper, expected.state).grad), backend.numpy(expected.grad))
+
+
+@both
+def test_a_flat_state_of_another_size_is_refused(backend):
+    problem, hyper = catalogue.everything(backend)
+    state = hg.Reverse()(problem, hyper).state
+    for wrong in (state[: len(state) // 2], state[:-1]):
+        with pytest.raises(ValueError, match=f"2 vectors of 4 numbers here, weights first, got {len(wrong)} numbers"):
+            hg.Implicit(hg.Identity())(problem, hyper, wrong)
+
+
+@both
+def test_a_hessian_without_inverse_is_named(backend):
+    with pytest.raises(hg.Diverged, match="the inner Hessian has no inverse"):
+        solved(backend, hg.Dense(), np.zeros((3, 3)), np.ones(3))

@@ -123,6 +123,8 @@ def test_projections_in_single_precision_end_too():
 
 @pytest.mark.parametrize("total", [0.0, -1.0, float("nan")])
 def test_an_empty_simplex_is_refused(total):
+    with pytest.raises(ValueError, match="the sum must be positive"):
+        hg.l1_ball(total)
     with pytest.raises(ValueError, match="must be positive"):
         hg.simplex(total)
 
@@ -191,6 +193,14 @@ def test_a_cut_box_in_single_precision_keeps_to_its_sum():
 
 
 @kinds
+def test_a_cut_box_may_be_a_single_point(make):
+    """Ten times 0.1 may add up to a last bit more than 1."""
+    for low, radius in ([0.1] * 3, 0.3), ([0.1] * 10, 1.0):
+        for point in (0.0, 0.2, 5.0):
+            assert np.abs(np.asarray(hg.box_l1(low, 1.0, radius)(make(np.full(len(low), point)))) - 0.1).max() < 1e-15
+
+
+@kinds
 @pytest.mark.parametrize("low, high, radius, message", [
     (0.0, 1.0, -2.5, "radius must be a number >= 0, got -2.5"), (0.0, 1.0, float("nan"), "got nan"), (-0.25, 1.0, 1.0, "low must be >= 0, got -0.25"),
     (0.5, [1.0, 0.25, 1.0], 2.0, "exceeds it by 0.25"), (0.5, 1.0, 1.25, "low alone adds up to 1.5, more than the radius 1.25")])
@@ -236,6 +246,19 @@ def test_every_loop_keeps_to_the_allowed_set_and_tells_what_it_did(backend, loop
         assert np.array_equal(before.updated, after.hyper)
     assert all(-3 <= float(x) <= 0 for s in steps for x in s.updated) and any(float(x) in (-3, 0) for x in steps[-1].updated)
     assert all(s.grad.shape == (6,) and s.nbytes > 0 and s.state.shape == (6,) for s in steps)
+
+
+@pytest.mark.parametrize("project", [lambda hyper: hyper.numpy(), lambda hyper: hyper[:1], lambda hyper: None])
+def test_a_projection_gives_what_it_takes(project):
+    problem, hyper = catalogue.ridge(hg.Torch(), steps=5)
+    with pytest.raises(TypeError, match="project must return what it was given, a Tensor of shape"):
+        list(hg.descend(hg.Reverse(), problem, hyper, rule=hg.Adam(0.1), steps=1, project=lambda hyper: project(hyper)))
+
+
+@pytest.mark.parametrize("loop", [hg.realtime, functools.partial(hg.alternate, hg.Implicit(hg.Identity()))])
+def test_outer_steps_have_inner_ones(loop):
+    with pytest.raises(ValueError, match="every must be a number of inner steps >= 1, got 0"):
+        next(loop(*catalogue.ridge(hg.Torch(), steps=5), rule=STILL, steps=1, every=0))
 
 
 @both

@@ -172,7 +172,7 @@ def test_reversal_with_layers_of_different_decays_arrives_after_hundreds_of_step
 def test_reversal_gives_the_same_bits_without_numba(backend, monkeypatch):
     problem, hyper = catalogue.everything(backend, per_coordinate=True, steps=40)
     fast = hg.Reverse(hg.reversible)(problem, hyper)
-    monkeypatch.setattr(reversal, "fused", lambda: None)
+    monkeypatch.setattr(reversal, "loops", lambda: None)
     slow = hg.Reverse(hg.reversible)(problem, hyper)
     assert all(np.array_equal(a, b) for a, b in zip(fast, slow, strict=True))
 
@@ -242,8 +242,10 @@ def test_where_plain_gradients_have_other_bits_the_joint_ones_are_used(base, mon
 
 
 @pytest.mark.parametrize("base", [hg.Autograd, hg.Torch])
-def test_other_bits_only_at_a_later_step_are_caught(base, monkeypatch):
-    """The first step is tried both ways; for the others there is the comparison at the end."""
+def test_other_bits_only_at_a_later_step_are_caught_and_can_be_mended(base, monkeypatch):
+    """Two places are tried both ways; for the others there is the comparison at the end, and `joint`."""
+    problem, hyper = catalogue.everything(base())
+    expected = hg.Reverse(functools.partial(hg.reversible, joint=True))(problem, hyper)
     plain, calls = base.gradient, []
 
     def gradient(self, f, weights, hyper):
@@ -251,8 +253,32 @@ def test_other_bits_only_at_a_later_step_are_caught(base, monkeypatch):
         return plain(self, f, weights, hyper) * (1 + 2.0**-52 * (len(calls) > 3))
 
     monkeypatch.setattr(base, "gradient", gradient)
-    with pytest.raises(hg.ReversalError):
-        hg.Reverse(hg.reversible)(*catalogue.everything(base()))
+    with pytest.raises(hg.ReversalError, match="joint=True"):
+        hg.Reverse(hg.reversible)(problem, hyper)
+    found = hg.Reverse(functools.partial(hg.reversible, joint=True))(problem, hyper)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_start_at_which_too_much_is_zero_tells_nothing():
+    """Where the last layer is zero, the plain gradient of silu has the bits of the joint one by accident."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1)).double()
+    torch.nn.init.zeros_(module[2].weight)
+    (weights, net), (x, y) = hg.nets.functional(module), torch.randn(2, 64, 8).double()
+
+    def loss(w, hyper, t=None):
+        return ((net(w, x) - y[:, :1]) ** 2).mean()
+
+    problem = hg.Problem(hg.Torch(), loss, loss, hg.Momentum(lambda h, t: h[0].exp(), lambda h, t: 0.9), lambda h: weights, 30)
+    assert gap(hg.Reverse(hg.reversible)(problem, [-2.0]).grad, hg.Reverse()(problem, [-2.0]).grad) < 1e-12
+
+
+def test_no_more_numbers_can_be_missed_than_there_are():
+    rng = np.random.default_rng(0)
+    problem = hg.Problem(hg.Torch(), lambda w, h, t: rng.uniform() * (w @ w), lambda w, h: w @ w, hg.Momentum(lambda h, t: h[0], lambda h, t: 0.9),
+                         lambda h: torch.ones(3), 5)
+    with pytest.raises(hg.ReversalError, match="missed its start in 6 of 6 numbers"):
+        hg.Reverse(hg.reversible)(problem, [0.1])
 
 
 def test_single_precision_reverses_exactly_and_agrees_with_stored():
