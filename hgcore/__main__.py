@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,7 @@ from hgcore import jobs, notebook, suite
 EXAMPLES = """examples:
   python -m hgcore run                                        every notebook, profile quick
   python -m hgcore run maclaurin2015 --profile paper --jobs 1
-  python -m hgcore run fig04 --set seeds=100                  your own experiment, kept in runs/overrides/
+  python -m hgcore run fig04_initial --set seeds=100          your own experiment, kept in runs/overrides/
   python -m hgcore list                                       what there is and what is done
   python -m hgcore report                                     figures/index.html and the README's table
 """
@@ -39,10 +40,11 @@ def add_run(add, what):
     option("--profile", choices=("quick", "paper"), default="quick", help=f"seconds and no download, or the paper's own setting {default}")
     option("--backend", choices=("autograd", "torch"), default="torch", help=default)
     option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
-    option("--seed", type=int, default=0, metavar="N", help=f"base random seed {default}")
+    option("--seed", type=whole, default=0, metavar="N", help=f"base random seed {default}")
     option("--set", dest="overrides", type=override, action="append", default=[], metavar="KEY=VALUE",
            help="override a name of the notebook's scale table; VALUE is read as YAML; repeatable")  # fmt: skip
-    option("--jobs", type=positive, default=min(4, suite.cores()), metavar="N", help=f"notebooks at a time; they share the cores {default}")
+    option("--jobs", type=partial(whole, least=1), default=min(4, suite.cores()), metavar="N",
+           help=f"notebooks at a time; they share the cores {default}")
     option("--force", action="store_true", help="run what is done, too")
     option("--update", action="store_true", help="write the outputs into notebooks/ (quick profile and default parameters only)")
     run.set_defaults(act=act_run)
@@ -58,7 +60,7 @@ def add_list(add, what):
 def add_report(add, what):
     """`report` and its options."""
     report = add("report", help=what, description=f"{what.capitalize()}.")
-    report.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is out of date")
+    report.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is not what the records say")
     report.set_defaults(act=act_report)
 
 
@@ -71,16 +73,22 @@ def override(text):
         value = yaml.safe_load(value)
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
+    return key, _numbers(value)
+
+
+def _numbers(value):
+    if isinstance(value, list):
+        return [_numbers(part) for part in value]
     try:
-        return key, float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) else value
     except ValueError:
-        return key, value
+        return value
 
 
-def positive(text):
-    """A whole number from 1 up, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+def whole(text, least=0):
+    """A whole number from `least` up, for argparse."""
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
     return int(text)
 
 
@@ -96,9 +104,12 @@ def act_run(asked, root):
     changed = [o.job.name for o in outcomes if asked.update and o.status in ("done", "unchanged") and jobs.update(o.job.name, root)]
     for line in summary(outcomes, changed, asked.profile):
         print(line)
-    if not asked.overrides:
-        print(f"Look at {shown(page(root, fresh=not todo))}")
     states = {outcome.status for outcome in outcomes}
+    if not asked.overrides and "interrupted" not in states:
+        try:
+            print(f"Look at {shown(page(root, fresh=not todo))}")
+        except (ValueError, OSError) as error:  # of another notebook, perhaps: what ran has run
+            print(f"figures/index.html could not be written: {error}", file=sys.stderr)
     return 130 if "interrupted" in states else 1 if "FAILED" in states else 0
 
 
@@ -140,6 +151,9 @@ def act_report(asked, root):
     """Build the page and the README's table, or check the table."""
     from hgcore import readme, report
 
+    if wrong := list(report.doubts(root)):
+        print("records changed by hand or damaged; restore them, or delete them and run their notebooks:", *wrong, sep="\n  ", file=sys.stderr)
+        return 1
     if asked.check:
         before, after = readme.revised(root)
         if before != after:
@@ -162,7 +176,7 @@ def main(arguments=None):
     asked = parser().parse_args(arguments)
     try:
         return asked.act(asked, notebook.find_root()) or 0
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"hgcore {asked.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

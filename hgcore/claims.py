@@ -1,5 +1,6 @@
 """The claims ledger: what a paper says, what a run measured, and the verdict. One claims.yml beside the notebooks of each paper."""
 
+import functools
 import json
 import re
 import time
@@ -91,11 +92,27 @@ def check(run, measured: dict) -> None:
 
 def _parsed(file: Path) -> list:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        found = _yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: no YAML: {error}") from None
     must(isinstance(found, list | None), f"{file}: a list of claims is needed, got a {type(found).__name__}; begin each claim with '- id: ...'")
     return found or []
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no field of a mapping may be given twice: the later one would silently replace the first."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"field {twice!r} is given twice; is a '- ' missing before it?", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+@functools.cache
+def _yaml(text: str):
+    """Read once by each process: YAML is slow, and a page of figures asks for the claims of every notebook."""
+    return yaml.load(text, _Once)
 
 
 def _entry(entry: dict, file: Path) -> dict:

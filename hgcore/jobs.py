@@ -8,7 +8,9 @@ import fnmatch
 import json
 from dataclasses import dataclass, field
 
-from hgcore import claims, notebook, profiles
+from hgcore import backend, claims, figures, notebook, profiles, tidy
+
+SIGNATURE = "hgcore"
 
 
 class Refused(ValueError):
@@ -42,7 +44,7 @@ def aliases(root):
     """{notebook name: every name it answers to}: its own and its figures', with and without the paper."""
     known = {}
     for name in notebook.discover(root):
-        figures = [f"{notebook.paper(name)}/{entry['figure']}" for entry in claims.entries(name, root) if entry.get("figure")]
+        figures = [f"{notebook.paper(name)}/{entry['figure']}" for entry in claims.entries(name, root)]
         known[name] = {alias for full in [name, *figures] for alias in (full, full.rpartition("/")[2])}
     return known
 
@@ -69,6 +71,8 @@ def plan(names, root, **parameters):
     """A job for each name, or Refused with every reason why one cannot start."""
     if parameters.get("backend") == "autograd" and parameters.get("device", "cpu") != "cpu":
         raise Refused(f"backend autograd runs on the cpu only, got device {parameters['device']}; use --backend torch")
+    if parameters.get("device", "cpu") != "cpu":
+        backend.make("torch", parameters["device"])  # ValueError if it is not there
     jobs = [Job(name, **parameters) for name in names]
     reasons = [reason for job in jobs if (reason := _reason(job, root))]
     if reasons:
@@ -92,7 +96,10 @@ def executed(name, profile, root):
     """The notebook of today with the outputs of its last run, or None if that failed, was cut short or ran other code."""
     try:
         ran = json.loads(Job(name, profile).target(root).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        signed = ran["metadata"][SIGNATURE]
+        if signed["key"] != notebook.key(name, root=root, **signed["parameters"]):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     nb = notebook.read(name, root)
     new, old = _code(nb), _code(ran)
@@ -103,9 +110,16 @@ def executed(name, profile, root):
     return nb
 
 
+def sign(job, root):
+    """Write into the executed notebook what it is a run of."""
+    file = job.target(root)
+    ran = json.loads(file.read_text(encoding="utf-8"))
+    ran["metadata"][SIGNATURE] = {"parameters": job.parameters(), "key": notebook.key(job.name, root=root, **job.parameters())}
+    figures.write(file, json.dumps(ran, indent=1, ensure_ascii=False).encode())
+
+
 def _code(nb):
-    made = {"injected-parameters", "papermill-error-cell-tag"}
-    return [cell for cell in nb["cells"] if cell["cell_type"] == "code" and not made & set(cell["metadata"].get("tags", []))]
+    return [cell for cell in nb["cells"] if cell["cell_type"] == "code" and not tidy.DROPPED & tidy.tags(cell)]
 
 
 def _source(cell):

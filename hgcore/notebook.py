@@ -13,7 +13,7 @@ from hgcore.tidy import normalise, tags, write  # noqa: F401  one door for all t
 
 PACKAGE = Path(__file__).parent
 # no figure depends on these
-NOT_KEYED = {"suite.py", "report.py", "__main__.py", "notebook.py", "meter.py", "tidy.py", "content.py", "jobs.py", "live.py",
+NOT_KEYED = {"suite.py", "report.py", "__main__.py", "notebook.py", "tidy.py", "content.py", "jobs.py", "live.py",
              "pages.py", "reach.py", "readme.py"}
 NOT_CODE = {"parameters", "injected-parameters"}
 RECORD = {"figure", "notebook", "siblings", "profile", "backend", "device", "seed", "overrides", "key", "products", "claims"}
@@ -23,12 +23,13 @@ RECORD = {"figure", "notebook", "siblings", "profile", "backend", "device", "see
 
 def find_root(start: Path | None = None) -> Path:
     """The repository: HGCORE_ROOT, else the nearest folder above `start` (the working directory) with pyproject.toml and notebooks/."""
-    if os.environ.get("HGCORE_ROOT"):
-        return Path(os.environ["HGCORE_ROOT"]).resolve()
-    start = Path(start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
+    given = os.environ.get("HGCORE_ROOT")
+    start = Path(given or start or Path.cwd()).resolve()
+    for folder in (start, *start.parents)[: 1 if given else None]:
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
+    if given:
+        raise FileNotFoundError(f"HGCORE_ROOT is {given}, where there is no pyproject.toml or no notebooks/: set it to the repository, or not at all")
     raise FileNotFoundError(f"no folder with pyproject.toml and notebooks/ at or above {start}; go into the repository or set HGCORE_ROOT")
 
 
@@ -65,6 +66,8 @@ def read(name: str, root: Path) -> dict:
         nb = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no notebook: {error}") from None
+    if not isinstance(nb, dict) or not isinstance(nb.get("cells"), list):
+        raise ValueError(f"{file} is no notebook: it has no list of cells")
     return {**nb, "cells": [{**cell, "source": "".join(cell["source"])} for cell in nb["cells"]]}
 
 
@@ -96,15 +99,19 @@ def source_cells(nb: dict) -> list[str]:
 
 # ---- what belongs to what: content, never dates
 
-def key(name: str, profile: str, backend: str, device: str, seed: int, overrides: dict, root: Path) -> str:
-    """sha256 of all that a figure depends on: notebook code, what it reaches in the package, claims, parameters, numpy and torch."""
+def key(name: str, profile: str, backend: str, device: str, seed: int, overrides: dict, root: Path, versions: dict | None = None) -> str:
+    """sha256 of all that a figure depends on: notebook code, what it reaches in the package, claims, parameters, numpy and torch.
+
+    versions: of hgcore, numpy and torch; those of today if None.
+    """
+    versions = versions or {"hgcore": version(root), **{library: installed(library) for library in ("numpy", "torch")}}
     cells = source_cells(read(name, root))
     content = {
         "cells": [code(source) for source in cells],
         "package": sorted(set(reached("\n".join(map(_plain, cells)), PACKAGE, NOT_KEYED).values())),  # wherever it stands
         "claims": claims.entries(name, root),
         "parameters": [profile, backend, device, seed, overrides],
-        "versions": [version(root), *(".".join(installed(library).split(".")[:2]) for library in ("numpy", "torch"))],
+        "versions": [versions["hgcore"], *(".".join(versions[library].split(".")[:2]) for library in ("numpy", "torch"))],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -124,11 +131,11 @@ def records(root: Path) -> list[dict]:
     return sorted(found, key=lambda record: (record["figure"], record["profile"]))
 
 
-def fresh(record: dict, root: Path) -> bool:
-    """Whether a record's notebook, package and pictures are still those of its run."""
+def fresh(record: dict, root: Path, versions: dict | None = None) -> bool:
+    """Whether a record's notebook, package and pictures are still those of its run; with `versions` as they were in it, whatever is installed."""
     asked = [record[field] for field in ("profile", "backend", "device", "seed", "overrides")]
     folder = destination(record["notebook"], record["profile"], record["overrides"], root)
-    return path(record["notebook"], root).exists() and _intact(record, folder) and key(record["notebook"], *asked, root) == record["key"]
+    return path(record["notebook"], root).exists() and _intact(record, folder) and key(record["notebook"], *asked, root, versions) == record["key"]
 
 
 # ---- details
@@ -167,7 +174,8 @@ def _loaded(file: Path) -> dict | None:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and set(record) >= RECORD else None
+    whole = isinstance(record, dict) and set(record) >= RECORD
+    return record if whole and isinstance(record["siblings"], list) and isinstance(record["claims"], list) else None
 
 
 def _intact(record: dict, folder: Path) -> bool:

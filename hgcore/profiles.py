@@ -3,7 +3,6 @@
 import difflib
 import os
 import platform
-import sys
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 
 from hgcore import figures, notebook
 from hgcore.content import installed, version
+from hgcore.data import used
 
 PROFILES, BACKENDS, DEVICES, DTYPES = ("quick", "paper"), ("torch", "autograd"), ("cpu", "cuda"), ("float64", "float32")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -55,12 +55,11 @@ class Run:
 
     def facts(self) -> dict:
         """What a record says about the run itself."""
-        data = sys.modules.get("hgcore.data")  # never imported: nothing loaded
         return {"notebook": self.name, "profile": self.profile, "backend": self.backend_name, "device": self.device,
                 "device_name": _device_name(self.device), "dtype": self.dtype, "seed": self.seed, "overrides": self.overrides,
                 "versions": {"python": platform.python_version(), "hgcore": version(self.root),
                              **{library: installed(library) for library in ("numpy", "torch", "autograd", "matplotlib")}},
-                "threads": self.threads, "data": data.used() if data else {}, "key": self.key}
+                "threads": self.threads, "data": used(), "key": self.key}
 
 
 def start(name: str, *, profile: str, backend: str, device: str, seed: int, overrides: dict, quick: dict, paper: dict) -> Run:
@@ -115,7 +114,7 @@ def _alike(default, value) -> bool:
     if isinstance(default, float):
         return isinstance(value, int | float)
     if isinstance(default, list | tuple):
-        return isinstance(value, list | tuple)
+        return isinstance(value, list | tuple) and all(not len(default) or any(_alike(one, part) for one in default) for part in value)
     return isinstance(value, type(default))
 
 

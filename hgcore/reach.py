@@ -33,7 +33,7 @@ class _Module(NamedTuple):
 def reached(source: str, package: Path, outside: set[str]) -> dict[str, str]:
     """{"module:name": code without comments and docstrings} of all that `source` reaches; files called as in `outside` are left out."""
     modules = {_dotted(file, package): None if file.name in outside else _parsed(file.read_text(encoding="utf-8"))
-               for file in package.rglob("*.py")}
+               for file in package.rglob("*.py") if not file.name.startswith(".")}  # editors' locks
     modules["__main__"] = _parsed(source)
     found, methods, words = {}, set(), set()
     waiting = [("__main__", name) for name in modules["__main__"].definitions]

@@ -9,13 +9,13 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 def table(root):
     """Verdicts at profile paper as Markdown: by notebook, the tally, what does not hold, and, folded, every claim under its figure."""
-    said = report.verdicts(root, "paper")
-    books = [(_book_link(name, root), _pictures(name, root), _counts(name, said)) for name in notebook.discover(root)]
+    said, linked = report.verdicts(root, "paper"), _links(root)
+    books = [(linked[name], _pictures(name, root), _counts(name, said)) for name in linked]
     bad = [(f"[{name}](notebooks/{name}.ipynb)", _statement(entry), verdict) for name, entry, verdict in said if verdict in ("REFUTED", "FAILS")]
     return "\n".join([
         *_rows("notebook | figures | claims", books), "", report.tally(root), "",
         *(_rows("what does not hold | claim | verdict", bad) if bad else []), "",
-        "<details><summary>Every claim</summary>", "", *_rows("figure | notebook | claim | verdict", _every(said, root)), "", "</details>"])
+        "<details><summary>Every claim</summary>", "", *_rows("figure | notebook | claim | verdict", _every(said, linked, root)), "", "</details>"])
 
 
 def _rows(head, rows):
@@ -23,12 +23,12 @@ def _rows(head, rows):
     return [f"| {head} |", "| " + " | ".join("---" for _ in cells) + " |", *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def _every(said, root):
+def _every(said, linked, root):
     """(figure, notebook, claim, verdict) of all claims, figure by figure; the first two once only."""
     places, before = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said)), None
     for name, entry, verdict in sorted(said, key=lambda row: places.index((row[0], row[1]["figure"]))):
         where = name, entry["figure"]
-        shown = ("", "") if where == before else (_linked(name, entry["figure"], root), _book_link(name, root))
+        shown = ("", "") if where == before else (_linked(name, entry["figure"], root), linked[name])
         yield *shown, _statement(entry), verdict
         before = where
 
@@ -37,8 +37,18 @@ def _statement(entry):
     return " ".join(entry["statement"].split()).replace("|", "\\|")
 
 
-def _book_link(name, root):
-    return f"[{name}](notebooks/{name}.ipynb){_time(name, root)}"
+def _links(root):
+    """{notebook: a link to it, with what it took at profile paper where that is minutes, and whether its code has changed since}"""
+    ran = [record for (_, profile), record in report.latest(root).items() if profile == "paper"]
+    return {name: f"[{name}](notebooks/{name}.ipynb){_remark([record for record in ran if record['notebook'] == name], root)}"
+            for name in notebook.discover(root)}
+
+
+def _remark(records, root):
+    took = max((record["seconds"] for record in records), default=0)
+    changed = not all(notebook.fresh(record, root, record.get("versions")) for record in records)
+    told = [report.duration(took)] * (took >= 120) + ["changed since"] * changed
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _pictures(name, root):
@@ -46,17 +56,9 @@ def _pictures(name, root):
 
 
 def _counts(name, said):
-    """`11 HOLD, 1 REFUTED`"""
+    """`11 HOLDS, 1 REFUTED`"""
     counts = Counter(verdict for book, _, verdict in said if book == name)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in report.VERDICTS if counts[verdict])
-
-
-def _time(name, root):
-    """What the notebook took at profile paper, said once it is minutes; what to do about it, where it is more than a quarter of an hour."""
-    records = report.latest(root).values()
-    took = max((record["seconds"] for record in records if record["notebook"] == name and record["profile"] == "paper"), default=0)
-    remedy = "; on a GPU add `--device cuda`" if took > 900 else ""
-    return f" ({report.duration(took)}{remedy})" if took >= 120 else ""
 
 
 def _linked(name, figure, root):

@@ -1,8 +1,10 @@
 """What the records say, and the page of figures, made of nothing but the records, the ledger and the notebooks."""
 
+import json
 from collections import Counter
 
 from hgcore import claims, figures, jobs, notebook, pages
+from hgcore.acceptance import satisfied
 
 PAPERS = {  # in the order of the page: short name, title
     "tour": ("Tour", "A tour of the suite"),
@@ -18,9 +20,28 @@ SAID = {"HOLDS": "{} held", "FAILS": "{} failed", "REFUTED": "{} refuted", "NOT 
 
 
 def latest(root):
-    """{(figure, profile): record} of the notebooks that there are."""
-    names = set(notebook.discover(root))
-    return {(record["figure"], record["profile"]): record for record in notebook.records(root) if record["notebook"] in names}
+    """{(figure, profile): record} of the notebooks that there are, without what a newer run of a notebook no longer draws."""
+    names, runs = set(notebook.discover(root)), {}
+    for record in notebook.records(root):
+        if record["notebook"] in names:
+            runs.setdefault((record["notebook"], record["profile"]), {}).setdefault(record["key"], []).append(record)
+    kept = [next((run for run in by_key.values() if notebook.fresh(run[0], root)), sum(by_key.values(), [])) if len(by_key) > 1 else
+            next(iter(by_key.values())) for by_key in runs.values()]
+    return {(record["figure"], record["profile"]): record for run in kept for record in run}
+
+
+def doubts(root):
+    """A line for each file that should be a record and is not JSON, and for each verdict that its own number contradicts."""
+    for file in sorted((root / "figures").rglob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            yield f"{file.relative_to(root)} cannot be read: {error}"
+    for (figure, profile), record in latest(root).items():
+        for claim in record["claims"]:
+            rule, value = claim["accept"], claim["measured"]
+            if rule and not isinstance(value, str | dict) and satisfied(rule, value) != (claim["verdict"] in ("HOLDS", "REFUTED")):
+                yield f"{figure} at profile {profile}: {claim['id']} is said to be {claim['verdict']}, measured {value}, accepted {rule}"
 
 
 def verdicts(root, profile):

@@ -10,12 +10,11 @@ import sys
 import threading
 import traceback
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from hgcore import live, notebook
-from hgcore.jobs import Job
+from hgcore import jobs, live, notebook
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -24,7 +23,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 class Outcome(NamedTuple):
     """How a job ended: status is done, unchanged, FAILED or interrupted; file is the executed (or partial) notebook."""
 
-    job: Job
+    job: jobs.Job
     status: str
     seconds: float = 0.0
     cell: str = ""
@@ -32,15 +31,15 @@ class Outcome(NamedTuple):
     file: Path | None = None
 
 
-def run(jobs, root, *, workers, stream=None):
+def run(planned, root, *, workers, stream=None):
     """Run every job, `workers` at a time, and return their outcomes in order; one failure touches no other job.
 
     Ctrl-C ends the kernels; what had not finished is then `interrupted`.
     """
     stop, watches = threading.Event(), {}
     with environment(root, workers), ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_execute, job, root, watches, stop) for job in jobs]
-        board = live.board(stream or sys.stderr, min(workers, len(jobs)))
+        futures = [pool.submit(_execute, job, root, watches, stop) for job in planned]
+        board = live.board(stream or sys.stderr, min(workers, len(planned)))
         try:
             _watch(futures, watches, board)
         except KeyboardInterrupt:
@@ -48,7 +47,7 @@ def run(jobs, root, *, workers, stream=None):
             _end(futures)
         finally:
             board.close()
-    return [Outcome(job, "interrupted") if future.cancelled() else future.result() for job, future in zip(jobs, futures, strict=True)]
+    return [Outcome(job, "interrupted") if future.cancelled() else future.result() for job, future in zip(planned, futures, strict=True)]
 
 
 def _watch(futures, watches, board):
@@ -91,10 +90,12 @@ def _execute(job, root, watches, stop):
         if not job.overrides and not job.done(root):
             raise RuntimeError("left no complete record of this run: give profiles.start the parameters, end with claims.check,"
                                " change nothing meanwhile")
+        jobs.sign(job, root)
         return Outcome(job, "done", watch.seconds, file=target)
     except Exception as error:
         told = getattr(error, "traceback", None) or traceback.format_exception(error)  # a cell's own, without papermill's frames
-        log.write_text(COLOURS.sub("", "\n".join(map(str.rstrip, told))) + "\n", encoding="utf-8")
+        with suppress(OSError):
+            log.write_text(COLOURS.sub("", "\n".join(map(str.rstrip, told))) + "\n", encoding="utf-8")
         status, said = ("interrupted", "stopped; the next run begins it again") if stop.is_set() else ("FAILED", _brief(error))
         return Outcome(job, status, watch.seconds, watch.place, said, target if target.exists() else log)
     finally:
@@ -102,10 +103,10 @@ def _execute(job, root, watches, stop):
 
 
 def _brief(error):
-    """`ename: evalue` on one line of at most 200 characters."""
+    """`ename: evalue` on one line of at most 400 characters."""
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     line = " ".join(COLOURS.sub("", f"{name}: {value}").split())
-    return line if len(line) <= 200 else line[:197] + "..."
+    return line if len(line) <= 400 else f"{line[:196]} ... {line[-199:]}"  # what is wrong stands first, the way out last
 
 
 def _papermill(job, root, target, watch, stop):
@@ -140,6 +141,8 @@ def environment(root, workers):
     package = str(Path(__file__).resolve().parents[1])
     for variable in THREADS:  # OMP first: the others follow it
         os.environ.setdefault(variable, before.get(THREADS[0]) or str(max(1, cores() // workers)))
+    for folder in {"HGCORE_DATA", "HGCORE_DATA_MIRROR"} & set(before):
+        os.environ[folder] = os.path.abspath(before[folder])  # a kernel has another working folder
     os.environ.update(HGCORE_ROOT=str(root), HGCORE_PROGRESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before.get("PYTHONPATH")]))
     os.environ.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook

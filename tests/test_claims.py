@@ -208,3 +208,14 @@ def test_every_claim_is_measured_and_every_measurement_claimed(tmp_path, measure
 def test_a_notebook_without_a_figure_cannot_be_recorded(tmp_path):
     with pytest.raises(ValueError, match="saved no figure"):
         claims.check(started(tmp_path, ()), {})
+
+
+def test_a_field_that_is_given_twice_is_refused(tmp_path):
+    """A forgotten dash would hide a claim."""
+    file = tmp_path / "claims.yml"
+    file.write_text("- id: a\n  note: one\n  id: b\n")
+    with pytest.raises(ValueError, match=r"claims.yml: no YAML: field 'id' is given twice(.|\n)*line 1"):
+        claims.load(file)
+    file.write_bytes(b"- id: \xff\n")
+    with pytest.raises(ValueError, match="claims.yml: no YAML"):
+        claims.load(file)

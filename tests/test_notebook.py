@@ -54,6 +54,10 @@ def test_the_root_is_found_from_below_or_told(root, monkeypatch, tmp_path_factor
     monkeypatch.setenv("HGCORE_ROOT", str(root))
     monkeypatch.chdir(elsewhere)
     assert notebook.find_root() == root.resolve()
+    for wrong in (elsewhere, root / "notebooks"):
+        monkeypatch.setenv("HGCORE_ROOT", str(wrong))
+        with pytest.raises(FileNotFoundError, match=f"HGCORE_ROOT is {wrong}, where there is no"):
+            notebook.find_root()
 
 
 def test_discover_skips_what_is_nobodys(root):

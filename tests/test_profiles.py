@@ -52,6 +52,7 @@ def test_figures_go_where_they_belong(root, asked, folder):
     ({"device": "tpu"}, "device must be one of cpu, cuda; got 'tpu'"), ({"device": "cuda", "backend": "autograd"}, "cpu only"),
     ({"seed": -1}, "seed must be"), ({"seed": True}, "seed must be"), ({"seed": 0.5}, "seed must be"), ({"overrides": None}, "must be a dict"),
     ({"overrides": {"stepz": 1}}, "override must be one of best, flag, label, rate, sizes, steps; got 'stepz', meant steps"),
+    ({"overrides": {"sizes": [1, "many"]}}, "override sizes must be like its default"),
     ({"overrides": {"dtype": "float32"}}, "override must be one of"), ({"paper": {}}, "same names"),
     ({"quick": {"dtype": "float16"}, "paper": {"dtype": "float64"}}, "dtype must be one of float64, float32; got 'float16'")])
 def test_what_is_not_there_is_refused(root, asked, message, capsys):

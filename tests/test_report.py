@@ -6,7 +6,7 @@ import re
 import pytest
 import toy
 
-from hgcore import notebook, pages, readme, report
+from hgcore import jobs, notebook, pages, readme, report
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def root(tmp_path, monkeypatch):
         toy.add(root, name)
     toy.record(root, "maclaurin2015/fig1", "paper", verdict="REFUTED", measured=0.123456)
     toy.record(root, "maclaurin2015/fig1", "quick")
-    toy.record(root, "maclaurin2015/fig2", "quick", measured=[-1.5, 2.0])
+    toy.record(root, "maclaurin2015/fig2", "quick", measured=[-1.5, 1.0])
     return root
 
 
@@ -37,7 +37,7 @@ def test_page_shows_every_figure_with_its_claims(root):
     assert "profile paper · 12 s · cpu (a chip) · torch, float64 · seed 0" in said
     assert "refuted Section 1" in said and "At profile quick, 12 s: 1 held." in said
     assert "Measured 0.1235 accepted: at most 1 Paper 0.5 read off a plot" in said
-    assert "Measured \u22121.5, 2 accepted: at most 1" in said
+    assert "Measured \u22121.5, 1 accepted: at most 1" in said
     assert "Not run yet: python -m hgcore run 00_tour" in said
     assert "0 of 3 claims hold at profile paper; 1 refuted; 0 not decided; 2 not run." in said
     assert "Stale" not in said
@@ -70,6 +70,9 @@ def test_page_shows_the_outputs_of_the_paper_run(root):
     target = root / "runs/paper/maclaurin2015/fig1.ipynb"
     target.parent.mkdir(parents=True)
     target.write_text(json.dumps(nb))
+    report.build(root)
+    assert "as committed" in (root / "figures/pages/maclaurin2015/fig1.html").read_text()  # of what code it is, nobody knows
+    jobs.sign(jobs.Job("maclaurin2015/fig1", "paper"), root)
     report.build(root)
     said = text((root / "figures/pages/maclaurin2015/fig1.html").read_text())
     assert "Outputs of profile paper" in said and "paper 5 two" in said
@@ -105,6 +108,37 @@ def test_check_writes_nothing(root, capsys):
     (root / "README.md").write_text("no markers")
     assert main(["report", "--check"]) == 2
     assert "needs the lines <!-- table -->" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage, told", [
+    (lambda text: text.replace("0.123456", "5.0"), "fig1.small is said to be REFUTED, measured 5.0, accepted {'max': 1.0}"),
+    (lambda text: text.replace('"REFUTED"', '"FAILS"'), "fig1.small is said to be FAILS, measured 0.123456"),
+    (lambda text: "<<<<<<< HEAD\n" + text, "figures/maclaurin2015/fig1.json cannot be read")])
+def test_records_that_cannot_be_right_are_named(root, damage, told, capsys):
+    from hgcore.__main__ import main
+
+    readme.write(root)
+    before, record = (root / "README.md").read_text(), root / "figures/maclaurin2015/fig1.json"
+    record.write_text(damage(record.read_text()))
+    for asked in (["report", "--check"], ["report"]):
+        assert main(asked) == 1 and told in capsys.readouterr().err and (root / "README.md").read_text() == before
+
+
+def test_code_that_changed_since_is_told(root):
+    readme.write(root)
+    toy.edit(root, "maclaurin2015/fig1", "compute", "x = 2")
+    assert "[maclaurin2015/fig1](notebooks/maclaurin2015/fig1.ipynb) (changed since) | [fig1]" in readme.revised(root)[1]
+
+
+def test_a_figure_that_is_drawn_no_more_says_nothing(root):
+    """Its record is of an older run of the notebook."""
+    old = json.loads((root / "figures/quick/maclaurin2015/fig2.json").read_text())
+    toy.edit(root, "maclaurin2015/fig2", "compute", "x = 2")
+    toy.record(root, "maclaurin2015/fig2", "quick", verdict="FAILS", measured=3.0)
+    renamed = old | {"figure": "maclaurin2015/aa", "siblings": ["maclaurin2015/aa"]}
+    (root / "figures/quick/maclaurin2015/aa.json").write_text(json.dumps(renamed))
+    assert [verdict for name, _, verdict in report.verdicts(root, "quick") if name == "maclaurin2015/fig2"] == ["FAILS"]
+    assert report.states("maclaurin2015/fig2", root) == ("FAILS", "-")
 
 
 def test_fails_shows(root):

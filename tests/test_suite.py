@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import toy
 
-from hgcore import jobs, live, notebook
+from hgcore import jobs, live, notebook, suite
 from hgcore.__main__ import main
 
 HERE = Path(__file__).resolve().parents[1]
@@ -80,9 +80,16 @@ def test_only_what_changed_runs_again(ran):
     assert status == 0 and "Profile quick: 1 done, 1 unchanged." in out
     status, out, err = command(root, "run", "paper/", *FAST)
     assert status == 0 and "Profile quick: 2 unchanged." in out and err == ""
+    before = notebook.path("paper/good", root).read_text()
     toy.edit(root, "paper/good", "compute", "x = 3")
     assert not good.done(root) and jobs.Job("paper/raises", backend="autograd").done(root)
     assert jobs.executed("paper/good", "quick", root) is None
+    notebook.path("paper/good", root).write_text(before)
+    assert jobs.executed("paper/good", "quick", root)
+    version = root / "pyproject.toml"
+    version.write_text(version.read_text().replace('"0"', '"1"'))  # the outputs are of an older package
+    assert jobs.executed("paper/good", "quick", root) is None
+    version.write_text(version.read_text().replace('"1"', '"0"'))
 
 
 def test_update_writes_outputs_into_the_notebook_and_keeps_its_prose(ran):
@@ -104,6 +111,7 @@ def test_update_writes_outputs_into_the_notebook_and_keeps_its_prose(ran):
     (["--set", "steps"], "'steps' is not KEY=VALUE"),
     (["--jobs", "0"], "must be a whole number of at least 1, got '0'"),
     (["--backend", "autograd", "--device", "cuda"], "backend autograd runs on the cpu only"),
+    (["--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
     (["--update", "--seed", "1"], "--update writes into notebooks/"),
     (["--profile", "papr"], "invalid choice: 'papr'"),
     (["two"], "two/bare: its parameters cell lacks seed"),
@@ -214,5 +222,41 @@ def test_plain_lines_are_rare():
 def test_override_values_are_yaml():
     from hgcore.__main__ import override
 
-    assert [override(text)[1] for text in ("a=3", "a=1e-3", "a=true", "a=[1, 2]", "a=null", "a=text")] == [3, 1e-3, True, [1, 2], None, "text"]
+    assert [override(text)[1] for text in ("a=3", "a=1e-3", "a=true", "a=null", "a=text")] == [3, 1e-3, True, None, "text"]
+    assert [override(text)[1] for text in ("a=[1, 2]", "a=[1e-3, 0.5, [1e4], b]")] == [[1, 2], [1e-3, 0.5, [1e4], "b"]]
     assert json.dumps(override("a=3")) == '["a", 3]'
+
+
+def test_a_device_that_is_not_there_is_refused_before_starting(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no GPU; use 'cpu'"):
+        jobs.plan([], tmp_path, device="cuda")
+
+
+def test_kernels_look_for_data_where_the_user_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HGCORE_DATA_MIRROR", "mirror")
+    monkeypatch.delenv("HGCORE_DATA", raising=False)
+    with suite.environment(tmp_path, 1):
+        assert os.environ["HGCORE_DATA_MIRROR"] == str(tmp_path / "mirror") and "HGCORE_DATA" not in os.environ
+    assert os.environ["HGCORE_DATA_MIRROR"] == "mirror"
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end():
+    said = suite._brief(ValueError("what is wrong " + 500 * "x" + " the way out"))
+    assert said.startswith("ValueError: what is wrong") and said.endswith("the way out") and len(said) == 400
+    assert suite._brief(ValueError("short\nenough")) == "ValueError: short enough"
+
+
+@pytest.mark.parametrize("broken", ["", "{}", "[1]"])
+def test_a_broken_notebook_is_named_and_spoils_no_other(tmp_path, broken):
+    root = toy.root(tmp_path / "r")
+    toy.add(root, "fig1")
+    toy.record(root, "fig1", "quick")
+    (root / "notebooks/other.ipynb").write_text(broken)
+    status, out, err = command(root, "run", "fig1")
+    assert status == 0 and "1 unchanged" in out and "other.ipynb is no notebook" in err
+    status, out, err = command(root, "run", "other")
+    assert status == 2 and "other.ipynb is no notebook" in err
