@@ -55,7 +55,7 @@ def ratio(decay, least: float | None = None) -> Ratio:
 
 
 @functools.cache
-def fused() -> ModuleType | None:
+def loops() -> ModuleType | None:
     """The numba kernels, or None where numba is missing: NumPy then gives the same bits more slowly."""
     try:
         from hgcore import kernels
@@ -69,7 +69,7 @@ def _verbs(bits, *others):
     one compiled kernel each for many numbers on a GPU; else whole vectors, which broadcast the rest or refuse it."""
     if isinstance(bits, np.ndarray):
         alike = all(getattr(other, "shape", ()) in ((), bits.shape) for other in others)
-        return alike and fused() or vectors
+        return alike and loops() or vectors
     return vectors.compiled(bits.device) if bits.device.type != "cpu" and len(bits) >= vectors.LARGE else vectors
 
 

@@ -17,7 +17,7 @@ def points(count, seed=0):
 
 
 def problem(backend, train, steps=12, rate=0.5):
-    parts = (hg.data.Split(*map(backend.array, part)) for part in (train, points(40, seed=1)))
+    parts = (part.on(backend) for part in (train, points(40, seed=1)))
     return hg.experiments.weighted_examples(backend, NET, *parts, steps=steps, rate=rate)
 
 

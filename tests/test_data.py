@@ -279,7 +279,7 @@ def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
     with pytest.raises(data.DataError, match="altered.*0000, found .5000, 785.*force-reinstall"):
         data.mnist_small()
     put(tmp_path / "data/data/mnist_5k.csv.gz", gzip.compress(b"1,2,3\n")[:-9])
-    monkeypatch.setattr(digits.importlib.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(files.importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(data.DataError, match="mnist_small cannot be read"):
         data.mnist_small()
     monkeypatch.undo()
@@ -301,7 +301,7 @@ def test_boston_missing_or_altered(monkeypatch, tmp_path):
     with pytest.raises(data.DataError, match="altered.*0000, found .506, 14.*force-reinstall"):
         data.boston()
     put(tmp_path / "data/data/boston_housing.csv", b"1,2,x\n")
-    monkeypatch.setattr(houses.importlib.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(files.importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(data.DataError, match="boston cannot be read"):
         data.boston()
 

@@ -14,7 +14,7 @@ def splits():
 
 
 def penalised(backend, splits, **settings):
-    train, valid = (hg.data.Split(*map(backend.array, split)) for split in splits)
+    train, valid = (split.on(backend) for split in splits)
     return hg.experiments.penalised(backend, train, valid, steps=7, batch=20, **settings)
 
 

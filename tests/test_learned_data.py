@@ -17,7 +17,7 @@ BLOCKS = {"images": rng.standard_normal((6, 6)), "label logits": rng.standard_no
 def problem(backend, names, **given):
     """(Problem, hyper) in which those blocks are learned and the others given."""
     layout = hg.Layout({name: np.shape(BLOCKS[name]) for name in names})
-    judged = hg.data.Split(*map(backend.array, JUDGED))
+    judged = JUDGED.on(backend)
     made = hg.experiments.learned_data(backend, net, layout, given, judged, steps=7)
     return made, layout.join({name: BLOCKS[name] for name in names}), layout
 

@@ -9,7 +9,7 @@ import torch
 from test_solvers import gap
 
 import hgcore as hg
-from hgcore import fused, layout
+from hgcore import layout, written
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -81,7 +81,7 @@ def test_a_known_objective_gives_the_hypergradient_of_its_closure(backend, name,
 def test_off_the_cpu_the_same_is_reckoned_with_tensors(solver, monkeypatch):
     known, _, hyper = tasks(hg.Torch())
     here = solver(known, hyper)
-    monkeypatch.setattr(fused, "bare", lambda tensor: tensor.detach())
+    monkeypatch.setattr(written, "bare", lambda tensor: tensor.detach())
     monkeypatch.setattr(layout, "in_reverse", lambda array: False)
     assert gap(solver(known, hyper).grad, here.grad) < 1e-11
 
@@ -148,12 +148,12 @@ def test_the_blas_of_numpy_has_the_threads_of_torch():
     try:
         for threads in (2, 1):
             torch.set_num_threads(threads)
-            fused.forward(torch.zeros(NET.layout.size), torch.ones(1, 6), NET.layout)
+            written.forward(torch.zeros(NET.layout.size), torch.ones(1, 6), NET.layout)
             found = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
             assert found <= {threads}
     finally:
         torch.set_num_threads(before)
-        fused.forward(torch.zeros(NET.layout.size), torch.ones(1, 6), NET.layout)
+        written.forward(torch.zeros(NET.layout.size), torch.ones(1, 6), NET.layout)
 
 
 def compiler_at_work() -> bool:

@@ -27,11 +27,11 @@ DECAYS = {  # step -> decay
 
 @pytest.fixture(params=["numba", "numpy", "torch"])
 def place(request, monkeypatch):
-    """How vectors are made: the fused path, the generic path on NumPy, the generic path on integers of another library."""
-    if request.param == "numba" and reversal.fused() is None:
+    """How vectors are made: the path of loops, the generic path on NumPy, the generic path on integers of another library."""
+    if request.param == "numba" and reversal.loops() is None:
         pytest.skip("numba is not installed")
     if request.param == "numpy":
-        monkeypatch.setattr(reversal, "fused", lambda: None)
+        monkeypatch.setattr(reversal, "loops", lambda: None)
     return torch.as_tensor if request.param == "torch" else np.asarray
 
 
@@ -77,7 +77,7 @@ def test_every_path_is_undone_to_the_last_bit(decay, place):
 @pytest.mark.parametrize("decay", DECAYS.values(), ids=DECAYS)
 def test_every_path_gives_the_bits_of_the_generic_one(decay, place, monkeypatch):
     _, value, buffer = there(decay, place, 400, place(KICKS))
-    monkeypatch.setattr(reversal, "fused", lambda: None)
+    monkeypatch.setattr(reversal, "loops", lambda: None)
     _, plain, other = there(decay, np.asarray, 400, KICKS)
     assert np.array_equal(np.asarray(value.bits), plain.bits) and np.array_equal(np.asarray(buffer.state), other.state)
     assert len(buffer.words) == len(other.words) and buffer.nbytes == other.nbytes
@@ -100,7 +100,7 @@ def test_a_state_moved_by_momentum_has_the_same_bits_on_every_path(decay, place,
         return end
 
     here = run(place)
-    monkeypatch.setattr(reversal, "fused", lambda: None)
+    monkeypatch.setattr(reversal, "loops", lambda: None)
     assert all(np.array_equal(a, b) for a, b in zip(here, run(np.asarray), strict=True))
 
 

@@ -12,7 +12,7 @@ SIZE = NET.layout.size
 
 
 def small(backend, groups=1, steps=6):
-    train, judged = (hg.data.Split(*map(backend.array, split)) for split in hg.data.splits("mnist_small", [40, 30]))
+    train, judged = (split.on(backend) for split in hg.data.splits("mnist_small", [40, 30]))
     return hg.experiments.running(backend, NET, train, judged, address=(3, 1), batch=10, steps=steps, groups=groups)
 
 

@@ -18,7 +18,7 @@ def examples(count=20):
 
 def problem(backend):
     parts = hg.experiments.dealt(examples(), [14, 6], SETTING["address"])
-    return hg.experiments.unit_penalties(backend, NET, *(hg.data.Split(*map(backend.array, part)) for part in parts), **SETTING)
+    return hg.experiments.unit_penalties(backend, NET, *(part.on(backend) for part in parts), **SETTING)
 
 
 def test_examples_are_dealt_once_with_their_labels():
@@ -54,7 +54,7 @@ def test_hypergradient_against_differences(backend):
 
 @backends
 def test_retrained_error_is_that_of_the_trained_net(backend):
-    case, hyper, judged = problem(backend), np.full(SIZE, 0.2), hg.data.Split(*map(backend.array, examples()))
+    case, hyper, judged = problem(backend), np.full(SIZE, 0.2), examples().on(backend)
     weights = hg.experiments.scaled(NET, hg.train(case, case.hyper(hyper))[0], case.hyper(hyper))
     wrong = backend.numpy(NET(weights, judged.images)).argmax(axis=1) != examples().labels.argmax(axis=1)
     assert abs(hg.experiments.retrained_error(case, NET, hyper, judged) - 100 * wrong.mean()) < 1e-12

@@ -15,7 +15,7 @@ HYPER = rng.normal(-2, 0.3, net.layout.size)
 
 
 def problem(backend, steps=7):
-    train, judged = (hg.data.Split(*map(backend.array, split)) for split in (TRAIN, JUDGED))
+    train, judged = (split.on(backend) for split in (TRAIN, JUDGED))
     return hg.experiments.weight_decays(backend, net, hg.experiments.first_weights(net, (3, 1)), train, judged, steps=steps)
 
 
@@ -51,7 +51,7 @@ def test_a_torch_module_is_taken_as_it_is():
         for parameter, block in zip(module.parameters(), blocks, strict=True):
             parameter.copy_(torch.tensor(block.T.copy()))  # torch keeps a layer's matrix the other way round
     weights, function = hg.nets.functional(module)
-    train, judged = (hg.data.Split(*map(backend.array, split)) for split in (TRAIN, JUDGED))
+    train, judged = (split.on(backend) for split in (TRAIN, JUDGED))
     made = hg.experiments.weight_decays(backend, function, weights, train, judged, steps=7)
     ours, theirs = (hg.Reverse()(p, [-2.0]) for p in (problem(backend), made))
     assert float(theirs.value) == pytest.approx(float(ours.value), rel=1e-12)

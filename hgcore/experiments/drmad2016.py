@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +17,7 @@ from hgcore.layout import Layout
 from hgcore.nets import Dense, error_rate
 from hgcore.problem import Problem
 from hgcore.reversal import DENOMINATOR, ExactMomentum
-from hgcore.trajectory import reversible
+from hgcore.trajectory import reversible, shortcut
 
 
 class BigIntegers(ExactMomentum):
@@ -55,8 +55,16 @@ class BigIntegers(ExactMomentum):
         return self.position.nbytes + self.velocity.nbytes + self.digits.nbytes + sum(map(sys.getsizeof, self.digits))
 
 
+as_released = partial(shortcut, share=0.1, minibatches="first", ends=0.001)  # DrMAD by the authors' code
+
+
 class as_in_2015(reversible):
     """The trajectory of Maclaurin et al. 2015 as they released it: slow and large, for comparison. CPU only."""
+
+    def __init__(self, problem: Problem, hyper, **options):
+        if problem.backend.device != "cpu":
+            raise ValueError(f"the buffer of 2015 holds Python integers, device must be 'cpu', got {problem.backend.device!r}")
+        super().__init__(problem, hyper, **options)
 
     def _begin(self, start: tuple) -> BigIntegers:
         return BigIntegers(*(self.backend.exact(vector) for vector in start))

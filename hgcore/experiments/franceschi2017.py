@@ -64,7 +64,7 @@ def study(backend, source: str, examples: Sequence[int], hidden: Sequence[int], 
     """(`running` with `hypers` >= 3 hyperparameters, ordinary values of them): what the costs of the methods are counted on."""
     if hypers < 3:
         raise ValueError(f"hypers counts rate, momentum and at least one penalty, so it is 3 or more; got {hypers}")
-    train, judged = (data.Split(*map(backend.array, split)) for split in slices(source, *examples))
+    train, judged = (split.on(backend) for split in slices(source, *examples))
     problem = running(backend, Dense((784, *hidden, 10)), train, judged, address=(0, 1), batch=batch, steps=steps, groups=hypers - 2)
     names = tuned(hypers - 2)
     return problem, problem.hyper(names.join({"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(hypers - 2)}))

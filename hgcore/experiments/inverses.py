@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -187,14 +186,7 @@ def weigh(method: str, weights: int, terms: int = 1) -> int:
 
     terms: terms, iterations, rank or steps. Counted from before net, data and hyperparameters are made, on torch in float64.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, method, weights, terms).result()
-
-
-def _peak(method: str, weights: int, terms: int) -> int:
-    _once(method, 2000, terms)  # what loads or warms up once is no part of it
-    meter.release()
-    return meter.cost(lambda: _once(method, weights, terms)).peak
+    return meter.fresh(partial(_once, method, weights, terms), partial(_once, method, 2000, terms)).peak
 
 
 def _once(method: str, weights: int, terms: int) -> None:

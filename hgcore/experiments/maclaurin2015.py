@@ -81,7 +81,7 @@ def penalised(backend, train: data.Split, valid: data.Split, *, steps: int, batc
     Weights start normal with standard deviation `scale`, every training alike, from the authors' stream.
     """
     xp = backend.xp
-    start = backend.array(scale * np.random.RandomState(seed).randn(2, LOGISTIC.layout.size)[1])  # they draw a velocity first
+    start = _start(backend, LOGISTIC, scale, seed)
     slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
     return Problem(
         backend=backend,
@@ -91,6 +91,11 @@ def penalised(backend, train: data.Split, valid: data.Split, *, steps: int, batc
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
         steps=steps)
+
+
+def _start(backend, net: Dense, scale: float, seed: int):
+    """The weights (n,) that the authors' code begins with: it draws a velocity first."""
+    return backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])
 
 
 def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data.Split, *, steps: int, rate: float = 1.0,
@@ -103,7 +108,7 @@ def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data
     Weights start normal with standard deviation `scale`, every training alike, from the authors' stream.
     """
     xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
-    start = backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])  # they draw a velocity first
+    start = _start(backend, net, scale, seed)
 
     def inner(weights, hyper, t):
         blocks = given | learned.split(hyper)

@@ -35,7 +35,7 @@ def _python_integers(values) -> SimpleNamespace:
                            divide=lambda: kept._multiply(reversal.DENOMINATOR, n))
 
 
-BUFFERS = {"numba": (_machine_words, nullcontext), "NumPy": (_machine_words, lambda: mock.patch.object(reversal, "fused", lambda: None)),
+BUFFERS = {"numba": (_machine_words, nullcontext), "NumPy": (_machine_words, lambda: mock.patch.object(reversal, "loops", lambda: None)),
            "Python integers, as in 2015": (_python_integers, nullcontext)}
 
 
