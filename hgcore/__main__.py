@@ -140,8 +140,9 @@ def act_list(asked, root):
     """Print one line for each notebook: its state in both profiles and its figures."""
     from hgcore import report
 
-    rows = [("notebook", "quick", "paper", "figures")]
-    rows += [(name, *report.states(name, root), ", ".join(report.figures_of(name, root))) for name in jobs.select(asked.names, root)]
+    rows, records = [("notebook", "quick", "paper", "figures")], report.latest(root)
+    for name in jobs.select(asked.names, root):
+        rows.append((name, *report.states(name, records, root), ", ".join(report.figures_of(name, records, root))))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]).rstrip())
@@ -162,7 +163,7 @@ def act_report(asked, root):
         return 0
     readme.write(root)
     print(f"Look at {shown(report.build(root))}")
-    print(report.tally(root))
+    print(report.tally(report.verdicts(root, "paper")))
 
 
 def shown(path):

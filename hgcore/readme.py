@@ -9,11 +9,12 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 def table(root):
     """Verdicts at profile paper as Markdown: by notebook, the tally, what does not hold, and, folded, every claim under its figure."""
-    said, linked = report.verdicts(root, "paper"), _links(root)
-    books = [(linked[name], _pictures(name, root), _counts(name, said)) for name in linked]
+    said, records = report.verdicts(root, "paper"), report.latest(root)
+    linked = _links(records, root)
+    books = [(linked[name], _pictures(name, records, root), _counts(name, said)) for name in linked]
     bad = [(f"[{name}](notebooks/{name}.ipynb)", _statement(entry), verdict) for name, entry, verdict in said if verdict in ("REFUTED", "FAILS")]
     return "\n".join([
-        *_rows("notebook | figures | claims", books), "", report.tally(root), "",
+        *_rows("notebook | figures | claims", books), "", report.tally(said), "",
         *(_rows("what does not hold | claim | verdict", bad) if bad else []), "",
         "<details><summary>Every claim</summary>", "", *_rows("figure | notebook | claim | verdict", _every(said, linked, root)), "", "</details>"])
 
@@ -37,9 +38,9 @@ def _statement(entry):
     return " ".join(entry["statement"].split()).replace("|", "\\|")
 
 
-def _links(root):
+def _links(records, root):
     """{notebook: a link to it, with what it took at profile paper where that is minutes, and whether its code has changed since}"""
-    ran = [record for (_, profile), record in report.latest(root).items() if profile == "paper"]
+    ran = [record for (_, profile), record in records.items() if profile == "paper"]
     return {name: f"[{name}](notebooks/{name}.ipynb){_remark([record for record in ran if record['notebook'] == name], root)}"
             for name in notebook.discover(root)}
 
@@ -51,8 +52,8 @@ def _remark(records, root):
     return f" ({', '.join(told)})" if told else ""
 
 
-def _pictures(name, root):
-    return ", ".join(_linked(name, figure.rpartition("/")[2], root) for figure in report.figures_of(name, root))
+def _pictures(name, records, root):
+    return ", ".join(_linked(name, figure.rpartition("/")[2], root) for figure in report.figures_of(name, records, root))
 
 
 def _counts(name, said):

@@ -21,13 +21,14 @@ SAID = {"HOLDS": "{} held", "FAILS": "{} failed", "REFUTED": "{} refuted", "NOT 
 
 def latest(root):
     """{(figure, profile): record} of the notebooks that there are, without what a newer run of a notebook no longer draws."""
-    names, runs = set(notebook.discover(root)), {}
-    for record in notebook.records(root):
-        if record["notebook"] in names:
-            runs.setdefault((record["notebook"], record["profile"]), {}).setdefault(record["key"], []).append(record)
-    kept = [next((run for run in by_key.values() if notebook.fresh(run[0], root)), sum(by_key.values(), [])) if len(by_key) > 1 else
-            next(iter(by_key.values())) for by_key in runs.values()]
-    return {(record["figure"], record["profile"]): record for run in kept for record in run}
+    names, keys = set(notebook.discover(root)), {}
+    records = [record for record in notebook.records(root) if record["notebook"] in names]
+    for record in records:
+        keys.setdefault((record["notebook"], record["profile"]), {})[record["key"]] = record
+    current = {place: next((key for key, record in found.items() if notebook.fresh(record, root)), None)
+               for place, found in keys.items() if len(found) > 1}  # None: of two runs neither is today's, and both are shown
+    return {(record["figure"], record["profile"]): record for record in records
+            if current.get((record["notebook"], record["profile"])) in (None, record["key"])}
 
 
 def doubts(root):
@@ -51,17 +52,17 @@ def verdicts(root, profile):
     return [(name, entry, said.get((name, entry["id"]), "NOT RUN")) for name in notebook.discover(root) for entry in claims.entries(name, root)]
 
 
-def tally(root, profile="paper"):
-    """`12 of 14 claims hold at profile paper; 1 refuted; 1 not decided.`"""
-    counts = Counter(verdict for *_, verdict in verdicts(root, profile))
+def tally(said, profile="paper"):
+    """`12 of 14 claims hold at profile paper; 1 refuted; 1 not decided.` of `verdicts`"""
+    counts = Counter(verdict for *_, verdict in said)
     told = [verdict for verdict in VERDICTS[1:] if counts[verdict] or verdict in ("REFUTED", "NOT DECIDED")]
     rest = "; ".join(SAID[verdict].format(counts[verdict]) for verdict in told)
     return f"{counts['HOLDS']} of {counts.total()} claims hold at profile {profile}; {rest}."
 
 
-def states(name, root):
-    """The state of a notebook's records at (quick, paper): -, stale, FAILS, or done with its seconds."""
-    known = [record for record in latest(root).values() if record["notebook"] == name]
+def states(name, records, root):
+    """The state at (quick, paper) of a notebook's `latest` records: -, stale, FAILS, or done with its seconds."""
+    known = [record for record in records.values() if record["notebook"] == name]
     return tuple(_state([record for record in known if record["profile"] == profile], root) for profile in ("quick", "paper"))
 
 
@@ -75,10 +76,10 @@ def _state(records, root):
     return f"done {duration(max(record['seconds'] for record in records))}"
 
 
-def figures_of(name, root):
-    """The figures that the records and the ledger give a notebook."""
+def figures_of(name, records, root):
+    """The figures that `latest` records and the ledger give a notebook."""
     claimed = [f"{notebook.paper(name)}/{entry['figure']}" for entry in claims.entries(name, root)]
-    saved = [figure for (figure, _), record in latest(root).items() if record["notebook"] == name]
+    saved = [figure for (figure, _), record in records.items() if record["notebook"] == name]
     return sorted({*claimed, *saved})
 
 
@@ -107,8 +108,9 @@ def _source(name, root):
 
 def _tallies(root):
     ran = {profile for _, profile in latest(root)} | {"paper"}
-    counts = {profile: Counter(verdict for *_, verdict in verdicts(root, profile)) for profile in sorted(ran)}
-    return [{"text": tally(root, profile), "counts": [(verdict, counts[profile][verdict]) for verdict in VERDICTS]} for profile in counts]
+    said = {profile: verdicts(root, profile) for profile in sorted(ran)}
+    counts = {profile: Counter(verdict for *_, verdict in said[profile]) for profile in said}
+    return [{"text": tally(said[profile], profile), "counts": [(verdict, counts[profile][verdict]) for verdict in VERDICTS]} for profile in said]
 
 
 def _papers(root):

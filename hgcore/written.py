@@ -1,5 +1,5 @@
 """Dense tanh nets with log-softmax output on torch, their derivatives written out: the gradient, and its pullback
-(the R-operator of Pearlmutter 1994).
+(the R-operator of Pearlmutter 1994); and `Expand` and `Sums`, what layouts do to each block, as one node each.
 
 Of layer i: h[i] is its input, felt[i] the cotangent of its sums, each (batch, units). Along a direction q of the weights, sums, inputs
 and what is felt move. On a CPU all is reckoned on NumPy views of the tensors: its BLAS and its tanh are faster than torch's where MKL

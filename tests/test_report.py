@@ -46,10 +46,10 @@ def test_page_shows_every_figure_with_its_claims(root):
 def test_page_says_what_is_stale(root):
     toy.edit(root, "maclaurin2015/fig1", "compute", "x = 2")
     assert text(report.build(root).read_text()).count("Stale: ") == 1
-    assert report.states("maclaurin2015/fig1", root) == ("stale", "stale")
-    assert report.states("maclaurin2015/fig2", root) == ("done 12 s", "-")
+    assert report.states("maclaurin2015/fig1", report.latest(root), root) == ("stale", "stale")
+    assert report.states("maclaurin2015/fig2", report.latest(root), root) == ("done 12 s", "-")
     (root / "figures/quick/maclaurin2015/fig2.png").write_bytes(b"another picture")
-    assert report.states("maclaurin2015/fig2", root) == ("stale", "-")
+    assert report.states("maclaurin2015/fig2", report.latest(root), root) == ("stale", "-")
 
 
 def test_pages_need_no_network_and_no_script(root):
@@ -138,14 +138,14 @@ def test_a_figure_that_is_drawn_no_more_says_nothing(root):
     renamed = old | {"figure": "maclaurin2015/aa", "siblings": ["maclaurin2015/aa"]}
     (root / "figures/quick/maclaurin2015/aa.json").write_text(json.dumps(renamed))
     assert [verdict for name, _, verdict in report.verdicts(root, "quick") if name == "maclaurin2015/fig2"] == ["FAILS"]
-    assert report.states("maclaurin2015/fig2", root) == ("FAILS", "-")
+    assert report.states("maclaurin2015/fig2", report.latest(root), root) == ("FAILS", "-")
 
 
 def test_fails_shows(root):
     toy.record(root, "maclaurin2015/fig2", "paper", verdict="FAILS", measured="nan")
-    assert report.states("maclaurin2015/fig2", root) == ("done 12 s", "FAILS")
+    assert report.states("maclaurin2015/fig2", report.latest(root), root) == ("done 12 s", "FAILS")
     assert "fails Section 1" in text(report.build(root).read_text())
-    assert report.tally(root) == "0 of 3 claims hold at profile paper; 1 failed; 1 refuted; 0 not decided; 1 not run."
+    assert report.tally(report.verdicts(root, "paper")) == "0 of 3 claims hold at profile paper; 1 failed; 1 refuted; 0 not decided; 1 not run."
 
 
 @pytest.mark.parametrize("value, shown", [
