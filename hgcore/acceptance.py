@@ -14,13 +14,24 @@ def must(holds, message: str) -> None:
 def checked(rule: dict) -> dict:
     """`rule` as satisfied and broken take it; ValueError for one that is no rule, that nothing or that everything would pass."""
     must(isinstance(rule, dict), f"a mapping is needed, got {rule!r}")
-    rule = {"true" if name is True else name: value for name, value in rule.items()}  # YAML reads the key true as a boolean
-    must(set(rule) in FORMS, f"write one of {{min:, max:}}, {{equals:}}, {{order:, margin:}}, {{true: true}}; got {rule!r}")
+    rule = {
+        "true" if name is True else name: value for name, value in rule.items()
+    }  # YAML reads the key true as a boolean
+    must(
+        set(rule) in FORMS,
+        f"write one of {{min:, max:}}, {{equals:}}, {{order:, margin:}}, {{true: true}}; got {rule!r}",
+    )
     for name in sorted({"min", "max", "margin"} & set(rule)):
-        must(is_number(rule[name]), f"{name} must be a finite number, got {rule[name]!r} (YAML reads 1e-3 as text: write 1.0e-3)")
+        must(
+            is_number(rule[name]),
+            f"{name} must be a finite number, got {rule[name]!r} (YAML reads 1e-3 as text: write 1.0e-3)",
+        )
     must(rule.get("min", -math.inf) <= rule.get("max", math.inf), f"min lies above max: {rule!r}")
     must(rule.get("margin", 0) >= 0, f"margin must not be negative, got {rule.get('margin')!r}")
-    must(rule.get("order", "increasing") in ("increasing", "decreasing"), f"order is increasing or decreasing, got {rule.get('order')!r}")
+    must(
+        rule.get("order", "increasing") in ("increasing", "decreasing"),
+        f"order is increasing or decreasing, got {rule.get('order')!r}",
+    )
     must(rule.get("true", True) is True, "only {true: true}; measure the negation instead")
     must(rule.get("equals", 0) is not None, "equals needs a value")
     return rule
@@ -37,7 +48,9 @@ def satisfied(rule: dict, value) -> bool:
         return False
     if "order" in rule:
         return isinstance(value, list) and _ordered(rule, value)
-    return all(rule.get("min", -math.inf) <= number <= rule.get("max", math.inf) for number in numbers)
+    return all(
+        rule.get("min", -math.inf) <= number <= rule.get("max", math.inf) for number in numbers
+    )
 
 
 def broken(rule: dict):
@@ -48,7 +61,11 @@ def broken(rule: dict):
         return [0.0, 0.0]
     if "equals" in rule:
         return _other(rule["equals"])
-    return math.nextafter(rule["max"], math.inf) if "max" in rule else math.nextafter(rule["min"], -math.inf)
+    return (
+        math.nextafter(rule["max"], math.inf)
+        if "max" in rule
+        else math.nextafter(rule["min"], -math.inf)
+    )
 
 
 def plain(value):
@@ -77,7 +94,9 @@ def _ordered(rule: dict, numbers: list) -> bool:
 
 def _same(wanted, value) -> bool:
     if isinstance(wanted, list):
-        return isinstance(value, list) and len(wanted) == len(value) and all(map(_same, wanted, value))
+        return (
+            isinstance(value, list) and len(wanted) == len(value) and all(map(_same, wanted, value))
+        )
     return isinstance(wanted, bool) == isinstance(value, bool) and wanted == value
 
 

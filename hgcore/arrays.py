@@ -19,14 +19,19 @@ def namespace(array) -> ModuleType:
 
 @functools.cache
 def _home(kind: type) -> ModuleType:
-    return importlib.import_module("autograd.numpy" if kind.__module__.split(".")[0] == "autograd" else "numpy")
+    return importlib.import_module(
+        "autograd.numpy" if kind.__module__.split(".")[0] == "autograd" else "numpy"
+    )
 
 
 def cut(vector, sizes: list[int]):
     """`vector` (sum of sizes,) as consecutive pieces; one operation on torch, whose backward pass is one concatenation."""
     if hasattr(vector, "split"):
         return vector.split(sizes)
-    return [vector[stop - size : stop] for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    return [
+        vector[stop - size : stop]
+        for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)
+    ]
 
 
 def in_reverse(array) -> bool:

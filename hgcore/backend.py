@@ -57,7 +57,9 @@ def make(name: str, device: str = "cpu", dtype: str = "float64") -> Backend:
     if name != "autograd":
         raise ValueError(f"backend must be 'autograd' or 'torch', got {name!r}")
     if (device, dtype) != ("cpu", "float64"):
-        raise ValueError(f"the autograd backend runs on cpu in float64, got {device}, {dtype}; use backend 'torch'")
+        raise ValueError(
+            f"the autograd backend runs on cpu in float64, got {device}, {dtype}; use backend 'torch'"
+        )
     return Autograd()
 
 
@@ -76,7 +78,9 @@ def derived(verb: str, backend: Backend, inner: Callable, weights, hyper, t):
 def _scalar(value, what: str = "objective"):
     if getattr(value, "shape", None) != ():
         shape = getattr(value, "shape", type(value).__name__)
-        raise ValueError(f"an {what} must return a scalar of shape (), got {shape}; take its mean or sum")
+        raise ValueError(
+            f"an {what} must return a scalar of shape (), got {shape}; take its mean or sum"
+        )
     return value
 
 
@@ -131,12 +135,19 @@ class Autograd:
         from autograd import grad, make_vjp
 
         pull, gradient = make_vjp(grad(lambda w, h: _scalar(f(w, h))), (0, 1))(weights, hyper)
-        return SecondOrder(gradient, lambda q, curvature=True, mixed=True: pull(q)[0 if curvature else 1 : 2 if mixed else 1])
+        return SecondOrder(
+            gradient,
+            lambda q, curvature=True, mixed=True: pull(q)[
+                0 if curvature else 1 : 2 if mixed else 1
+            ],
+        )
 
     def pullback(self, f, x) -> tuple:
         """(outputs y_i of f(x), a tuple; pull: cotangents c_i, each a function -> sum of (dy_i/dx)' c_i())."""
         outputs, pulls = self._pulls(f, x)
-        return outputs, lambda cotangents: sum(pull(self.array(c())) for pull, c in zip(pulls, cotangents, strict=True))
+        return outputs, lambda cotangents: sum(
+            pull(self.array(c())) for pull, c in zip(pulls, cotangents, strict=True)
+        )
 
     def pushforward(self, f, x) -> tuple:
         """(outputs y_i of f(x), a tuple; push: tangent of x -> those of the y_i, a tuple)."""
@@ -150,7 +161,9 @@ class Autograd:
         from autograd import make_vjp
 
         with _constants_allowed():
-            pulls, outputs = zip(*(make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))), strict=True)
+            pulls, outputs = zip(
+                *(make_vjp(lambda z, i=i: f(z)[i])(x) for i in range(len(f(x)))), strict=True
+            )
         return tuple(map(self.array, outputs)), pulls
 
     def gradient_along(self, f, weights, hyper) -> tuple:
@@ -185,7 +198,9 @@ class Torch:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         torch = self.xp
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device!r} asked for, but torch {torch.__version__} sees no GPU; use 'cpu'")
+            raise ValueError(
+                f"device {self.device!r} asked for, but torch {torch.__version__} sees no GPU; use 'cpu'"
+            )
 
     @functools.cached_property
     def xp(self) -> ModuleType:
@@ -202,13 +217,17 @@ class Torch:
     def _tensor(self, values):
         if isinstance(values, (int, float)):  # without a transfer that a GPU would have to wait for
             return self.xp.full((), values, **self._kind)
-        if isinstance(values, (list, tuple)) and any(hasattr(value, "detach") for value in values):  # as_tensor would cut their graphs
+        if isinstance(values, (list, tuple)) and any(
+            hasattr(value, "detach") for value in values
+        ):  # as_tensor would cut their graphs
             return self.xp.stack([self._tensor(value) for value in values])
         return self.xp.as_tensor(values, **self._kind)
 
     def array(self, values):
         if self.xp.is_inference_mode_enabled():
-            raise RuntimeError("torch.inference_mode() keeps no graph, so nothing has a derivative in it: leave it; torch.no_grad() does no harm")
+            raise RuntimeError(
+                "torch.inference_mode() keeps no graph, so nothing has a derivative in it: leave it; torch.no_grad() does no harm"
+            )
         return self._tensor(values).detach()
 
     def numpy(self, array) -> np.ndarray:
@@ -260,14 +279,19 @@ class Torch:
         live = [i for i, y in enumerate(outputs) if y.requires_grad]
 
         def pull(cotangents):
-            return self._grad([outputs[i] for i in live], (x,), [cotangents[i]() for i in live], retain_graph=True)[0]
+            return self._grad(
+                [outputs[i] for i in live], (x,), [cotangents[i]() for i in live], retain_graph=True
+            )[0]
 
         return tuple(y.detach() for y in outputs), pull
 
     def pushforward(self, f, x) -> tuple:
         """(outputs y_i of f(x), a tuple; push: tangent of x -> those of the y_i, a tuple, None for one that does not depend on x)."""
         leaf, outputs = self._traced(f, x)
-        pushes = [self._push(y, leaf, functools.partial(self._jvp, lambda z, i=i: f(z)[i], x)) for i, y in enumerate(outputs)]
+        pushes = [
+            self._push(y, leaf, functools.partial(self._jvp, lambda z, i=i: f(z)[i], x))
+            for i, y in enumerate(outputs)
+        ]
         return tuple(y.detach() for y in outputs), lambda row: tuple(push(row) for push in pushes)
 
     def _jvp(self, f, x, row):
@@ -292,7 +316,10 @@ class Torch:
         mixed = self._push(gradient, h, lambda unit: plain()(unit)[0])
 
         def along(row, unit):
-            (curvature,), bend = self._grad((gradient,), (w,), (row,), retain_graph=True), mixed(unit)
+            (curvature,), bend = (
+                self._grad((gradient,), (w,), (row,), retain_graph=True),
+                mixed(unit),
+            )
             return curvature if bend is None else curvature + bend
 
         return gradient.detach(), along
@@ -326,7 +353,9 @@ class Torch:
     def _grad(self, outputs, inputs, cotangents, **keywords) -> tuple:
         if not any(y.requires_grad for y in outputs):
             return tuple(self.xp.zeros_like(x) for x in inputs)
-        return self.xp.autograd.grad(outputs, inputs, cotangents, materialize_grads=True, **keywords)
+        return self.xp.autograd.grad(
+            outputs, inputs, cotangents, materialize_grads=True, **keywords
+        )
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[Callable]:

@@ -15,7 +15,17 @@ from hgcore.figures import write
 from hgcore.outer import OuterStep
 
 # what NumPy, zip files and JSON raise on bytes that are none of theirs
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+)
 
 
 def save(path: str | Path, step: OuterStep) -> None:
@@ -26,7 +36,9 @@ def save(path: str | Path, step: OuterStep) -> None:
     arrays, file = {}, io.BytesIO()
     tree = [_leaf(part, arrays) for part in step]
     if len(kinds := {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}) > 1:
-        raise TypeError(f"a checkpoint has one precision, got {' and '.join(sorted(kinds))}: let the rule's memory be like hyper")
+        raise TypeError(
+            f"a checkpoint has one precision, got {' and '.join(sorted(kinds))}: let the rule's memory be like hyper"
+        )
     np.savez(file, tree=np.array(json.dumps(tree)), **arrays)
     write(Path(path), file.getvalue())
 
@@ -37,13 +49,19 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        step = OuterStep(*(_grown(leaf, arrays, backend) for leaf in json.loads(str(arrays.pop("tree")))))
+        step = OuterStep(
+            *(_grown(leaf, arrays, backend) for leaf in json.loads(str(arrays.pop("tree"))))
+        )
     except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged, or was not written by hgcore.save; delete it to start afresh") from error
+        raise ValueError(
+            f"{path} is damaged, or was not written by hgcore.save; delete it to start afresh"
+        ) from error
     for array in arrays.values():
         if array.dtype.kind == "f" and str(array.dtype) != backend.dtype:
-            raise ValueError(f"the checkpoint holds {array.dtype}, this backend is {backend.dtype}: the run would go on with other bits;"
-                             f" make the backend with dtype={str(array.dtype)!r}")
+            raise ValueError(
+                f"the checkpoint holds {array.dtype}, this backend is {backend.dtype}: the run would go on with other bits;"
+                f" make the backend with dtype={str(array.dtype)!r}"
+            )
     return step
 
 
@@ -55,7 +73,9 @@ def _leaf(part, arrays: dict):
     if isinstance(part, bool | int | float | str | None):
         return {"plain": part}
     if not hasattr(part, "dtype"):
-        raise TypeError(f"a checkpoint holds plain tuples, numbers and vectors, got {type(part).__name__}: let the rule's memory be of these")
+        raise TypeError(
+            f"a checkpoint holds plain tuples, numbers and vectors, got {type(part).__name__}: let the rule's memory be of these"
+        )
     name = f"array {len(arrays)}"
     arrays[name] = part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
     return {"array": name}

@@ -20,14 +20,19 @@ def installed(library: str) -> str:
 
 def version(root: Path) -> str:
     """The version of hgcore, from pyproject.toml."""
-    return tomllib.loads((Path(root) / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return tomllib.loads((Path(root) / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
 
 
 @functools.lru_cache(maxsize=1000)
 def code(source: str) -> str:
     """`source` without comments and docstrings; as given where it is not plain Python."""
     try:
-        tree, tokens = ast.parse(source), list(tokenize.generate_tokens(io.StringIO(source).readline))
+        tree, tokens = (
+            ast.parse(source),
+            list(tokenize.generate_tokens(io.StringIO(source).readline)),
+        )
     except (SyntaxError, tokenize.TokenError):
         return source
     lines = source.split("\n")
@@ -41,7 +46,12 @@ def code(source: str) -> str:
 def _docstrings(tree: ast.AST) -> Iterator[slice]:
     """The rows that a docstring has to itself."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             text, *after = node.body
-            if text.lineno > getattr(node, "lineno", 0) and all(line.lineno > text.end_lineno for line in after[:1]):
+            if text.lineno > getattr(node, "lineno", 0) and all(
+                line.lineno > text.end_lineno for line in after[:1]
+            ):
                 yield slice(text.lineno - 1, text.end_lineno)

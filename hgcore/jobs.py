@@ -44,8 +44,12 @@ def aliases(root):
     """{notebook name: every name it answers to}: its own and its figures', with and without the paper."""
     known = {}
     for name in notebook.discover(root):
-        figures = [f"{notebook.paper(name)}/{entry['figure']}" for entry in claims.entries(name, root)]
-        known[name] = {alias for full in [name, *figures] for alias in (full, full.rpartition("/")[2])}
+        figures = [
+            f"{notebook.paper(name)}/{entry['figure']}" for entry in claims.entries(name, root)
+        ]
+        known[name] = {
+            alias for full in [name, *figures] for alias in (full, full.rpartition("/")[2])
+        }
     return known
 
 
@@ -59,18 +63,26 @@ def select(words, root):
 def _meant(word, known):
     word = word.removeprefix("./").removeprefix("notebooks/").removesuffix(".ipynb")
     exact = [name for name, names in known.items() if word in names]
-    loose = [name for name, names in known.items() if any(a.startswith(word) or fnmatch.fnmatchcase(a, word) for a in names)]
+    loose = [
+        name
+        for name, names in known.items()
+        if any(a.startswith(word) or fnmatch.fnmatchcase(a, word) for a in names)
+    ]
     if exact or loose:
         return exact or loose
     close = difflib.get_close_matches(word, sorted(set().union(*known.values())), 3, 0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "there is nothing like it."
-    raise Refused(f"no notebook or figure is called {word!r}; {hint} `python -m hgcore list` shows them all")
+    raise Refused(
+        f"no notebook or figure is called {word!r}; {hint} `python -m hgcore list` shows them all"
+    )
 
 
 def plan(names, root, **parameters):
     """A job for each name, or Refused with every reason why one cannot start."""
     if parameters.get("backend") == "autograd" and parameters.get("device", "cpu") != "cpu":
-        raise Refused(f"backend autograd runs on the cpu only, got device {parameters['device']}; use --backend torch")
+        raise Refused(
+            f"backend autograd runs on the cpu only, got device {parameters['device']}; use --backend torch"
+        )
     if parameters.get("device", "cpu") != "cpu":
         backend.make("torch", parameters["device"])  # ValueError if it is not there
     jobs = [Job(name, **parameters) for name in names]
@@ -103,7 +115,9 @@ def executed(name, profile, root):
         return None
     nb = notebook.read(name, root)
     new, old = _code(nb), _code(ran)
-    if [_source(cell) for cell in new] != [_source(cell) for cell in old] or any(_unfinished(cell) for cell in old):
+    if [_source(cell) for cell in new] != [_source(cell) for cell in old] or any(
+        _unfinished(cell) for cell in old
+    ):
         return None
     for cell, run_cell in zip(new, old, strict=True):
         cell.update(outputs=run_cell["outputs"], execution_count=run_cell["execution_count"])
@@ -114,12 +128,19 @@ def sign(job, root):
     """Write into the executed notebook what it is a run of."""
     file = job.target(root)
     ran = json.loads(file.read_text(encoding="utf-8"))
-    ran["metadata"][SIGNATURE] = {"parameters": job.parameters(), "key": notebook.key(job.name, root=root, **job.parameters())}
+    ran["metadata"][SIGNATURE] = {
+        "parameters": job.parameters(),
+        "key": notebook.key(job.name, root=root, **job.parameters()),
+    }
     figures.write(file, json.dumps(ran, indent=1, ensure_ascii=False).encode())
 
 
 def _code(nb):
-    return [cell for cell in nb["cells"] if cell["cell_type"] == "code" and not tidy.DROPPED & tidy.tags(cell)]
+    return [
+        cell
+        for cell in nb["cells"]
+        if cell["cell_type"] == "code" and not tidy.DROPPED & tidy.tags(cell)
+    ]
 
 
 def _source(cell):

@@ -141,7 +141,14 @@ def forth(position, velocity, state, gradient, numerator, gain, rate, dtype) -> 
     """One step of momentum: (position, velocity, state, weights, speed, magnitude met as `add` has it)"""
     weights, speed = np.empty(position.shape, dtype), np.empty(position.shape, dtype)
     fits = _forth(position, velocity, state, gradient, numerator, gain, rate, weights, speed)
-    return position, velocity, state, weights, speed, 0.0 if fits else _reach(gain * gradient, rate * speed)
+    return (
+        position,
+        velocity,
+        state,
+        weights,
+        speed,
+        0.0 if fits else _reach(gain * gradient, rate * speed),
+    )
 
 
 @_jit

@@ -33,28 +33,42 @@ class Layout:
         One operation on torch: slices v[a:b] of one's own fill a whole vector of zeros each in every backward pass.
         """
         if vector.shape != (self.size,):
-            raise ValueError(f"this layout takes a vector of shape ({self.size},), got {tuple(vector.shape)}")
+            raise ValueError(
+                f"this layout takes a vector of shape ({self.size},), got {tuple(vector.shape)}"
+            )
         pieces = cut(vector, self.sizes)
-        return {name: piece.reshape(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+        return {
+            name: piece.reshape(shape)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
 
     def join(self, blocks: Mapping):
         """The inverse of `split`: one vector (size,) out of all named blocks."""
         if set(blocks) != set(self.shapes):
             raise ValueError(f"blocks must be {list(self.shapes)}, got {list(blocks)}")
         if wrong := [name for name, shape in self.shapes.items() if blocks[name].shape != shape]:
-            raise ValueError(f"block {wrong[0]!r} must have shape {self.shapes[wrong[0]]}, got {tuple(blocks[wrong[0]].shape)}")
+            raise ValueError(
+                f"block {wrong[0]!r} must have shape {self.shapes[wrong[0]]}, got {tuple(blocks[wrong[0]].shape)}"
+            )
         xp = namespace(next(iter(blocks.values())))
         return xp.concatenate([blocks[name].reshape((-1,)) for name in self.shapes])
 
     def expand(self, values):
         """One value per block (len(layout),) -> one value per coordinate (size,)."""
         if values.shape != (len(self),):
-            raise ValueError(f"expected one value per block, shape ({len(self)},), got {tuple(values.shape)}")
+            raise ValueError(
+                f"expected one value per block, shape ({len(self)},), got {tuple(values.shape)}"
+            )
         if in_reverse(values) and values.device.type == "cpu":
             return written_out().Expand.apply(values, self.sizes)
         xp = namespace(values)
         pieces = cut(values, [1] * len(self))
-        return xp.concatenate([xp.broadcast_to(piece, (size,)) for piece, size in zip(pieces, self.sizes, strict=True)])
+        return xp.concatenate(
+            [
+                xp.broadcast_to(piece, (size,))
+                for piece, size in zip(pieces, self.sizes, strict=True)
+            ]
+        )
 
     def sums(self, vector):
         """The sum of each block: (size,) -> (len(layout),); `sums(w * w)` for a penalty of each."""

@@ -50,11 +50,15 @@ class Neumann:
     terms: int
     rate: float | None = None
     power: int = 20
-    _seen: set = field(default_factory=set, init=False, repr=False, compare=False)  # sizes that were looked at
+    _seen: set = field(
+        default_factory=set, init=False, repr=False, compare=False
+    )  # sizes that were looked at
 
     def __post_init__(self):
         if self.terms < 0 or self.power < 0 or self.rate is not None and not self.rate > 0:
-            raise ValueError(f"a Neumann series needs terms >= 0, rate > 0 or None, power >= 0, got {self.terms}, {self.rate}, {self.power}")
+            raise ValueError(
+                f"a Neumann series needs terms >= 0, rate > 0 or None, power >= 0, got {self.terms}, {self.rate}, {self.power}"
+            )
 
     def __call__(self, apply: Callable, b):
         rate = self._rate(apply, b)
@@ -91,10 +95,14 @@ def _fastest(apply: Callable, vector, rate: float, products: int) -> float:
 def _grown(rate: float, eigenvalue: float) -> str:
     series = f"the Neumann series grows with rate {rate:.4g}"
     if eigenvalue > 0:
-        return (f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is about {eigenvalue:.4g};"
-                f" use rate={1 / eigenvalue:.4g}, or rate=None to have it found")
-    return (f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not positive definite, which no rate"
-            " helps; train on to a minimum, add a penalty, or take fewer terms")
+        return (
+            f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is about {eigenvalue:.4g};"
+            f" use rate={1 / eigenvalue:.4g}, or rate=None to have it found"
+        )
+    return (
+        f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not positive definite, which no rate"
+        " helps; train on to a minimum, add a penalty, or take fewer terms"
+    )
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,9 @@ class ConjugateGradient:
             image = apply(direction)
             curvature = float(direction @ image)
             if not curvature > 0:
-                raise Diverged(f"conjugate gradients met curvature {curvature:.3g}: the inner Hessian is not positive definite")
+                raise Diverged(
+                    f"conjugate gradients met curvature {curvature:.3g}: the inner Hessian is not positive definite"
+                )
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
             square, previous = float(residual @ residual), square
@@ -153,11 +163,16 @@ class Nystrom:
 
     def __post_init__(self):
         if self.rank < 1 or not self.rho >= 0:
-            raise ValueError(f"rank must be at least 1 and rho >= 0, got {self.rank} and {self.rho}")
+            raise ValueError(
+                f"rank must be at least 1 and rho >= 0, got {self.rank} and {self.rho}"
+            )
 
     def __call__(self, apply: Callable, b):
         xp, n = namespace(b), len(b)
-        sketch = _like(self.draw(np.random.default_rng([*np.atleast_1d(self.seed), n]), min(self.rank, n), n), b)
+        sketch = _like(
+            self.draw(np.random.default_rng([*np.atleast_1d(self.seed), n]), min(self.rank, n), n),
+            b,
+        )
         image = xp.stack([apply(row) for row in sketch])
         basis, values = _factors(xp, image, sketch)
         inside = basis.T @ b
@@ -165,7 +180,9 @@ class Nystrom:
         if self.rank >= n:  # then nothing lies outside but rounding
             return x
         if not self.rho > 0:
-            raise ValueError(f"rho must be positive for a rank below the number of weights ({self.rank} < {n}), got {self.rho}")
+            raise ValueError(
+                f"rho must be positive for a rank below the number of weights ({self.rank} < {n}), got {self.rho}"
+            )
         return x + (b - basis @ inside) / self.rho
 
 
@@ -174,7 +191,9 @@ def _factors(xp, image, sketch) -> tuple:
     core = sketch @ image.T
     values, vectors = xp.linalg.eigh((core + core.T) / 2)
     kept = abs(values) > len(values) * xp.finfo(values.dtype).eps * abs(values).max()
-    inverse = (vectors * xp.where(kept, 1 / xp.where(kept, values, 1 + 0 * values), 0 * values)) @ vectors.T
+    inverse = (
+        vectors * xp.where(kept, 1 / xp.where(kept, values, 1 + 0 * values), 0 * values)
+    ) @ vectors.T
     basis, triangle = xp.linalg.qr(image.T)
     values, vectors = xp.linalg.eigh(triangle @ inverse @ triangle.T)
     return basis @ vectors, values
@@ -200,4 +219,6 @@ class Dense:
         try:
             return xp.linalg.solve(matrix, b)
         except xp.linalg.LinAlgError as error:
-            raise Diverged(f"the inner Hessian has no inverse ({error}): add a penalty, or solve with Nystrom or few Neumann terms") from error
+            raise Diverged(
+                f"the inner Hessian has no inverse ({error}): add a penalty, or solve with Nystrom or few Neumann terms"
+            ) from error

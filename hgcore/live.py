@@ -44,7 +44,9 @@ class Watch:
 
     def line(self):
         where = f"cell {self.cell} of {self.cells}" if self.cell else "starting"
-        return "  ".join(filter(None, [f"{self.name:<40}", f"{self.seconds:5.0f} s", where, self.progress]))
+        return "  ".join(
+            filter(None, [f"{self.name:<40}", f"{self.seconds:5.0f} s", where, self.progress])
+        )
 
 
 class Bars:
@@ -52,7 +54,10 @@ class Bars:
 
     def __init__(self, stream, slots):
         self.stream = stream
-        self.bars = [tqdm(bar_format="{desc}", position=slot, leave=False, file=stream, dynamic_ncols=True) for slot in range(slots)]
+        self.bars = [
+            tqdm(bar_format="{desc}", position=slot, leave=False, file=stream, dynamic_ncols=True)
+            for slot in range(slots)
+        ]
 
     def show(self, watches):
         for slot, bar in enumerate(self.bars):

@@ -72,7 +72,9 @@ def _peak() -> int:
     """The highest resident memory since the process began or, on Linux, since `_restart_peak`, in bytes."""
     if Path("/proc/self/status").exists():
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _restart_peak() -> int:

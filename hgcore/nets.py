@@ -28,7 +28,9 @@ def cross_entropy(log_probabilities, labels):
 def error_rate(log_probabilities, labels) -> float:
     """Share of the batch whose most likely class is not the labelled one."""
     xp = namespace(log_probabilities)
-    return 1 - float((xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)).sum()) / len(labels)
+    return 1 - float(
+        (xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)).sum()
+    ) / len(labels)
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,31 @@ class Dense:
 
     def __post_init__(self):
         shapes = {}
-        for layer, (rows, columns) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True), start=1):
+        for layer, (rows, columns) in enumerate(
+            zip(self.sizes[:-1], self.sizes[1:], strict=True), start=1
+        ):
             shapes |= {f"weights {layer}": (rows, columns), f"biases {layer}": (columns,)}
         object.__setattr__(self, "layout", Layout(shapes))
 
     def __call__(self, weights, inputs):
-        if in_reverse(weights) and weights.requires_grad and not inputs.requires_grad and inputs.ndim == 2 and inputs.dtype == weights.dtype:
+        if (
+            in_reverse(weights)
+            and weights.requires_grad
+            and not inputs.requires_grad
+            and inputs.ndim == 2
+            and inputs.dtype == weights.dtype
+        ):
             return written_out().LogProbabilities.apply(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
 
     def first(self, normal: Callable) -> np.ndarray:
         """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, where normal(*shape) draws; no biases."""
-        return self.layout.join({name: normal(*shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
-                                 for name, shape in self.layout.shapes.items()})
+        return self.layout.join(
+            {
+                name: normal(*shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
+                for name, shape in self.layout.shapes.items()
+            }
+        )
 
     @staticmethod
     def through(blocks: Sequence, inputs):
@@ -79,10 +93,16 @@ def functional(module) -> tuple:
 
     for name, part in module.named_modules():
         if why := _unfit(part):
-            raise ValueError(f"module {name or type(part).__name__!r} ({type(part).__name__}) {why}")
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+            raise ValueError(
+                f"module {name or type(part).__name__!r} ({type(part).__name__}) {why}"
+            )
+    parameters = {
+        name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
+    }
     if not parameters:
-        raise ValueError(f"{type(module).__name__} has no parameters to train, none that requires a gradient")
+        raise ValueError(
+            f"{type(module).__name__} has no parameters to train, none that requires a gradient"
+        )
     layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
     weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
@@ -99,11 +119,18 @@ def _unfit(part) -> str | None:
     import torch
 
     modules = torch.nn.modules
-    kinds = {type(one).__name__.removeprefix("_") for one in (part, *part._forward_pre_hooks.values())}  # a norm is a hook or a part
+    kinds = {
+        type(one).__name__.removeprefix("_") for one in (part, *part._forward_pre_hooks.values())
+    }  # a norm is a hook or a part
     if "WeightNorm" in kinds:
         return "has second derivatives that torch gets wrong: remove the weight_norm, or divide by the norm in a module of your own"
-    dropout = part.p if isinstance(part, modules.dropout._DropoutNd) else getattr(part, "dropout", 0)
-    random = isinstance(part, (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d)) or "SpectralNorm" in kinds
+    dropout = (
+        part.p if isinstance(part, modules.dropout._DropoutNd) else getattr(part, "dropout", 0)
+    )
+    random = (
+        isinstance(part, (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d))
+        or "SpectralNorm" in kinds
+    )
     draws = part.training and (random or isinstance(dropout, float) and dropout > 0)
     batch = isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None
     if draws or batch or (part.training and getattr(part, "track_running_stats", False)):

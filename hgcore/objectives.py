@@ -23,13 +23,22 @@ class _WithPenalty:
 
     def __call__(self, weights, hyper, t):
         loss = self.inner(weights, hyper, t)
-        return loss + self.strength(hyper) @ self.layout.sums(self._all(weights) ** 2) if self.strength else loss
+        return (
+            loss + self.strength(hyper) @ self.layout.sums(self._all(weights) ** 2)
+            if self.strength
+            else loss
+        )
 
     def gradient(self, backend, weights, hyper, t):
-        return self._penalty(backend, weights, hyper).bend(derived("gradient", backend, self.inner, weights, hyper, t), weights)
+        return self._penalty(backend, weights, hyper).bend(
+            derived("gradient", backend, self.inner, weights, hyper, t), weights
+        )
 
     def second_order(self, backend, weights, hyper, t) -> SecondOrder:
-        penalty, (gradient, inner) = self._penalty(backend, weights, hyper), derived("second_order", backend, self.inner, weights, hyper, t)
+        penalty, (gradient, inner) = (
+            self._penalty(backend, weights, hyper),
+            derived("second_order", backend, self.inner, weights, hyper, t),
+        )
 
         def product(q, curvature=True, mixed=True):
             parts = inner(q, curvature, mixed)
@@ -39,19 +48,32 @@ class _WithPenalty:
         return SecondOrder(penalty.bend(gradient, weights), product)
 
     def gradient_along(self, backend, weights, hyper, t) -> tuple:
-        penalty, (gradient, along) = self._penalty(backend, weights, hyper), derived("gradient_along", backend, self.inner, weights, hyper, t)
-        return penalty.bend(gradient, weights), lambda row, unit: penalty.add(penalty.bend(along(row, unit), row), weights, unit)
+        penalty, (gradient, along) = (
+            self._penalty(backend, weights, hyper),
+            derived("gradient_along", backend, self.inner, weights, hyper, t),
+        )
+        return penalty.bend(gradient, weights), lambda row, unit: penalty.add(
+            penalty.bend(along(row, unit), row), weights, unit
+        )
 
     def _all(self, weights):
         """The weights, checked."""
         if weights.shape != (self.layout.size,):
-            raise ValueError(f"layout must name all blocks of the weights, {tuple(weights.shape)}; it has {self.layout.size} numbers")
+            raise ValueError(
+                f"layout must name all blocks of the weights, {tuple(weights.shape)}; it has {self.layout.size} numbers"
+            )
         return weights
 
     def _penalty(self, backend, weights, hyper):
         if not self._of or self._of[0] is not hyper or self._of[1] != hyper._version:
             self._all(weights)
-            self._of[:] = hyper, hyper._version, (_Penalty if self.strength else _NoPenalty)(backend, self.strength, self.layout, hyper)
+            self._of[:] = (
+                hyper,
+                hyper._version,
+                (_Penalty if self.strength else _NoPenalty)(
+                    backend, self.strength, self.layout, hyper
+                ),
+            )
         return self._of[2]
 
     @functools.cached_property
@@ -76,7 +98,9 @@ class _Penalty:
     def pull(self, weights, q):
         """d2/dhyper dw q (m,). After as many pulls as it takes, the matrix of the strengths' slopes is made: a product with it costs a tenth."""
         slope, self.pulled = 2 * self.layout.sums(weights * q), self.pulled + 1
-        return self._pull((lambda: slope,)) if self.pulled < len(self.layout) else slope @ self._slopes
+        return (
+            self._pull((lambda: slope,)) if self.pulled < len(self.layout) else slope @ self._slopes
+        )
 
     def add(self, tangent, weights, unit):
         """tangent + d2/dw dhyper unit (n,)."""
@@ -153,7 +177,10 @@ class _Entropy:
 
     def second_order(self, backend, weights, hyper, t) -> SecondOrder:
         gradient, along = self._first_order(weights, t)
-        return SecondOrder(gradient, lambda q, curvature=True, mixed=True: (along(q),) * curvature + (0 * hyper,) * mixed)
+        return SecondOrder(
+            gradient,
+            lambda q, curvature=True, mixed=True: (along(q),) * curvature + (0 * hyper,) * mixed,
+        )
 
     def gradient_along(self, backend, weights, hyper, t) -> tuple:
         gradient, along = self._first_order(weights, t)
@@ -162,15 +189,19 @@ class _Entropy:
     def _first_order(self, weights, t) -> tuple:
         """(gradient (n,); tangent of the weights (n,) -> that of the gradient (n,))."""
         (inputs, labels), layout, way = self._checked(weights, t), self.net.layout, written_out()
-        gradient, kept = way.backward(way.bare(labels) / -len(labels), weights, layout, way.forward(weights, inputs, layout))
+        gradient, kept = way.backward(
+            way.bare(labels) / -len(labels), weights, layout, way.forward(weights, inputs, layout)
+        )
         return gradient, lambda q: way.along(q, layout, kept)[1]
 
     def _checked(self, weights, t) -> tuple:
         for name, part in zip(("inputs", "labels"), batch := self.batch(t), strict=True):
             kind = getattr(part, "dtype", type(part).__name__), getattr(part, "device", None)
             if kind != (weights.dtype, weights.device):
-                raise TypeError(f"batch({t}) must give tensors like the weights, {weights.dtype} on {weights.device}; its {name} are {kind[0]}"
-                                f" on {kind[1]}: hand them through backend.array first")
+                raise TypeError(
+                    f"batch({t}) must give tensors like the weights, {weights.dtype} on {weights.device}; its {name} are {kind[0]}"
+                    f" on {kind[1]}: hand them through backend.array first"
+                )
         return batch
 
 
@@ -198,14 +229,18 @@ class Compiled:
     @functools.cached_property
     def _gradient(self) -> Callable:
         torch = Torch().xp
-        return torch.compile(lambda weights, hyper, t: torch.func.grad(self.inner)(weights, hyper, t), fullgraph=True)
+        return torch.compile(
+            lambda weights, hyper, t: torch.func.grad(self.inner)(weights, hyper, t), fullgraph=True
+        )
 
     @functools.cached_property
     def _joint(self) -> Callable:
         torch = Torch().xp
 
         def joint(weights, hyper, t, q):
-            gradient, pull = torch.func.vjp(lambda w, h: torch.func.grad(self.inner)(w, h, t), weights, hyper)
+            gradient, pull = torch.func.vjp(
+                lambda w, h: torch.func.grad(self.inner)(w, h, t), weights, hyper
+            )
             return gradient, *pull(q)
 
         return torch.compile(joint, fullgraph=True)

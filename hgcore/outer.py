@@ -52,7 +52,9 @@ def _update(rule, project, hyper, grad, memory) -> tuple:
     hyper, memory = rule(hyper, grad, memory)
     allowed = hyper if project is None else project(hyper)
     if (kind := type(allowed)) is not type(hyper) or allowed.shape != hyper.shape:
-        raise TypeError(f"project must return what it was given, a {type(hyper).__name__} of shape {tuple(hyper.shape)}, got a {kind.__name__}")
+        raise TypeError(
+            f"project must return what it was given, a {type(hyper).__name__} of shape {tuple(hyper.shape)}, got a {kind.__name__}"
+        )
     return allowed, memory
 
 
@@ -60,8 +62,16 @@ def _named(k: int, problem: Diverged) -> Diverged:
     return type(problem)(f"outer step {k}: {problem}")
 
 
-def descend(solver: Callable, problem, hyper, *, rule, steps: int, project: Callable | None = None,
-            resume: OuterStep | None = None) -> Iterator[OuterStep]:
+def descend(
+    solver: Callable,
+    problem,
+    hyper,
+    *,
+    rule,
+    steps: int,
+    project: Callable | None = None,
+    resume: OuterStep | None = None,
+) -> Iterator[OuterStep]:
     """`steps` outer steps, each a fresh training run.  problem: a Problem, or k -> Problem (new seeds, new batches).
 
     rule: Descent, RMSProp, Adam or your own; project: onto the allowed set; resume: an earlier OuterStep to go on from.
@@ -80,8 +90,17 @@ def descend(solver: Callable, problem, hyper, *, rule, steps: int, project: Call
         hyper = updated
 
 
-def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Callable | None = None,
-             solver: Forward | None = None, resume: OuterStep | None = None) -> Iterator[OuterStep]:
+def realtime(
+    problem,
+    hyper,
+    *,
+    rule,
+    steps: int,
+    every: int = 1,
+    project: Callable | None = None,
+    solver: Forward | None = None,
+    resume: OuterStep | None = None,
+) -> Iterator[OuterStep]:
     """Train once, and update hyper every `every` inner steps along the tangents so far (Franceschi et al. 2017, RTHO).
 
     problem: a Problem, or k -> Problem (what is asked for changes, or the data: its outer objective may take a batch of outer
@@ -93,7 +112,12 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
     solver, at = solver or Forward(), _at(problem)
     hyper = at(0).hyper(hyper) if resume is None else resume.updated
     if resume is None:
-        first, state, tangents, memory = 0, at(0).start(hyper), at(0).push_start(hyper), rule.start(hyper)
+        first, state, tangents, memory = (
+            0,
+            at(0).start(hyper),
+            at(0).push_start(hyper),
+            rule.start(hyper),
+        )
     else:
         first, (state, tangents, memory) = resume.k + 1, resume.carry
     watch = Watch(at(0).backend)
@@ -115,8 +139,17 @@ def realtime(problem, hyper, *, rule, steps: int, every: int = 1, project: Calla
         hyper = updated
 
 
-def alternate(solver: Implicit, problem, hyper, *, rule, steps: int, every: int = 1,
-              project: Callable | None = None, resume: OuterStep | None = None) -> Iterator[OuterStep]:
+def alternate(
+    solver: Implicit,
+    problem,
+    hyper,
+    *,
+    rule,
+    steps: int,
+    every: int = 1,
+    project: Callable | None = None,
+    resume: OuterStep | None = None,
+) -> Iterator[OuterStep]:
     """`every` inner steps from where the last ones ended, then one implicit hypergradient (Lorraine et al. 2020, Algorithm 1).
 
     problem: a Problem, or k -> Problem for stochastic hypergradients: its inner objective at t = None and its outer one then

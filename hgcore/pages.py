@@ -13,16 +13,28 @@ MATH = re.compile(
     r"(?P<code>```.*?```|`[^`\n]+`)"
     r"|\$\$(?P<display>.+?)\$\$"
     r"|(?P<environment>\\begin\{(?P<kind>[a-z]+\*?)\}.+?\\end\{(?P=kind)\})"
-    r"|(?<![\\$])\$(?P<inline>[^\s$](?:(?:[^$\n]|\n(?!\s*\n))*?[^\s$\\])?)\$(?!\d)", re.DOTALL)  # fmt: skip
-ALIGNED = re.compile(r"\\(begin|end)\{(?:align|aligned|equation|gather|gathered)\*?\}")  # latex2mathml sets align* only, and numbers align
-MARK = re.compile("\ue000(\\d+)\ue000")  # stands for a formula while Markdown is read, which would eat its _ and *
+    r"|(?<![\\$])\$(?P<inline>[^\s$](?:(?:[^$\n]|\n(?!\s*\n))*?[^\s$\\])?)\$(?!\d)",
+    re.DOTALL,
+)
+ALIGNED = re.compile(
+    r"\\(begin|end)\{(?:align|aligned|equation|gather|gathered)\*?\}"
+)  # latex2mathml sets align* only, and numbers align
+MARK = re.compile(
+    "\ue000(\\d+)\ue000"
+)  # stands for a formula while Markdown is read, which would eat its _ and *
 
 
 @cache
 def template(name):
     """The page template of that name."""
     folder = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template(name)
 
 
@@ -54,8 +66,14 @@ def notebook_html(nb):
         if cell.cell_type == "markdown":
             cell.source = _mark(cell.source, formulas)
     html, _ = _exporter().from_notebook_node(nb)
-    html = re.sub(r'="[^"]*"', lambda attribute: MARK.sub("", attribute[0]), html)  # ids made of headings
-    return Markup(_unmark(html, formulas).replace("No description has been provided for this image", "Drawn by the cell above"))
+    html = re.sub(
+        r'="[^"]*"', lambda attribute: MARK.sub("", attribute[0]), html
+    )  # ids made of headings
+    return Markup(
+        _unmark(html, formulas).replace(
+            "No description has been provided for this image", "Drawn by the cell above"
+        )
+    )
 
 
 @cache
@@ -69,7 +87,11 @@ def _mark(text, formulas):
     def mark(found):
         if found["code"]:
             return found["code"]
-        formulas.append(mathml(found["inline"]) if found["inline"] else mathml(found["display"] or found["environment"], "block"))
+        formulas.append(
+            mathml(found["inline"])
+            if found["inline"]
+            else mathml(found["display"] or found["environment"], "block")
+        )
         return f"\ue000{len(formulas) - 1}\ue000"
 
     return MATH.sub(mark, text)

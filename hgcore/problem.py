@@ -13,7 +13,9 @@ from hgcore.backend import Backend, SecondOrder, derived, own
 from hgcore.dynamics import rounded
 from hgcore.reversal import DENOMINATOR
 
-quiet = np.errstate(over="ignore", invalid="ignore")  # what is not finite is reported once, as `Diverged`
+quiet = np.errstate(
+    over="ignore", invalid="ignore"
+)  # what is not finite is reported once, as `Diverged`
 
 
 class Diverged(ArithmeticError):
@@ -39,7 +41,9 @@ class Problem:
     def __post_init__(self):
         for name in ("inner", "outer", "initial"):
             if not callable(getattr(self, name)):
-                raise TypeError(f"{name} must be a function, got {type(getattr(self, name)).__name__}")
+                raise TypeError(
+                    f"{name} must be a function, got {type(getattr(self, name)).__name__}"
+                )
         if not isinstance(self.steps, Integral) or self.steps < 0:
             raise ValueError(f"steps must be a whole number >= 0, got {self.steps!r}")
 
@@ -47,7 +51,9 @@ class Problem:
         """`hyper` as a vector (m,) of the backend, checked."""
         hyper = self.backend.array(hyper)
         if hyper.ndim != 1:
-            raise ValueError(f"hyper must be a flat vector (m,), got shape {tuple(hyper.shape)}; see Layout.join")
+            raise ValueError(
+                f"hyper must be a flat vector (m,), got shape {tuple(hyper.shape)}; see Layout.join"
+            )
         if not bool(self.backend.xp.isfinite(hyper).all()):
             raise Diverged("hyper holds a value that is not finite")
         return hyper
@@ -58,7 +64,9 @@ class Problem:
             return state
         size = len(state) // self.dynamics.vectors if size is None else size
         if len(state) != size * self.dynamics.vectors:
-            raise ValueError(f"a flat state holds {self.dynamics.vectors} vectors of {size} numbers here, weights first, got {len(state)} numbers")
+            raise ValueError(
+                f"a flat state holds {self.dynamics.vectors} vectors of {size} numbers here, weights first, got {len(state)} numbers"
+            )
         return tuple(cut(self.backend.array(state), [size] * self.dynamics.vectors))
 
     def basis(self, hyper):
@@ -73,7 +81,9 @@ class Problem:
         for part in parts:
             if part.ndim != 1 or part.shape != parts[0].shape or not len(part):
                 shapes = [tuple(p.shape) for p in parts]
-                raise ValueError(f"initial weights and velocity must have one shape (n,) with n >= 1, got {shapes}")
+                raise ValueError(
+                    f"initial weights and velocity must have one shape (n,) with n >= 1, got {shapes}"
+                )
         return *parts, *(0 * parts[0] for _ in range(self.dynamics.vectors - len(parts)))
 
     @property
@@ -89,19 +99,31 @@ class Problem:
         """Tangents of the initial state: for each hyperparameter a tuple like the state."""
         starts, push = self.backend.pushforward(lambda h: tuple(f(h) for f in self._starts), hyper)
         none = [None] * (self.dynamics.vectors - len(starts))
-        return tuple(tuple(0 * starts[0] if vector is None else vector for vector in (*push(unit), *none)) for unit in self.basis(hyper))
+        return tuple(
+            tuple(0 * starts[0] if vector is None else vector for vector in (*push(unit), *none))
+            for unit in self.basis(hyper)
+        )
 
     def coefficients(self, weights, hyper, t: int) -> tuple:
         """(rate,) or (rate, decay) of step t as the run uses them, each a scalar or of the shape of `weights` (n,)."""
-        return self._used(self._coefficient(name, weights, hyper, t) for name in self.dynamics.functions)
+        return self._used(
+            self._coefficient(name, weights, hyper, t) for name in self.dynamics.functions
+        )
 
     def _coefficient(self, name: str, weights, hyper, t: int):
-        return self._shaped(name, weights, self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t)), t)
+        return self._shaped(
+            name,
+            weights,
+            self.backend.array(self.backend.evaluate(self.dynamics.functions[name], hyper, t)),
+            t,
+        )
 
     @staticmethod
     def _shaped(name: str, weights, value, t: int):
         if value.shape not in ((), weights.shape):
-            raise ValueError(f"{name} must be a scalar or have shape {tuple(weights.shape)}, got {tuple(value.shape)} at step {t}")
+            raise ValueError(
+                f"{name} must be a scalar or have shape {tuple(weights.shape)}, got {tuple(value.shape)} at step {t}"
+            )
         return value
 
     def pull_coefficients(self, hyper, t: int) -> tuple:
@@ -112,7 +134,10 @@ class Problem:
     def push_coefficients(self, weights, hyper, t: int) -> tuple:
         """(coefficients of step t; push: tangent of hyper (m,) -> those of the coefficients, a constant's may be None)."""
         values, push = self.backend.pushforward(self._at(t), hyper)
-        return self._used(self._shaped(name, weights, value, t) for name, value in zip(self.dynamics.functions, values, strict=True)), push
+        return self._used(
+            self._shaped(name, weights, value, t)
+            for name, value in zip(self.dynamics.functions, values, strict=True)
+        ), push
 
     def _at(self, t: int) -> Callable:
         """hyper -> the coefficients of step t as the user's functions give them."""
@@ -120,7 +145,10 @@ class Problem:
         return lambda hyper: tuple(f(hyper, t) for f in functions)
 
     def _used(self, values) -> tuple:
-        return tuple(rounded(name, value) for name, value in zip(self.dynamics.functions, values, strict=True))
+        return tuple(
+            rounded(name, value)
+            for name, value in zip(self.dynamics.functions, values, strict=True)
+        )
 
     def gradient(self, weights, hyper, t: int):
         """dL/dw (n,) of the inner objective at step t."""
@@ -163,12 +191,18 @@ class Problem:
         if not len(steps) or "decay" not in self.dynamics.functions:
             return []
         decays = (self._coefficient("decay", state[0], hyper, t) for t in steps)
-        ends = [end(decay) if decay.ndim else decay for decay in decays for end in (self.backend.xp.amin, self.backend.xp.amax)]
+        ends = [
+            end(decay) if decay.ndim else decay
+            for decay in decays
+            for end in (self.backend.xp.amin, self.backend.xp.amax)
+        ]
         extremes = self.backend.numpy(self.backend.xp.stack(ends)).reshape(-1, 2)
         for t, pair in zip(steps, extremes, strict=True):
             for value in pair:
                 if not 1 / DENOMINATOR <= value <= 1:
-                    raise ValueError(f"decay must lie in [2**-16, 1], got {value:.6g} at step {t}; use GradientDescent for none")
+                    raise ValueError(
+                        f"decay must lie in [2**-16, 1], got {value:.6g} at step {t}; use GradientDescent for none"
+                    )
         return [float(least) for least, _ in extremes]
 
 
@@ -190,13 +224,17 @@ class Watch:
 
     def look(self) -> None:
         seen, self.seen = self.seen, []
-        for t, number in zip([t for t, _ in seen], self.backend.numbers([number for _, number in seen]), strict=True):
+        for t, number in zip(
+            [t for t, _ in seen], self.backend.numbers([number for _, number in seen]), strict=True
+        ):
             if not number < self.limit:
                 raise Diverged(self._message(t, number))
 
     def _message(self, t: int, number: float) -> str:
         where = f"at step {t}" if t >= 0 else "before step 0"
         if number < float("inf"):
-            return (f"a weight or velocity reached {number:.4g} {where}; fixed point holds magnitudes below"
-                    f" {self.limit:.0f}: scale the problem, or remember the run as `stored`")
+            return (
+                f"a weight or velocity reached {number:.4g} {where}; fixed point holds magnitudes below"
+                f" {self.limit:.0f}: scale the problem, or remember the run as `stored`"
+            )
         return f"training diverged {where}: a weight or velocity is not finite; lower the rate"

@@ -15,7 +15,12 @@ from hgcore import figures, notebook
 from hgcore.content import installed, version
 from hgcore.data import used
 
-PROFILES, BACKENDS, DEVICES, DTYPES = ("quick", "paper"), ("torch", "autograd"), ("cpu", "cuda"), ("float64", "float32")
+PROFILES, BACKENDS, DEVICES, DTYPES = (
+    ("quick", "paper"),
+    ("torch", "autograd"),
+    ("cpu", "cuda"),
+    ("float64", "float32"),
+)
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -55,28 +60,67 @@ class Run:
 
     def facts(self) -> dict:
         """What a record says about the run itself."""
-        return {"notebook": self.name, "profile": self.profile, "backend": self.backend_name, "device": self.device,
-                "device_name": _device_name(self.device), "dtype": self.dtype, "seed": self.seed, "overrides": self.overrides,
-                "versions": {"python": platform.python_version(), "hgcore": version(self.root),
-                             **{library: installed(library) for library in ("numpy", "torch", "autograd", "matplotlib")}},
-                "threads": self.threads, "data": used(), "key": self.key}
+        return {
+            "notebook": self.name,
+            "profile": self.profile,
+            "backend": self.backend_name,
+            "device": self.device,
+            "device_name": _device_name(self.device),
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "overrides": self.overrides,
+            "versions": {
+                "python": platform.python_version(),
+                "hgcore": version(self.root),
+                **{
+                    library: installed(library)
+                    for library in ("numpy", "torch", "autograd", "matplotlib")
+                },
+            },
+            "threads": self.threads,
+            "data": used(),
+            "key": self.key,
+        }
 
 
-def start(name: str, *, profile: str, backend: str, device: str, seed: int, overrides: dict, quick: dict, paper: dict) -> Run:
+def start(
+    name: str,
+    *,
+    profile: str,
+    backend: str,
+    device: str,
+    seed: int,
+    overrides: dict,
+    quick: dict,
+    paper: dict,
+) -> Run:
     """Check what was asked for, set style and print options, print the scale table; return the run. ValueError names what is wrong."""
     _known("profile", profile, PROFILES)
     _known("backend", backend, BACKENDS)
     _known("device", device, DEVICES)
     if backend == "autograd" and device != "cpu":
-        raise ValueError(f"backend autograd runs on the cpu only, got device {device!r}; use backend torch there")
+        raise ValueError(
+            f"backend autograd runs on the cpu only, got device {device!r}; use backend torch there"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer from 0 up, got {seed!r}")
     root = notebook.find_root()
     _known("notebook", name, notebook.discover(root))
     table = apply({"quick": quick, "paper": paper}, profile, overrides)
     _known("dtype", dtype := table.get("dtype", "float64"), DTYPES)
-    run = Run(name, profile, backend, device, dtype, seed, overrides, SimpleNamespace(**table), root,
-              key=notebook.key(name, profile, backend, device, seed, overrides, root), threads=_pinned(backend))
+    run = Run(
+        name,
+        profile,
+        backend,
+        device,
+        dtype,
+        seed,
+        overrides,
+        SimpleNamespace(**table),
+        root,
+        key=notebook.key(name, profile, backend, device, seed, overrides, root),
+        threads=_pinned(backend),
+    )
     figures.use()
     np.set_printoptions(precision=4, suppress=True)
     print(_printed(quick, paper, table))
@@ -90,20 +134,26 @@ def apply(scale: dict[str, dict], profile: str, overrides: dict) -> dict:
     """
     quick, paper = scale["quick"], scale["paper"]
     if set(quick) != set(paper):
-        raise ValueError(f"quick and paper must have the same names; only one of them has {', '.join(sorted(set(quick) ^ set(paper)))}")
+        raise ValueError(
+            f"quick and paper must have the same names; only one of them has {', '.join(sorted(set(quick) ^ set(paper)))}"
+        )
     if not isinstance(overrides, dict):
         raise ValueError(f'overrides must be a dict such as {{"steps": 20}}, got {overrides!r}')
     for name, value in overrides.items():
         _known("override", name, sorted(quick))
         if not any(_alike(default, value) for default in (quick[name], paper[name])):
-            raise ValueError(f"override {name} must be like its default {scale[profile][name]!r}, got {value!r} ({type(value).__name__})")
+            raise ValueError(
+                f"override {name} must be like its default {scale[profile][name]!r}, got {value!r} ({type(value).__name__})"
+            )
     return {**scale[profile], **overrides}
 
 
 def _known(what: str, value, allowed) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
-        raise ValueError(f"{what} must be one of {', '.join(allowed) or '(there are none)'}; got {value!r}{f', meant {close[0]}?' if close else ''}")
+        raise ValueError(
+            f"{what} must be one of {', '.join(allowed) or '(there are none)'}; got {value!r}{f', meant {close[0]}?' if close else ''}"
+        )
 
 
 def _alike(default, value) -> bool:
@@ -114,14 +164,22 @@ def _alike(default, value) -> bool:
     if isinstance(default, float):
         return isinstance(value, int | float)
     if isinstance(default, list | tuple):
-        return isinstance(value, list | tuple) and all(not len(default) or any(_alike(one, part) for one in default) for part in value)
+        return isinstance(value, list | tuple) and all(
+            not len(default) or any(_alike(one, part) for one in default) for part in value
+        )
     return isinstance(value, type(default))
 
 
 def _printed(quick: dict, paper: dict, table: dict) -> str:
-    rows = [("name", "quick", "paper", "this run"), *((name, *(_shown(column[name]) for column in (quick, paper, table))) for name in quick)]
+    rows = [
+        ("name", "quick", "paper", "this run"),
+        *((name, *(_shown(column[name]) for column in (quick, paper, table))) for name in quick),
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def _shown(value) -> str:

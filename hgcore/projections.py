@@ -12,7 +12,9 @@ def box(low, high) -> Callable:
 
     def project(hyper):
         xp = namespace(hyper)
-        least, most = (xp.asarray(bound, dtype=hyper.dtype, device=hyper.device) for bound in (low, high))
+        least, most = (
+            xp.asarray(bound, dtype=hyper.dtype, device=hyper.device) for bound in (low, high)
+        )
         return xp.minimum(xp.maximum(hyper, least), most)
 
     return project
@@ -24,7 +26,9 @@ def simplex(total: float = 1.0) -> Callable:
         raise ValueError(f"the sum must be positive, got {total}")
 
     def project(hyper):
-        hyper = hyper - hyper.max()  # moves no projection, and keeps the largest above the shift whatever is rounded
+        hyper = (
+            hyper - hyper.max()
+        )  # moves no projection, and keeps the largest above the shift whatever is rounded
         shift, active, count = (hyper.sum() - total) / len(hyper), hyper == hyper, len(hyper)
         while True:
             active = hyper > shift
@@ -59,13 +63,19 @@ def box_l1(low, high, radius: float) -> Callable:
     inside, lowest, highest = box(low, high), box(low, low), box(high, high)
 
     def project(hyper):
-        more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # more, less: sums on either side of the radius
+        more, less, most = (
+            inside(hyper),
+            lowest(hyper),
+            highest(hyper),
+        )  # more, less: sums on either side of the radius
         _require_points(less, most, radius)
         within = max(radius, float(less.sum()))  # more than the radius by rounding at most
         if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
-        places = xp.maximum(xp.concatenate([hyper - most, hyper - less]), 0 * xp.concatenate([hyper, hyper]))
+        places = xp.maximum(
+            xp.concatenate([hyper - most, hyper - less]), 0 * xp.concatenate([hyper, hyper])
+        )
         places = places[xp.argsort(places)]
         first, last = -1, len(places) - 1
         while last - first > 1:
@@ -84,8 +94,14 @@ def box_l1(low, high, radius: float) -> Callable:
 def _require_points(least, most, radius: float) -> None:
     """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
     if bool((least < 0).any()):
-        raise ValueError(f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or l1_ball")
+        raise ValueError(
+            f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or l1_ball"
+        )
     if bool((least > most).any()):
-        raise ValueError(f"low must be <= high, but exceeds it by {float((least - most).max()):.6g}")
+        raise ValueError(
+            f"low must be <= high, but exceeds it by {float((least - most).max()):.6g}"
+        )
     if float(least.sum()) > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
-        raise ValueError(f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}")
+        raise ValueError(
+            f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}"
+        )

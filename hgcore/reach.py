@@ -32,8 +32,13 @@ class _Module(NamedTuple):
 
 def reached(source: str, package: Path, outside: set[str]) -> dict[str, str]:
     """{"module:name": code without comments and docstrings} of all that `source` reaches; files called as in `outside` are left out."""
-    modules = {_dotted(file, package): None if file.name in outside else _parsed(file.read_text(encoding="utf-8"))
-               for file in package.rglob("*.py") if not file.name.startswith(".")}  # editors' locks
+    modules = {
+        _dotted(file, package): None
+        if file.name in outside
+        else _parsed(file.read_text(encoding="utf-8"))
+        for file in package.rglob("*.py")
+        if not file.name.startswith(".")
+    }  # editors' locks
     modules["__main__"] = _parsed(source)
     found, methods, words = {}, set(), set()
     waiting = [("__main__", name) for name in modules["__main__"].definitions]
@@ -43,15 +48,28 @@ def reached(source: str, package: Path, outside: set[str]) -> dict[str, str]:
             module, name = place
             texts = modules[module].definitions.get(name, [])
             found[place] = "\n".join(map(code, texts))
-            waiting += [(module, REST), *(other for text in texts for other in _named(text, module, modules))]
+            waiting += [
+                (module, REST),
+                *(other for text in texts for other in _named(text, module, modules)),
+            ]
             if name == ALL:
                 waiting += [(module, every) for every in modules[module].definitions]
-                waiting += [other for target in modules[module].imports.values() for other in _found(*target, [], modules)]
+                waiting += [
+                    other
+                    for target in modules[module].imports.values()
+                    for other in _found(*target, [], modules)
+                ]
             words.update(*map(_words, texts))
-            methods |= {(module, f"{name}.{method}") for method in modules[module].methods.get(name, [])}
+            methods |= {
+                (module, f"{name}.{method}") for method in modules[module].methods.get(name, [])
+            }
         if not waiting:
             waiting = [place for place in methods - set(found) if place[1].split(".")[1] in words]
-    return {":".join(place): text for place, text in sorted(found.items()) if text and place[0] != "__main__"}
+    return {
+        ":".join(place): text
+        for place, text in sorted(found.items())
+        if text and place[0] != "__main__"
+    }
 
 
 def _dotted(file: Path, package: Path) -> str:
@@ -68,16 +86,24 @@ def _parsed(source: str) -> _Module:
         for name in _bound(statement):
             module.definitions.setdefault(name, []).append(_text(statement, lines, apart))
         for method in apart:
-            module.definitions.setdefault(f"{statement.name}.{method.name}", []).append(_text(method, lines))
+            module.definitions.setdefault(f"{statement.name}.{method.name}", []).append(
+                _text(method, lines)
+            )
             module.methods.setdefault(statement.name, []).append(method.name)
     return module
 
 
 def _apart(statement: ast.stmt) -> list[ast.FunctionDef]:
     """The methods that count one by one: of a class without bases, or a Protocol, those with ordinary names."""
-    if not isinstance(statement, ast.ClassDef) or any(_chain(base)[-1] != "Protocol" for base in statement.bases):
+    if not isinstance(statement, ast.ClassDef) or any(
+        _chain(base)[-1] != "Protocol" for base in statement.bases
+    ):
         return []
-    return [part for part in statement.body if isinstance(part, ast.FunctionDef) and not part.name.startswith("__")]
+    return [
+        part
+        for part in statement.body
+        if isinstance(part, ast.FunctionDef) and not part.name.startswith("__")
+    ]
 
 
 def _text(statement: ast.stmt, lines: list[str], without: Sequence[ast.stmt] = ()) -> str:
@@ -88,7 +114,16 @@ def _text(statement: ast.stmt, lines: list[str], without: Sequence[ast.stmt] = (
 
 
 def _rows(statement: ast.stmt) -> range:
-    return range(min([statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", ()))]) - 1, statement.end_lineno)
+    return range(
+        min(
+            [
+                statement.lineno,
+                *(decorator.lineno for decorator in getattr(statement, "decorator_list", ())),
+            ]
+        )
+        - 1,
+        statement.end_lineno,
+    )
 
 
 def _bound(statement: ast.stmt) -> list[str]:
@@ -97,16 +132,35 @@ def _bound(statement: ast.stmt) -> list[str]:
         return []
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", statement)]
-    names = [node.id for target in targets if isinstance(target, ast.expr) for node in ast.walk(target) if isinstance(node, ast.Name)]
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [getattr(statement, "target", statement)]
+    )
+    names = [
+        node.id
+        for target in targets
+        if isinstance(target, ast.expr)
+        for node in ast.walk(target)
+        if isinstance(node, ast.Name)
+    ]
     return names or [REST]
 
 
 def _imported(statement: ast.AST) -> dict[str, tuple[str, str | None]]:
     if isinstance(statement, ast.ImportFrom):
-        return {alias.asname or alias.name: (statement.module or "", alias.name) for alias in statement.names}
+        return {
+            alias.asname or alias.name: (statement.module or "", alias.name)
+            for alias in statement.names
+        }
     if isinstance(statement, ast.Import):
-        return {alias.asname or (root := alias.name.split(".")[0]): (alias.name if alias.asname else root, None) for alias in statement.names}
+        return {
+            alias.asname or (root := alias.name.split(".")[0]): (
+                alias.name if alias.asname else root,
+                None,
+            )
+            for alias in statement.names
+        }
     return {}
 
 
@@ -118,8 +172,12 @@ def _nodes(text: str) -> list[ast.AST]:
 @lru_cache(maxsize=5000)
 def _words(text: str) -> set[str]:
     """All names in a text, of variables and attributes, and texts that could be names."""
-    return {word for node in _nodes(text) for word in (getattr(node, "attr", 0), getattr(node, "id", 0), getattr(node, "value", 0))
-            if isinstance(word, str)}
+    return {
+        word
+        for node in _nodes(text)
+        for word in (getattr(node, "attr", 0), getattr(node, "id", 0), getattr(node, "value", 0))
+        if isinstance(word, str)
+    }
 
 
 @lru_cache(maxsize=5000)
@@ -157,7 +215,9 @@ def _chain(node: ast.AST) -> list[str]:
     return [*owner, node.attr] if owner[0] else [""]
 
 
-def _found(module: str, name: str | None, rest: list[str], modules: dict[str, _Module | None]) -> Iterator[tuple[str, str]]:
+def _found(
+    module: str, name: str | None, rest: list[str], modules: dict[str, _Module | None]
+) -> Iterator[tuple[str, str]]:
     """The definitions behind `name` of a module (None: the module itself), followed by attributes."""
     if name and f"{module}.{name}" in modules:
         module, name = f"{module}.{name}", None

@@ -12,24 +12,47 @@ def table(root):
     said, records = report.verdicts(root, "paper"), report.latest(root)
     linked = _links(records, root)
     books = [(linked[name], _pictures(name, records, root), _counts(name, said)) for name in linked]
-    bad = [(f"[{name}](notebooks/{name}.ipynb)", _statement(entry), verdict) for name, entry, verdict in said if verdict in ("REFUTED", "FAILS")]
-    return "\n".join([
-        *_rows("notebook | figures | claims", books), "", report.tally(said), "",
-        *(_rows("what does not hold | claim | verdict", bad) if bad else []), "",
-        "<details><summary>Every claim</summary>", "", *_rows("figure | notebook | claim | verdict", _every(said, linked, root)), "", "</details>"])
+    bad = [
+        (f"[{name}](notebooks/{name}.ipynb)", _statement(entry), verdict)
+        for name, entry, verdict in said
+        if verdict in ("REFUTED", "FAILS")
+    ]
+    return "\n".join(
+        [
+            *_rows("notebook | figures | claims", books),
+            "",
+            report.tally(said),
+            "",
+            *(_rows("what does not hold | claim | verdict", bad) if bad else []),
+            "",
+            "<details><summary>Every claim</summary>",
+            "",
+            *_rows("figure | notebook | claim | verdict", _every(said, linked, root)),
+            "",
+            "</details>",
+        ]
+    )
 
 
 def _rows(head, rows):
     cells = head.split(" | ")
-    return [f"| {head} |", "| " + " | ".join("---" for _ in cells) + " |", *("| " + " | ".join(row) + " |" for row in rows)]
+    return [
+        f"| {head} |",
+        "| " + " | ".join("---" for _ in cells) + " |",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
 
 
 def _every(said, linked, root):
     """(figure, notebook, claim, verdict) of all claims, figure by figure; the first two once only."""
     places, before = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said)), None
-    for name, entry, verdict in sorted(said, key=lambda row: places.index((row[0], row[1]["figure"]))):
+    for name, entry, verdict in sorted(
+        said, key=lambda row: places.index((row[0], row[1]["figure"]))
+    ):
         where = name, entry["figure"]
-        shown = ("", "") if where == before else (_linked(name, entry["figure"], root), linked[name])
+        shown = (
+            ("", "") if where == before else (_linked(name, entry["figure"], root), linked[name])
+        )
         yield *shown, _statement(entry), verdict
         before = where
 
@@ -41,8 +64,10 @@ def _statement(entry):
 def _links(records, root):
     """{notebook: a link to it, with what it took at profile paper where that is minutes, and whether its code has changed since}"""
     ran = [record for (_, profile), record in records.items() if profile == "paper"]
-    return {name: f"[{name}](notebooks/{name}.ipynb){_remark([record for record in ran if record['notebook'] == name], root)}"
-            for name in notebook.discover(root)}
+    return {
+        name: f"[{name}](notebooks/{name}.ipynb){_remark([record for record in ran if record['notebook'] == name], root)}"
+        for name in notebook.discover(root)
+    }
 
 
 def _remark(records, root):
@@ -53,13 +78,18 @@ def _remark(records, root):
 
 
 def _pictures(name, records, root):
-    return ", ".join(_linked(name, figure.rpartition("/")[2], root) for figure in report.figures_of(name, records, root))
+    return ", ".join(
+        _linked(name, figure.rpartition("/")[2], root)
+        for figure in report.figures_of(name, records, root)
+    )
 
 
 def _counts(name, said):
     """`11 HOLDS, 1 REFUTED`"""
     counts = Counter(verdict for book, _, verdict in said if book == name)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in report.VERDICTS if counts[verdict])
+    return ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in report.VERDICTS if counts[verdict]
+    )
 
 
 def _linked(name, figure, root):

@@ -8,15 +8,29 @@ from hgcore.acceptance import satisfied
 
 PAPERS = {  # in the order of the page: short name, title
     "tour": ("Tour", "A tour of the suite"),
-    "maclaurin2015": ("Maclaurin 2015", "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through Reversible Learning"),
+    "maclaurin2015": (
+        "Maclaurin 2015",
+        "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through Reversible Learning",
+    ),
     "drmad2016": ("Fu 2016", "Fu, Luo, Feng, Low, Chua 2016: DrMAD"),
     "franceschi2017": (
-        "Franceschi 2017", "Franceschi, Donini, Frasconi, Pontil 2017: Forward and Reverse Gradient-Based Hyperparameter Optimization"),
-    "lorraine2020": ("Lorraine 2020", "Lorraine, Vicol, Duvenaud 2020: Optimizing Millions of Hyperparameters by Implicit Differentiation"),
+        "Franceschi 2017",
+        "Franceschi, Donini, Frasconi, Pontil 2017: Forward and Reverse Gradient-Based Hyperparameter Optimization",
+    ),
+    "lorraine2020": (
+        "Lorraine 2020",
+        "Lorraine, Vicol, Duvenaud 2020: Optimizing Millions of Hyperparameters by Implicit Differentiation",
+    ),
     "beyond": ("Beyond", "Beyond the papers"),
 }
 VERDICTS = (*claims.VERDICTS, "NOT RUN")
-SAID = {"HOLDS": "{} held", "FAILS": "{} failed", "REFUTED": "{} refuted", "NOT DECIDED": "{} not decided", "NOT RUN": "{} not run"}
+SAID = {
+    "HOLDS": "{} held",
+    "FAILS": "{} failed",
+    "REFUTED": "{} refuted",
+    "NOT DECIDED": "{} not decided",
+    "NOT RUN": "{} not run",
+}
 
 
 def latest(root):
@@ -25,10 +39,16 @@ def latest(root):
     records = [record for record in notebook.records(root) if record["notebook"] in names]
     for record in records:
         keys.setdefault((record["notebook"], record["profile"]), {})[record["key"]] = record
-    current = {place: next((key for key, record in found.items() if notebook.fresh(record, root)), None)
-               for place, found in keys.items() if len(found) > 1}  # None: of two runs neither is today's, and both are shown
-    return {(record["figure"], record["profile"]): record for record in records
-            if current.get((record["notebook"], record["profile"])) in (None, record["key"])}
+    current = {
+        place: next((key for key, record in found.items() if notebook.fresh(record, root)), None)
+        for place, found in keys.items()
+        if len(found) > 1
+    }  # None: of two runs neither is today's, and both are shown
+    return {
+        (record["figure"], record["profile"]): record
+        for record in records
+        if current.get((record["notebook"], record["profile"])) in (None, record["key"])
+    }
 
 
 def doubts(root):
@@ -41,21 +61,37 @@ def doubts(root):
     for (figure, profile), record in latest(root).items():
         for claim in record["claims"]:
             rule, value = claim["accept"], claim["measured"]
-            if rule and not isinstance(value, str | dict) and satisfied(rule, value) != (claim["verdict"] in ("HOLDS", "REFUTED")):
+            if (
+                rule
+                and not isinstance(value, str | dict)
+                and satisfied(rule, value) != (claim["verdict"] in ("HOLDS", "REFUTED"))
+            ):
                 yield f"{figure} at profile {profile}: {claim['id']} is said to be {claim['verdict']}, measured {value}, accepted {rule}"
 
 
 def verdicts(root, profile):
     """[(notebook, entry, verdict)] of every claim in the ledgers, NOT RUN where no record has it."""
-    said = {(record["notebook"], claim["id"]): claim["verdict"]
-            for (_, ran), record in latest(root).items() if ran == profile for claim in record["claims"]}  # fmt: skip
-    return [(name, entry, said.get((name, entry["id"]), "NOT RUN")) for name in notebook.discover(root) for entry in claims.entries(name, root)]
+    said = {
+        (record["notebook"], claim["id"]): claim["verdict"]
+        for (_, ran), record in latest(root).items()
+        if ran == profile
+        for claim in record["claims"]
+    }
+    return [
+        (name, entry, said.get((name, entry["id"]), "NOT RUN"))
+        for name in notebook.discover(root)
+        for entry in claims.entries(name, root)
+    ]
 
 
 def tally(said, profile="paper"):
     """`12 of 14 claims hold at profile paper; 1 refuted; 1 not decided.` of `verdicts`"""
     counts = Counter(verdict for *_, verdict in said)
-    told = [verdict for verdict in VERDICTS[1:] if counts[verdict] or verdict in ("REFUTED", "NOT DECIDED")]
+    told = [
+        verdict
+        for verdict in VERDICTS[1:]
+        if counts[verdict] or verdict in ("REFUTED", "NOT DECIDED")
+    ]
     rest = "; ".join(SAID[verdict].format(counts[verdict]) for verdict in told)
     return f"{counts['HOLDS']} of {counts.total()} claims hold at profile {profile}; {rest}."
 
@@ -63,13 +99,18 @@ def tally(said, profile="paper"):
 def states(name, records, root):
     """The state at (quick, paper) of a notebook's `latest` records: -, stale, FAILS, or done with its seconds."""
     known = [record for record in records.values() if record["notebook"] == name]
-    return tuple(_state([record for record in known if record["profile"] == profile], root) for profile in ("quick", "paper"))
+    return tuple(
+        _state([record for record in known if record["profile"] == profile], root)
+        for profile in ("quick", "paper")
+    )
 
 
 def _state(records, root):
     if not records:
         return "-"
-    if {record["figure"] for record in records} != set(records[0]["siblings"]) or not all(notebook.fresh(record, root) for record in records):
+    if {record["figure"] for record in records} != set(records[0]["siblings"]) or not all(
+        notebook.fresh(record, root) for record in records
+    ):
         return "stale"
     if any(claim["verdict"] == "FAILS" for record in records for claim in record["claims"]):
         return "FAILS"
@@ -92,9 +133,14 @@ def build(root):
     for name in notebook.discover(root):
         nb, origin = _source(name, root)
         home = "../" * (name.count("/") + 1) + "index.html"
-        html = pages.template("notebook.html").render(name=name, home=home, origin=origin, cells=pages.notebook_html(notebook.normalise(nb)))
+        html = pages.template("notebook.html").render(
+            name=name, home=home, origin=origin, cells=pages.notebook_html(notebook.normalise(nb))
+        )
         figures.write(index.parent / "pages" / f"{name}.html", html.encode())
-    figures.write(index, pages.template("index.html").render(papers=_papers(root), tallies=_tallies(root)).encode())
+    figures.write(
+        index,
+        pages.template("index.html").render(papers=_papers(root), tallies=_tallies(root)).encode(),
+    )
     return index
 
 
@@ -110,49 +156,106 @@ def _tallies(root):
     ran = {profile for _, profile in latest(root)} | {"paper"}
     said = {profile: verdicts(root, profile) for profile in sorted(ran)}
     counts = {profile: Counter(verdict for *_, verdict in said[profile]) for profile in said}
-    return [{"text": tally(said[profile], profile), "counts": [(verdict, counts[profile][verdict]) for verdict in VERDICTS]} for profile in said]
+    return [
+        {
+            "text": tally(said[profile], profile),
+            "counts": [(verdict, counts[profile][verdict]) for verdict in VERDICTS],
+        }
+        for profile in said
+    ]
 
 
 def _papers(root):
     names, records = notebook.discover(root), latest(root)
-    order = sorted({notebook.paper(name) for name in names}, key=lambda paper: ([*PAPERS, paper].index(paper), paper))
-    return [{"id": paper, "short": PAPERS.get(paper, (paper,))[0], "title": PAPERS.get(paper, (paper,))[-1],
-             "notebooks": [_book(name, records, root) for name in names if notebook.paper(name) == paper]} for paper in order]  # fmt: skip
+    order = sorted(
+        {notebook.paper(name) for name in names},
+        key=lambda paper: ([*PAPERS, paper].index(paper), paper),
+    )
+    return [
+        {
+            "id": paper,
+            "short": PAPERS.get(paper, (paper,))[0],
+            "title": PAPERS.get(paper, (paper,))[-1],
+            "notebooks": [
+                _book(name, records, root) for name in names if notebook.paper(name) == paper
+            ],
+        }
+        for paper in order
+    ]
 
 
 def _book(name, records, root):
     own = {place: record for place, record in records.items() if record["notebook"] == name}
     decided = {claim["id"] for record in own.values() for claim in record["claims"]}
-    unrun = [entry | {"statement": pages.inline(entry["statement"])} for entry in claims.entries(name, root) if entry["id"] not in decided]
-    return {"name": name, "title": pages.inline(_title(name, root)), "page": f"pages/{name}.html", "unrun": unrun,
-            "figures": [_figure(figure, own, root) for figure in sorted({figure for figure, _ in own})]}  # fmt: skip
+    unrun = [
+        entry | {"statement": pages.inline(entry["statement"])}
+        for entry in claims.entries(name, root)
+        if entry["id"] not in decided
+    ]
+    return {
+        "name": name,
+        "title": pages.inline(_title(name, root)),
+        "page": f"pages/{name}.html",
+        "unrun": unrun,
+        "figures": [_figure(figure, own, root) for figure in sorted({figure for figure, _ in own})],
+    }
 
 
 def _title(name, root):
     """The notebook's first heading, its name without one."""
-    lines = (line for cell in notebook.read(name, root)["cells"] if cell["cell_type"] == "markdown" for line in cell["source"].splitlines())
+    lines = (
+        line
+        for cell in notebook.read(name, root)["cells"]
+        if cell["cell_type"] == "markdown"
+        for line in cell["source"].splitlines()
+    )
     return next((line[2:].strip() for line in lines if line.startswith("# ")), name)
 
 
 def _figure(figure, records, root):
     """What the page shows of one figure: the paper profile's record if there is one."""
-    record, quick = records.get((figure, "paper")) or records[figure, "quick"], records.get((figure, "quick"))
-    facts = [f"profile {record['profile']}", duration(record["seconds"]), f"{record['device']} ({record['device_name']})",
-             f"{record['backend']}, {record['dtype']}", f"seed {record['seed']}"]  # fmt: skip
-    counts = Counter(claim["verdict"] for claim in quick["claims"]) if quick and quick is not record else Counter()
-    also = ", ".join(said.format(counts[verdict]) for verdict, said in SAID.items() if counts[verdict])
-    return {"id": figure, "stem": ("quick/" if record is quick else "") + figure, "meta": " · ".join(facts),
-            "stale": not notebook.fresh(record, root), "claims": [_claim(claim) for claim in record["claims"]],
-            "other": also and f"At profile quick, {duration(quick['seconds'])}: {also}."}
+    record, quick = (
+        records.get((figure, "paper")) or records[figure, "quick"],
+        records.get((figure, "quick")),
+    )
+    facts = [
+        f"profile {record['profile']}",
+        duration(record["seconds"]),
+        f"{record['device']} ({record['device_name']})",
+        f"{record['backend']}, {record['dtype']}",
+        f"seed {record['seed']}",
+    ]
+    counts = (
+        Counter(claim["verdict"] for claim in quick["claims"])
+        if quick and quick is not record
+        else Counter()
+    )
+    also = ", ".join(
+        said.format(counts[verdict]) for verdict, said in SAID.items() if counts[verdict]
+    )
+    return {
+        "id": figure,
+        "stem": ("quick/" if record is quick else "") + figure,
+        "meta": " · ".join(facts),
+        "stale": not notebook.fresh(record, root),
+        "claims": [_claim(claim) for claim in record["claims"]],
+        "other": also and f"At profile quick, {duration(quick['seconds'])}: {also}.",
+    }
 
 
 def _claim(claim):
     paper = claim["paper"]
     error = f" ± {_shown(paper['reading_error'])}" if paper.get("reading_error") is not None else ""
-    return {"verdict": claim["verdict"], "place": claim["place"], "statement": pages.inline(claim["statement"]),
-            "measured": _shown(claim["measured"]), "accepted": accepted(claim["accept"]),
-            "note": pages.inline(claim["note"]) if claim["note"] else "",
-            "paper": "no value" if paper["value"] is None else _shown(paper["value"]) + error, "known": paper["known"]}  # fmt: skip
+    return {
+        "verdict": claim["verdict"],
+        "place": claim["place"],
+        "statement": pages.inline(claim["statement"]),
+        "measured": _shown(claim["measured"]),
+        "accepted": accepted(claim["accept"]),
+        "note": pages.inline(claim["note"]) if claim["note"] else "",
+        "paper": "no value" if paper["value"] is None else _shown(paper["value"]) + error,
+        "known": paper["known"],
+    }
 
 
 def accepted(rule):
@@ -184,7 +287,9 @@ def _shown(value):
         case {"min": low, "max": high, "len": count}:
             return f"{_shown(low)} to {_shown(high)} ({count} values)"
         case list() if len(value) > 6:
-            return ", ".join(map(_shown, value[:3])) + f", … {_shown(value[-1])} ({len(value)} values)"
+            return (
+                ", ".join(map(_shown, value[:3])) + f", … {_shown(value[-1])} ({len(value)} values)"
+            )
         case list():
             return ", ".join(map(_shown, value))
     return "none" if value is None else str(value)
@@ -192,4 +297,10 @@ def _shown(value):
 
 def duration(seconds):
     """Seconds, minutes or hours, as one would say it: `85 s`, `7 min`, `2.4 h`."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -46,10 +46,16 @@ def ratio(decay, least: float | None = None) -> Ratio:
     """Ratio of a decay in [2**-16, 1], a scalar or (n,). `least`, its smallest value if known, saves a look at the array."""
     if number := getattr(decay, "ndim", 0) == 0:
         least = decay = float(decay) if least is None else least
-    lowest, highest = (least, least) if least is not None else (float(end(decay)) for end in (namespace(decay).amin, namespace(decay).amax))
+    lowest, highest = (
+        (least, least)
+        if least is not None
+        else (float(end(decay)) for end in (namespace(decay).amin, namespace(decay).amax))
+    )
     if not 1 / DENOMINATOR <= lowest <= highest <= 1:
         worst = lowest if not 1 / DENOMINATOR <= lowest else highest
-        raise ValueError(f"decay must lie in [2**-16, 1], got {worst:.3g}; use GradientDescent for none")
+        raise ValueError(
+            f"decay must lie in [2**-16, 1], got {worst:.3g}; use GradientDescent for none"
+        )
     numerator = round(decay * DENOMINATOR) if number else integers(decay, DENOMINATOR)
     return Ratio(numerator, round(lowest * DENOMINATOR))
 
@@ -70,7 +76,11 @@ def _verbs(bits, *others):
     if isinstance(bits, np.ndarray):
         alike = all(getattr(other, "shape", ()) in ((), bits.shape) for other in others)
         return alike and loops() or vectors
-    return vectors.compiled(bits.device) if bits.device.type != "cpu" and len(bits) >= vectors.LARGE else vectors
+    return (
+        vectors.compiled(bits.device)
+        if bits.device.type != "cpu" and len(bits) >= vectors.LARGE
+        else vectors
+    )
 
 
 class FixedPoint:
@@ -107,8 +117,13 @@ class _Schedule:
     """When the buffer spills: the decays alone decide, through a bound on the largest integer that it could hold."""
 
     def __init__(self):
-        self.bound = self.start = self.steps = 0  # now; right after the latest spill; multiplications since then
-        self.starts, self.lengths = array("q"), array("I")  # start and steps of the stretches before
+        self.bound = self.start = self.steps = (
+            0  # now; right after the latest spill; multiplications since then
+        )
+        self.starts, self.lengths = (
+            array("q"),
+            array("I"),
+        )  # start and steps of the stretches before
         self.numerators, self.counts = array("i"), array("I")  # the decays, as run lengths
         self.trail: array | None = None  # the bounds of this stretch, once it is walked back
 
@@ -132,7 +147,9 @@ class _Schedule:
     def retreat(self, numerator: int) -> bool:
         """Forget the latest multiplication; True if a word was spilled before it and must come back now."""
         if not self.numerators or self.numerators[-1] != numerator:
-            raise ReversalError("divide must undo the multiplications in reverse order, each with its own decay")
+            raise ReversalError(
+                "divide must undo the multiplications in reverse order, each with its own decay"
+            )
         if self.trail is None:
             self.trail = self._walk()
         self.trail.pop()
@@ -188,14 +205,18 @@ class ReversalBuffer:
         """values * decay as new int64 (n,), keeping what rounding loses. `decay`: a number, (n,), or a `Ratio`."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
         self.before_multiply(values, least)
-        values, self.state = _verbs(values, self.state, numerator).multiply(values, self.state, numerator)
+        values, self.state = _verbs(values, self.state, numerator).multiply(
+            values, self.state, numerator
+        )
         return values
 
     def divide(self, values, decay):
         """Undo the latest `multiply`, which must have had this decay."""
         numerator, least = decay if isinstance(decay, Ratio) else ratio(decay)
         unspill = self.schedule.retreat(least)
-        values, self.state = _verbs(values, self.state, numerator).divide(values, self.state, numerator)
+        values, self.state = _verbs(values, self.state, numerator).divide(
+            values, self.state, numerator
+        )
         self.after_divide(unspill)
         return values
 
@@ -206,7 +227,9 @@ class ReversalBuffer:
         if self.schedule.advance(least):
             xp = namespace(self.state)
             # 16 bits, signed because torch has no arithmetic on unsigned ones
-            self.words.append(xp.asarray((self.state & (2**WORD_BITS - 1)) - 2 ** (WORD_BITS - 1), dtype=xp.int16))
+            self.words.append(
+                xp.asarray((self.state & (2**WORD_BITS - 1)) - 2 ** (WORD_BITS - 1), dtype=xp.int16)
+            )
             self.state >>= WORD_BITS
 
     def after_divide(self, unspill: bool) -> None:
@@ -218,7 +241,9 @@ class ReversalBuffer:
 
     def empty(self) -> bool:
         """True when every multiplication has been undone and nothing is left over."""
-        return not self.schedule.numerators and (self.state is None or not bool((self.state != 0).any()))
+        return not self.schedule.numerators and (
+            self.state is None or not bool((self.state != 0).any())
+        )
 
     @property
     def nbytes(self) -> int:
@@ -235,9 +260,15 @@ class ExactMomentum:
     """
 
     def __init__(self, weights, speed):
-        self.position, self.velocity, self.buffer = FixedPoint(weights), FixedPoint(speed), ReversalBuffer()
+        self.position, self.velocity, self.buffer = (
+            FixedPoint(weights),
+            FixedPoint(speed),
+            ReversalBuffer(),
+        )
         self.dtype, xp = weights.dtype, namespace(weights)
-        self.weights, self.speed = (vectors.floats(part.bits, self.dtype) for part in (self.position, self.velocity))
+        self.weights, self.speed = (
+            vectors.floats(part.bits, self.dtype) for part in (self.position, self.velocity)
+        )
         self.reach = xp.maximum(xp.amax(abs(weights)), xp.amax(abs(speed)))
 
     def forth(self, gradient, decay: Ratio, gain, rate):
@@ -246,13 +277,23 @@ class ExactMomentum:
         buffer.before_multiply(velocity.bits, decay.least)
         verbs = _verbs(position.bits, gradient, decay.numerator, gain, rate)
         position.bits, velocity.bits, buffer.state, self.weights, self.speed, reach = verbs.forth(
-            position.bits, velocity.bits, buffer.state, gradient, decay.numerator, gain, rate, self.dtype)
+            position.bits,
+            velocity.bits,
+            buffer.state,
+            gradient,
+            decay.numerator,
+            gain,
+            rate,
+            self.dtype,
+        )
         return reach
 
     def back_position(self, rate) -> None:
         """Undo the second half of `forth`: `weights` are those before the step, `speed` still that after it."""
         bits = self.position.bits
-        self.position.bits, self.weights = _verbs(bits, rate).back_position(bits, self.velocity.bits, rate, self.dtype)
+        self.position.bits, self.weights = _verbs(bits, rate).back_position(
+            bits, self.velocity.bits, rate, self.dtype
+        )
 
     def back_velocity(self, gradient, decay: Ratio, gain) -> None:
         """Undo the first half of `forth`, given the gradient at the weights before the step."""
@@ -260,7 +301,8 @@ class ExactMomentum:
         unspill = buffer.schedule.retreat(decay.least)
         verbs = _verbs(velocity.bits, gradient, decay.numerator, gain)
         velocity.bits, buffer.state, self.speed = verbs.back_velocity(
-            velocity.bits, buffer.state, gradient, decay.numerator, gain, self.dtype)
+            velocity.bits, buffer.state, gradient, decay.numerator, gain, self.dtype
+        )
         buffer.after_divide(unspill)
 
     def misses(self, other: ExactMomentum) -> int:

@@ -59,5 +59,9 @@ class Adam:
         keep = self.first * self.fade**k
         mean = keep * mean + (1 - keep) * grad
         square = self.second * square + (1 - self.second) * grad**2
-        step = mean / (1 - self.first ** (k + 1)) / ((square / (1 - self.second ** (k + 1))) ** 0.5 + self.epsilon)
+        step = (
+            mean
+            / (1 - self.first ** (k + 1))
+            / ((square / (1 - self.second ** (k + 1))) ** 0.5 + self.epsilon)
+        )
         return hyper - self.rate * step, (mean, square, k + 1)

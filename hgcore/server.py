@@ -55,7 +55,9 @@ def each(function: Callable, tasks: Sequence[tuple], *shared, dask=None) -> list
     """function(task, *shared) for each task, in their order: on the workers of `dask`, or here if None."""
     if dask is None:
         return [alone(function, task, *shared) for task in tasks]
-    return dask.gather([dask.submit(_announced, function, task, *shared, pure=False, retries=2) for task in tasks])
+    return dask.gather(
+        [dask.submit(_announced, function, task, *shared, pure=False, retries=2) for task in tasks]
+    )
 
 
 def alone(function: Callable, *arguments):
@@ -93,10 +95,18 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator:
         with Client(scheduler, set_as_default=False) as client:
             yield client
         return
-    keep_memory = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}  # dask's own value makes a task take thrice as long
+    keep_memory = {
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None
+    }  # dask's own value makes a task take thrice as long
     with dask.config.set(keep_memory):
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, host="127.0.0.1", dashboard_address=None,
-                             silence_logs=logging.ERROR)
+        local = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        )
     with local, Client(local, set_as_default=False) as client:
         yield client
 
@@ -111,7 +121,9 @@ def kill(dask, task: tuple) -> Future:
     since = max((moment for moment, _ in begun(dask)), default=0.0)
 
     def strike() -> dict:
-        while not (found := [told for _, told in begun(dask, since) if tuple(told["task"]) == task]):
+        while not (
+            found := [told for _, told in begun(dask, since) if tuple(told["task"]) == task]
+        ):
             time.sleep(0.005)
         dask.run(_die, workers=[found[0]["worker"]], wait=False)
         return found[0]
@@ -123,4 +135,6 @@ def kill(dask, task: tuple) -> Future:
 
 
 async def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)  # this way round it works on every machine of a cluster, and on none by mistake
+    os.kill(
+        os.getpid(), signal.SIGKILL
+    )  # this way round it works on every machine of a cluster, and on none by mistake

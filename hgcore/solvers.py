@@ -33,8 +33,10 @@ def require_finite(problem: Problem, value, grad) -> None:
     """Raise `Diverged` unless value and hypergradient are finite, in one look at the device."""
     xp = problem.backend.xp
     if not bool(xp.isfinite(grad).all() & xp.isfinite(value)):
-        raise Diverged("the outer objective or the hypergradient is not finite although training was; look at the outer objective at"
-                       " the last weights, shorten the run or lower the rate")
+        raise Diverged(
+            "the outer objective or the hypergradient is not finite although training was; look at the outer objective at"
+            " the last weights, shorten the run or lower the rate"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def _pull_back(problem: Problem, hyper, trajectory, adjoint: tuple, grad) -> tup
         else:
             gradient, curvature, mixed = problem.joint(weights, hyper, t, direction)
         before = trajectory.state(t, gradient)
-        adjoint, cotangents = dynamics.pullback(adjoint, Step(before, after, gradient, coefficients))
+        adjoint, cotangents = dynamics.pullback(
+            adjoint, Step(before, after, gradient, coefficients)
+        )
         adjoint = (adjoint[0] + curvature, *adjoint[1:])
         grad = grad + mixed + pull(cotangents)
         after = before
@@ -110,13 +114,19 @@ class Forward:
         return sum(vector.nbytes for vectors in (state, *tangents) for vector in vectors)
 
     @quiet
-    def step(self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int) -> tuple[tuple, tuple]:
+    def step(
+        self, problem: Problem, hyper, state: tuple, tangents: tuple, t: int
+    ) -> tuple[tuple, tuple]:
         """(state, its tangents, one for each hyperparameter) after step t."""
         gradient, along = problem.gradient_along(state[0], hyper, t)
         coefficients, push = problem.push_coefficients(state[0], hyper, t)
-        step = Step(state, problem.dynamics.step(state, gradient, coefficients), gradient, coefficients)
-        return step.after, tuple(problem.dynamics.pushforward(tangent, step, along(tangent[0], unit), push(unit))
-                                 for tangent, unit in zip(tangents, problem.basis(hyper), strict=True))
+        step = Step(
+            state, problem.dynamics.step(state, gradient, coefficients), gradient, coefficients
+        )
+        return step.after, tuple(
+            problem.dynamics.pushforward(tangent, step, along(tangent[0], unit), push(unit))
+            for tangent, unit in zip(tangents, problem.basis(hyper), strict=True)
+        )
 
     @quiet
     def along(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
@@ -139,7 +149,11 @@ class Implicit:
     @quiet
     def __call__(self, problem: Problem, hyper, state: tuple | None = None) -> Hypergradient:
         hyper = problem.hyper(hyper)
-        state = train(problem, hyper) if state is None else problem.parts(state, len(problem.start(hyper)[0]))
+        state = (
+            train(problem, hyper)
+            if state is None
+            else problem.parts(state, len(problem.start(hyper)[0]))
+        )
         value, weights_adjoint, direct = problem.judge(state[0], hyper)
         _, product = problem.second_order(state[0], hyper, None)
         inverse = self.solve(lambda q: product(q, mixed=False)[0], weights_adjoint)

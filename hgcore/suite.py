@@ -47,7 +47,10 @@ def run(planned, root, *, workers, stream=None):
             _end(futures)
         finally:
             board.close()
-    return [Outcome(job, "interrupted") if future.cancelled() else future.result() for job, future in zip(planned, futures, strict=True)]
+    return [
+        Outcome(job, "interrupted") if future.cancelled() else future.result()
+        for job, future in zip(planned, futures, strict=True)
+    ]
 
 
 def _watch(futures, watches, board):
@@ -81,37 +84,58 @@ def _execute(job, root, watches, stop):
     target = job.target(root)
     log = target.with_suffix(".log")
     cells = [cell for cell in notebook.read(job.name, root)["cells"] if cell["cell_type"] == "code"]
-    watch = watches[job.name] = live.Watch(job.name, len(cells) + 1)  # papermill adds the cell of its parameters
+    watch = watches[job.name] = live.Watch(
+        job.name, len(cells) + 1
+    )  # papermill adds the cell of its parameters
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         _papermill(job, root, target, watch, stop)
         watch.over = True  # what is wrong from here on is no cell's error
         if not job.overrides and not job.done(root):
-            raise RuntimeError("left no complete record of this run: give profiles.start the parameters, end with claims.check,"
-                               " change nothing meanwhile")
+            raise RuntimeError(
+                "left no complete record of this run: give profiles.start the parameters, end with claims.check,"
+                " change nothing meanwhile"
+            )
         jobs.sign(job, root)
         return Outcome(job, "done", watch.seconds, file=target)
     except Exception as error:
-        told = getattr(error, "traceback", None) or traceback.format_exception(error)  # a cell's own, without papermill's frames
+        told = getattr(error, "traceback", None) or traceback.format_exception(
+            error
+        )  # a cell's own, without papermill's frames
         with suppress(OSError):
-            log.write_text(COLOURS.sub("", "\n".join(map(str.rstrip, told))) + "\n", encoding="utf-8")
-        status, said = ("interrupted", "stopped; the next run begins it again") if stop.is_set() else ("FAILED", _brief(error))
-        return Outcome(job, status, watch.seconds, watch.place, said, target if target.exists() else log)
+            log.write_text(
+                COLOURS.sub("", "\n".join(map(str.rstrip, told))) + "\n", encoding="utf-8"
+            )
+        status, said = (
+            ("interrupted", "stopped; the next run begins it again")
+            if stop.is_set()
+            else ("FAILED", _brief(error))
+        )
+        return Outcome(
+            job, status, watch.seconds, watch.place, said, target if target.exists() else log
+        )
     finally:
         del watches[job.name]
 
 
 def _brief(error):
     """`ename: evalue` on one line of at most 400 characters."""
-    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    name, value = (
+        getattr(error, "ename", type(error).__name__),
+        getattr(error, "evalue", str(error)),
+    )
     line = " ".join(COLOURS.sub("", f"{name}: {value}").split())
-    return line if len(line) <= 400 else f"{line[:196]} ... {line[-199:]}"  # what is wrong stands first, the way out last
+    return (
+        line if len(line) <= 400 else f"{line[:196]} ... {line[-199:]}"
+    )  # what is wrong stands first, the way out last
 
 
 def _papermill(job, root, target, watch, stop):
     """Execute into target. A kernel that does not start is tried once more; a cell never is."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # else importing nbformat builds 35 grammars: 2 s
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # else importing nbformat builds 35 grammars: 2 s
     import papermill
     from traitlets.config import Config
 
@@ -119,11 +143,22 @@ def _papermill(job, root, target, watch, stop):
     for attempt in (1, 2):
         try:
             return papermill.execute_notebook(
-                str(notebook.path(job.name, root)).translate(braces), str(target).translate(braces), parameters=job.parameters(),
-                kernel_name="python3", progress_bar=False, coalesce_streams=True, record_timing=False, iopub_timeout=60,
-                resources={"metadata": {"path": str(root)}}, stderr_file=watch, on_cell_execute=watch.enter,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # no word about an interrupt when it shuts down
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}))  # fmt: skip
+                str(notebook.path(job.name, root)).translate(braces),
+                str(target).translate(braces),
+                parameters=job.parameters(),
+                kernel_name="python3",
+                progress_bar=False,
+                coalesce_streams=True,
+                record_timing=False,
+                iopub_timeout=60,
+                resources={"metadata": {"path": str(root)}},
+                stderr_file=watch,
+                on_cell_execute=watch.enter,
+                extra_arguments=[
+                    "--IPKernelApp.log_level=50"
+                ],  # no word about an interrupt when it shuts down
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )
         except Exception:
             if watch.cell or stop.is_set() or attempt == 2:
                 raise
@@ -143,7 +178,12 @@ def environment(root, workers):
         os.environ.setdefault(variable, before.get(THREADS[0]) or str(max(1, cores() // workers)))
     for folder in {"HGCORE_DATA", "HGCORE_DATA_MIRROR"} & set(before):
         os.environ[folder] = os.path.abspath(before[folder])  # a kernel has another working folder
-    os.environ.update(HGCORE_ROOT=str(root), HGCORE_PROGRESS="1", JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    os.environ.update(
+        HGCORE_ROOT=str(root),
+        HGCORE_PROGRESS="1",
+        JUPYTER_PREFER_ENV_PATH="1",
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+    )
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before.get("PYTHONPATH")]))
     os.environ.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook
     logging.getLogger("papermill").setLevel(logging.CRITICAL)

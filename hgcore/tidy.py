@@ -7,7 +7,10 @@ from pathlib import Path
 from hgcore import figures
 
 DROPPED = {"injected-parameters", "papermill-error-cell-tag"}
-METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def tags(cell: dict) -> set[str]:
@@ -22,9 +25,15 @@ def normalise(nb):
     """
     nb = copy.deepcopy(nb)
     nb["metadata"] = type(nb["metadata"])(copy.deepcopy(METADATA))
-    nb["cells"] = [cell for cell in nb["cells"] if not DROPPED & tags(cell) and (cell["source"].strip() or cell["cell_type"] != "code")]
+    nb["cells"] = [
+        cell
+        for cell in nb["cells"]
+        if not DROPPED & tags(cell) and (cell["source"].strip() or cell["cell_type"] != "code")
+    ]
     for cell in nb["cells"]:
-        cell["metadata"] = {"tags": cell["metadata"]["tags"]} if cell["metadata"].get("tags") else {}
+        cell["metadata"] = (
+            {"tags": cell["metadata"]["tags"]} if cell["metadata"].get("tags") else {}
+        )
     for count, cell in enumerate((cell for cell in nb["cells"] if cell["cell_type"] == "code"), 1):
         cell["execution_count"], cell["outputs"] = count, _outputs(cell["outputs"], count)
     return nb
@@ -45,7 +54,9 @@ def _outputs(outputs: list, count: int) -> list:
     for output in outputs:
         if output.get("name") == "stderr":
             continue
-        if kept and output.get("name") == "stdout" == kept[-1].get("name"):  # what stderr had cut in two
+        if kept and output.get("name") == "stdout" == kept[-1].get(
+            "name"
+        ):  # what stderr had cut in two
             kept[-1]["text"] = "".join(kept[-1]["text"]) + "".join(output["text"])
             continue
         kept.append(output)

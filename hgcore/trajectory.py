@@ -93,13 +93,20 @@ class stored:
         self._train(problem, hyper, state, graphs)
 
     def _train(self, problem, hyper, state, graphs=0):
-        self.replayed, self.graphs = range(self.first, problem.steps), Graphs(problem, graphs, problem.gradient)
+        self.replayed, self.graphs = (
+            range(self.first, problem.steps),
+            Graphs(problem, graphs, problem.gradient),
+        )
         shape = len(self.replayed) + 1, len(state), len(state[0])
         # one block, made beforehand: vectors that stay between temporary ones leave holes that nobody can use
         self.states = namespace(state[0]).empty(shape, dtype=state[0].dtype, device=state[0].device)
         self.nbytes = self.states.nbytes
         # strict, so that zip asks for one state too many: only then are the last steps looked at (see `_states`)
-        for place, after in zip(self.states, itertools.chain([state], _states(problem, hyper, state, self.replayed, self.graphs)), strict=True):
+        for place, after in zip(
+            self.states,
+            itertools.chain([state], _states(problem, hyper, state, self.replayed, self.graphs)),
+            strict=True,
+        ):
             for kept, vector in zip(place, after, strict=True):
                 kept[:] = vector
         self.final = after
@@ -177,12 +184,16 @@ class reversible:
     def __init__(self, problem: Problem, hyper, graphs: int = 0, joint: bool = False):
         if not problem.dynamics.reversible:
             name = type(problem.dynamics).__name__
-            raise ValueError(f"{name} cannot be run backwards: use Momentum or HeavyBall, or remember the run as `stored`")
+            raise ValueError(
+                f"{name} cannot be run backwards: use Momentum or HeavyBall, or remember the run as `stored`"
+            )
         self.problem, self.hyper, self.backend = problem, hyper, problem.backend
         start = problem.start(hyper)
         self.least, self.replayed = problem.check(hyper, start), range(problem.steps)
         self.exact = self._begin(start)
-        self.graphs = Graphs(problem, graphs, problem.joint_gradient if joint else self._agreeing(start[0]))
+        self.graphs = Graphs(
+            problem, graphs, problem.joint_gradient if joint else self._agreeing(start[0])
+        )
         self._forward()
         self.final = self.floats()
         self.nbytes = self.exact.nbytes
@@ -203,17 +214,26 @@ class reversible:
     def _agreeing(self, weights):
         """The gradient to train with: the plain one if its bits are those that the way back will find, else that very call."""
         for _ in self.replayed[:2]:
-            plain, joint = (find(weights, self.hyper, 0) for find in (self.problem.gradient, self.problem.joint_gradient))
+            plain, joint = (
+                find(weights, self.hyper, 0)
+                for find in (self.problem.gradient, self.problem.joint_gradient)
+            )
             if not bool((plain == joint).all()):
                 return self.problem.joint_gradient
-            weights = weights - plain  # once more away from the start, where too much may be zero to tell
+            weights = (
+                weights - plain
+            )  # once more away from the start, where too much may be zero to tell
         return self.problem.gradient
 
     def _used(self, t, coefficients) -> tuple:
         """(decay, gain, signed rate) of step t, where integers live."""
         rate, decay = (self.backend.exact(c) for c in coefficients)
         dynamics = self.problem.dynamics
-        return ratio(decay, self.least[t]), dynamics.gain(decay), rate if dynamics.sign > 0 else -rate
+        return (
+            ratio(decay, self.least[t]),
+            dynamics.gain(decay),
+            rate if dynamics.sign > 0 else -rate,
+        )
 
     def floats(self) -> tuple:
         """The present state in the backend's type."""
@@ -238,7 +258,8 @@ class reversible:
                 f"the run backwards missed its start in {min(misses, numbers)} of {numbers} numbers: the inner objective"
                 " did not give the same bits twice. Keep one thread count, seed what is random by t, on a GPU ask for"
                 " deterministic algorithms; if its gradient alone rounds otherwise than with a graph, use"
-                " functools.partial(hg.reversible, joint=True); or remember the run as `stored`")
+                " functools.partial(hg.reversible, joint=True); or remember the run as `stored`"
+            )
 
 
 class shortcut:
@@ -255,19 +276,39 @@ class shortcut:
 
     whole = True
 
-    def __init__(self, problem: Problem, hyper, share: float = 1.0, minibatches: str = "spread", ends: float | None = None):
+    def __init__(
+        self,
+        problem: Problem,
+        hyper,
+        share: float = 1.0,
+        minibatches: str = "spread",
+        ends: float | None = None,
+    ):
         steps = problem.steps
-        count = min(steps, max(1, int(round(share * steps, 9))))  # 0.29 of 100 are 29, though 0.29 * 100 is less
+        count = min(
+            steps, max(1, int(round(share * steps, 9)))
+        )  # 0.29 of 100 are 29, though 0.29 * 100 is less
         if not 0 < share <= 1:
-            raise ValueError(f"share must lie in (0, 1], the part of the steps to replay, got {share}")
+            raise ValueError(
+                f"share must lie in (0, 1], the part of the steps to replay, got {share}"
+            )
         if minibatches not in ("spread", "first"):
             raise ValueError(f"minibatches must be 'spread' or 'first', got {minibatches!r}")
         if ends is not None and not 0 <= ends < 0.5:
             raise ValueError(f"ends must be None or lie in [0, 0.5), got {ends}")
-        self.replayed = [j * steps // count for j in range(count)] if minibatches == "spread" else range(count)
-        places = np.arange(count) / max(1, count) if ends is None else np.linspace(ends, 1 - ends, count)
+        self.replayed = (
+            [j * steps // count for j in range(count)] if minibatches == "spread" else range(count)
+        )
+        places = (
+            np.arange(count) / max(1, count) if ends is None else np.linspace(ends, 1 - ends, count)
+        )
         self.places = dict(zip(self.replayed, places.tolist(), strict=True))
-        self.problem, self.hyper, self.start, self.final = problem, hyper, problem.start(hyper), train(problem, hyper)
+        self.problem, self.hyper, self.start, self.final = (
+            problem,
+            hyper,
+            problem.start(hyper),
+            train(problem, hyper),
+        )
         self.nbytes = _size(self.start) + _size(self.final)
 
     def weights(self, t, coefficients):
@@ -278,7 +319,11 @@ class shortcut:
 
     def state(self, t, gradient) -> tuple:
         weights = self._on_the_line(self.places[t])
-        return (weights, *(self._velocity(t) for _ in self.start[1:])) if t else (weights, *self.start[1:])
+        return (
+            (weights, *(self._velocity(t) for _ in self.start[1:]))
+            if t
+            else (weights, *self.start[1:])
+        )
 
     def _velocity(self, t):
         """After step t - 1; zero where nothing moves because the rate is zero."""

@@ -18,7 +18,9 @@ from hgcore.arrays import namespace
 UNIT = 2.0**-52
 BITS = 16
 LOW = 2**BITS - 1
-LARGE = 2**17  # numbers; for fewer, starting a kernel costs more than the reading, and nobody waits for a compiler
+LARGE = (
+    2**17
+)  # numbers; for fewer, starting a kernel costs more than the reading, and nobody waits for a compiler
 
 
 def integers(values, scale: float = 1 / UNIT):
@@ -36,7 +38,11 @@ def floats(bits, dtype=None):
 
 def _double(number):
     """The same in double; a number of Python is."""
-    return number if isinstance(number, (int, float)) else namespace(number).asarray(number, dtype=namespace(number).float64)
+    return (
+        number
+        if isinstance(number, (int, float))
+        else namespace(number).asarray(number, dtype=namespace(number).float64)
+    )
 
 
 def _reach(values, amount):
@@ -75,7 +81,14 @@ def forth(position, velocity, state, gradient, numerator, gain, rate, dtype) -> 
     velocity, state = multiply(velocity, state, numerator)
     velocity, kicked = add(velocity, _double(gain) * _double(gradient))
     position, drifted = add(position, _double(rate) * floats(velocity))
-    return position, velocity, state, floats(position, dtype), floats(velocity, dtype), namespace(velocity).maximum(kicked, drifted)
+    return (
+        position,
+        velocity,
+        state,
+        floats(position, dtype),
+        floats(velocity, dtype),
+        namespace(velocity).maximum(kicked, drifted),
+    )
 
 
 def back_position(position, velocity, rate, dtype) -> tuple:
@@ -86,7 +99,9 @@ def back_position(position, velocity, rate, dtype) -> tuple:
 
 def back_velocity(velocity, state, gradient, numerator, gain, dtype) -> tuple:
     """Undo what `forth` did to the velocity: (velocity, state, speed)."""
-    velocity, state = divide(subtract(velocity, _double(gain) * _double(gradient)), state, numerator)
+    velocity, state = divide(
+        subtract(velocity, _double(gain) * _double(gradient)), state, numerator
+    )
     return velocity, state, floats(velocity, dtype)
 
 
@@ -101,14 +116,28 @@ class _Compiled:
     """A verb that is compiled for each kind of arguments, and then has to give the plain one's bits of the hardest numbers before it is used."""
 
     def __init__(self, verb, device):
-        self.verb, self.device, self.names, self.ways = verb, device, list(inspect.signature(verb).parameters), {}
+        self.verb, self.device, self.names, self.ways = (
+            verb,
+            device,
+            list(inspect.signature(verb).parameters),
+            {},
+        )
 
     def __call__(self, *arguments):
         import torch
 
         # a number becomes a tensor where it is used, without a transfer to wait for: as a constant it would be compiled for anew
-        arguments = [torch.full((), x, device=self.device, dtype=torch.int64 if isinstance(x, int) else torch.float64)
-                     if isinstance(x, (int, float)) else x for x in arguments]
+        arguments = [
+            torch.full(
+                (),
+                x,
+                device=self.device,
+                dtype=torch.int64 if isinstance(x, int) else torch.float64,
+            )
+            if isinstance(x, (int, float))
+            else x
+            for x in arguments
+        ]
         kind = tuple((x.ndim, x.dtype) if hasattr(x, "ndim") else x for x in arguments)
         if kind not in self.ways:
             self.ways[kind] = self._checked(torch, arguments)
@@ -120,14 +149,20 @@ class _Compiled:
         try:
             fast = torch.compile(self.verb, fullgraph=True, dynamic=True)
             pairs = zip(_tuple(fast(*samples)), _tuple(self.verb(*samples)), strict=True)
-            alike = all(torch.equal(a, b) if a.ndim else torch.allclose(a, b) for a, b in pairs)  # a single number is but a bound
+            alike = all(
+                torch.equal(a, b) if a.ndim else torch.allclose(a, b) for a, b in pairs
+            )  # a single number is but a bound
             reason = "" if alike else "its bits are not those of the operations one by one"
         except Exception as error:  # noqa: BLE001  torch and the compilers under it raise all kinds
             reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
         if not reason:
             return fast
-        warnings.warn(f"torch.compile cannot fuse `{self.verb.__name__}` of exact reversal on {self.device} ({reason});"
-                      " it runs operation by operation, correct and some times slower", RuntimeWarning, stacklevel=4)
+        warnings.warn(
+            f"torch.compile cannot fuse `{self.verb.__name__}` of exact reversal on {self.device} ({reason});"
+            " it runs operation by operation, correct and some times slower",
+            RuntimeWarning,
+            stacklevel=4,
+        )
         return self.verb
 
 
@@ -146,5 +181,9 @@ def _hard(torch, name: str, like):
     if like.dtype.is_floating_point:
         values = rng.standard_normal(few) * 2.0 ** rng.integers(-60, 8, few)
     else:
-        values = rng.integers(*{"numerator": (1, 2**BITS + 1), "state": (0, 2**53)}.get(name, (-(2**62), 2**62)), few)
-    return torch.as_tensor(np.resize(values, min(len(like), 2**20)) if like.ndim else values).to(like)
+        values = rng.integers(
+            *{"numerator": (1, 2**BITS + 1), "state": (0, 2**53)}.get(name, (-(2**62), 2**62)), few
+        )
+    return torch.as_tensor(np.resize(values, min(len(like), 2**20)) if like.ndim else values).to(
+        like
+    )

@@ -74,7 +74,9 @@ def forward(weights, inputs, layout) -> Passed:
         sums += bias
         if i + 1 < len(layers):
             h.append(xp.tanh(sums, out=sums))
-    sums -= bare(torch.amax(torch.as_tensor(sums), 1, keepdim=True))  # NumPy's takes three times as long on short rows
+    sums -= bare(
+        torch.amax(torch.as_tensor(sums), 1, keepdim=True)
+    )  # NumPy's takes three times as long on short rows
     likely = xp.exp(sums)
     total = (likely @ _ones(likely[0]))[:, None]
     likely /= total
@@ -101,7 +103,12 @@ def backward(cotangent, weights, layout, passed: Passed) -> tuple:
 def along(q, layout, kept: Felt) -> tuple:
     """(how the log-probabilities move along q (n,), an array; how the gradient does (n,), a tensor)."""
     weight, likely, h, layers, slopes, felt = kept
-    xp, ones, product, directions = namespace(likely), _ones(likely[None, :, 0]), torch.empty_like(q), _layers(q, layout)
+    xp, ones, product, directions = (
+        namespace(likely),
+        _ones(likely[None, :, 0]),
+        torch.empty_like(q),
+        _layers(q, layout),
+    )
     sums, inputs = [], [None]  # how they move: the sums of every layer, its inputs
     for i, (matrix, bias) in enumerate(directions):
         sums.append(h[i] @ matrix)
@@ -150,7 +157,9 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, q):
         if torch.is_grad_enabled():  # a graph of what follows is asked for
-            raise RuntimeError("nets.Dense on torch can be differentiated twice; write the net out over Layout.split to do it again")
+            raise RuntimeError(
+                "nets.Dense on torch can be differentiated twice; write the net out over Layout.split to do it again"
+            )
         ctx.saved_tensors  # noqa: B018  raises if the weights, of which `kept` has views, were changed
         output, product = along(q, ctx.layout, ctx.kept)
         return torch.as_tensor(output), product, None, None
@@ -176,7 +185,11 @@ class Sums(torch.autograd.Function):
     def forward(ctx, vector, sizes):
         ctx.sizes = sizes
         numbers, starts = bare(vector), [0, *itertools.accumulate(sizes[:-1])]
-        return torch.from_numpy(np.add.reduceat(numbers, starts) if all(sizes) else np.array([np.add.reduce(piece) for piece in cut(numbers, sizes)]))
+        return torch.from_numpy(
+            np.add.reduceat(numbers, starts)
+            if all(sizes)
+            else np.array([np.add.reduce(piece) for piece in cut(numbers, sizes)])
+        )
 
     @staticmethod
     def backward(ctx, cotangent):

@@ -9,8 +9,17 @@ from hgcore.arrays import namespace
 def everything(backend, decay=0.9, per_coordinate=False, dynamics=hg.Momentum, steps=12, n=4):
     """A quartic loss; hyper enters rates, decays, initial weights and velocity, penalty, data and the outer loss directly."""
     xp = backend.xp
-    layout = hg.Layout({"rate": (steps,), "decay": (n if per_coordinate else 1,), "initial": (n,), "velocity": (n,),
-                        "penalty": (n,), "data": (3,), "outer": (1,)})
+    layout = hg.Layout(
+        {
+            "rate": (steps,),
+            "decay": (n if per_coordinate else 1,),
+            "initial": (n,),
+            "velocity": (n,),
+            "penalty": (n,),
+            "data": (3,),
+            "outer": (1,),
+        }
+    )
     rng = np.random.default_rng(0)
     design, target = (backend.array(rng.standard_normal(shape)) for shape in ((3, n), (n,)))
 
@@ -28,16 +37,29 @@ def everything(backend, decay=0.9, per_coordinate=False, dynamics=hg.Momentum, s
         return value if per_coordinate else value[0]
 
     problem = hg.Problem(
-        backend=backend, inner=inner, outer=outer, steps=steps,
-        dynamics=dynamics(rate=lambda hyper, t: xp.exp(layout.split(hyper)["rate"][t]), decay=decays,
-                          velocity=lambda hyper: layout.split(hyper)["velocity"]),
-        initial=lambda hyper: layout.split(hyper)["initial"])
+        backend=backend,
+        inner=inner,
+        outer=outer,
+        steps=steps,
+        dynamics=dynamics(
+            rate=lambda hyper, t: xp.exp(layout.split(hyper)["rate"][t]),
+            decay=decays,
+            velocity=lambda hyper: layout.split(hyper)["velocity"],
+        ),
+        initial=lambda hyper: layout.split(hyper)["initial"],
+    )
     logit = np.log(decay / (1 - decay))
-    hyper = layout.join({
-        "rate": np.full(steps, -3.0) + 0.1 * rng.standard_normal(steps),
-        "decay": logit + (0.3 * rng.standard_normal(n) if per_coordinate else np.zeros(1)),
-        "initial": rng.standard_normal(n), "velocity": 0.1 * rng.standard_normal(n), "penalty": np.full(n, -2.0),
-        "data": rng.standard_normal(3), "outer": np.array([0.2])})
+    hyper = layout.join(
+        {
+            "rate": np.full(steps, -3.0) + 0.1 * rng.standard_normal(steps),
+            "decay": logit + (0.3 * rng.standard_normal(n) if per_coordinate else np.zeros(1)),
+            "initial": rng.standard_normal(n),
+            "velocity": 0.1 * rng.standard_normal(n),
+            "penalty": np.full(n, -2.0),
+            "data": rng.standard_normal(3),
+            "outer": np.array([0.2]),
+        }
+    )
     return problem, hyper
 
 
@@ -45,9 +67,19 @@ def layered(backend, steps=20):
     """A small dense net on random data: rates and decays per layer and step, initial scales, penalties; T = 20."""
     xp, net = backend.xp, hg.nets.Dense((6, 5, 3))
     layers = len(net.layout)
-    layout = hg.Layout({"scale": (layers,), "rate": (steps, layers), "decay": (steps, layers), "penalty": (layers,)})
+    layout = hg.Layout(
+        {
+            "scale": (layers,),
+            "rate": (steps, layers),
+            "decay": (steps, layers),
+            "penalty": (layers,),
+        }
+    )
     rng = np.random.default_rng(1)
-    inputs, noise = backend.array(rng.standard_normal((30, 6))), backend.array(rng.standard_normal(net.layout.size))
+    inputs, noise = (
+        backend.array(rng.standard_normal((30, 6))),
+        backend.array(rng.standard_normal(net.layout.size)),
+    )
     labels = backend.array(np.eye(3)[rng.integers(3, size=30)])
 
     def loss(w, inputs, labels):
@@ -59,14 +91,26 @@ def layered(backend, steps=20):
         return loss(w, inputs[rows], labels[rows]) + xp.sum(penalty * w * w)
 
     problem = hg.Problem(
-        backend=backend, inner=inner, outer=lambda w, hyper: loss(w, inputs, labels), steps=steps,
+        backend=backend,
+        inner=inner,
+        outer=lambda w, hyper: loss(w, inputs, labels),
+        steps=steps,
         dynamics=hg.Momentum(
             rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["rate"][t])),
-            decay=lambda hyper, t: net.layout.expand(1 / (1 + xp.exp(-layout.split(hyper)["decay"][t])))),
-        initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["scale"])) * noise)
-    hyper = layout.join({"scale": np.full(layers, -1.0), "rate": np.full((steps, layers), -0.5),
-                         "decay": np.full((steps, layers), 0.5) + 0.2 * rng.standard_normal((steps, layers)),
-                         "penalty": np.full(layers, -4.0)})
+            decay=lambda hyper, t: net.layout.expand(
+                1 / (1 + xp.exp(-layout.split(hyper)["decay"][t]))
+            ),
+        ),
+        initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["scale"])) * noise,
+    )
+    hyper = layout.join(
+        {
+            "scale": np.full(layers, -1.0),
+            "rate": np.full((steps, layers), -0.5),
+            "decay": np.full((steps, layers), 0.5) + 0.2 * rng.standard_normal((steps, layers)),
+            "penalty": np.full(layers, -4.0),
+        }
+    )
     return problem, hyper
 
 
@@ -75,9 +119,13 @@ def plain(backend, steps=15):
     xp = backend.xp
     target = backend.array(np.linspace(-1, 1, 5))
     problem = hg.Problem(
-        backend=backend, inner=lambda w, hyper, t: xp.sum((w - target) ** 2) + 0.1 * xp.sum(w**4),
-        outer=lambda w, hyper: xp.sum(w**3), steps=steps,
-        dynamics=hg.GradientDescent(rate=lambda hyper, t: hyper), initial=lambda hyper: 1 + 0 * hyper)
+        backend=backend,
+        inner=lambda w, hyper, t: xp.sum((w - target) ** 2) + 0.1 * xp.sum(w**4),
+        outer=lambda w, hyper: xp.sum(w**3),
+        steps=steps,
+        dynamics=hg.GradientDescent(rate=lambda hyper, t: hyper),
+        initial=lambda hyper: 1 + 0 * hyper,
+    )
     return problem, np.linspace(0.01, 0.1, 5)
 
 
@@ -88,9 +136,14 @@ def ridge(backend, steps=400, n=6):
     x, y, x2, y2 = (backend.array(rng.standard_normal(s)) for s in ((20, n), (20,), (15, n), (15,)))
     problem = hg.Problem(
         backend=backend,
-        inner=lambda w, hyper, t: 0.5 * xp.mean((x @ w - y) ** 2) + 0.5 * xp.sum(xp.exp(hyper) * w**2),
-        outer=lambda w, hyper: 0.5 * xp.mean((x2 @ w - y2) ** 2), steps=steps,
-        dynamics=hg.GradientDescent(rate=lambda hyper, t: 0.5), initial=lambda hyper: 0 * hyper)
+        inner=lambda w, hyper, t: (
+            0.5 * xp.mean((x @ w - y) ** 2) + 0.5 * xp.sum(xp.exp(hyper) * w**2)
+        ),
+        outer=lambda w, hyper: 0.5 * xp.mean((x2 @ w - y2) ** 2),
+        steps=steps,
+        dynamics=hg.GradientDescent(rate=lambda hyper, t: 0.5),
+        initial=lambda hyper: 0 * hyper,
+    )
     return problem, np.full(n, -1.0)
 
 
@@ -98,8 +151,12 @@ def bowl(backend, steps=6, n=5, **changes):
     """A small quadratic for questions of form rather than of number; `changes` replace parts of the Problem."""
     xp = backend.xp
     target = backend.array(np.linspace(-1, 1, n))
-    parts = {"inner": lambda w, hyper, t: xp.sum((w - target) ** 2) * xp.exp(hyper[0]), "outer": lambda w, hyper: xp.sum((w - 1) ** 2),
-             "dynamics": momentum(), "initial": lambda hyper: 0.5 * target + hyper[1]}
+    parts = {
+        "inner": lambda w, hyper, t: xp.sum((w - target) ** 2) * xp.exp(hyper[0]),
+        "outer": lambda w, hyper: xp.sum((w - 1) ** 2),
+        "dynamics": momentum(),
+        "initial": lambda hyper: 0.5 * target + hyper[1],
+    }
     return hg.Problem(backend=backend, steps=steps, **parts | changes), np.array([0.1, 0.3])
 
 
@@ -113,11 +170,20 @@ def logistic(backend, steps=400, n=4):
     """Logistic regression with a penalty per weight, trained to its optimum by gradient descent; its Hessian is positive definite."""
     xp = backend.xp
     rng = np.random.default_rng(3)
-    (x, x2), signs = (backend.array(rng.standard_normal((25, n))) for _ in range(2)), backend.array(np.sign(rng.standard_normal(25)))
+    (x, x2), signs = (
+        (backend.array(rng.standard_normal((25, n))) for _ in range(2)),
+        backend.array(np.sign(rng.standard_normal(25))),
+    )
     problem = hg.Problem(
-        backend=backend, steps=steps, dynamics=hg.GradientDescent(rate=lambda hyper, t: 1.0), initial=lambda hyper: 0 * hyper,
-        inner=lambda w, hyper, t: xp.mean(xp.log(1 + xp.exp(-signs * (x @ w)))) + xp.sum(xp.exp(hyper) * w**2),
-        outer=lambda w, hyper: xp.mean(xp.log(1 + xp.exp(-signs * (x2 @ w)))))
+        backend=backend,
+        steps=steps,
+        dynamics=hg.GradientDescent(rate=lambda hyper, t: 1.0),
+        initial=lambda hyper: 0 * hyper,
+        inner=lambda w, hyper, t: (
+            xp.mean(xp.log(1 + xp.exp(-signs * (x @ w)))) + xp.sum(xp.exp(hyper) * w**2)
+        ),
+        outer=lambda w, hyper: xp.mean(xp.log(1 + xp.exp(-signs * (x2 @ w)))),
+    )
     return problem, np.linspace(-3, -1, n)
 
 
@@ -139,13 +205,17 @@ def unrolled(problem, hyper):
             w = state[0]
             if backend.name == "torch":
                 leaf = w if w.requires_grad else w.detach().requires_grad_()
-                gradient = backend.xp.autograd.grad(problem.inner(leaf, h, t), leaf, create_graph=True)[0]
+                gradient = backend.xp.autograd.grad(
+                    problem.inner(leaf, h, t), leaf, create_graph=True
+                )[0]
             else:
                 from autograd import grad
 
                 gradient = grad(lambda w, t=t: problem.inner(w, h, t))(w)
             values = [f(h, t) for f in problem.dynamics.functions.values()]
-            values = [through(v) if name == "decay" else v for name, v in zip(names, values, strict=True)]
+            values = [
+                through(v) if name == "decay" else v for name, v in zip(names, values, strict=True)
+            ]
             if problem.dynamics.vectors == 1:
                 state = (w - values[0] * gradient,)
             elif isinstance(problem.dynamics, hg.Momentum):

@@ -23,9 +23,14 @@ def test_a_loop_goes_on_from_a_file_with_the_same_bits(backend, loop, rule, tmp_
     whole = list(loop(steps=5, rule=rule))
     hg.save(tmp_path / "step", whole[2])
     loaded = hg.load(tmp_path / "step", backend)
-    assert loaded.k == 2 and all(np.array_equal(a, b) for a, b in zip(loaded[1:7], whole[2][1:7], strict=True))
+    assert loaded.k == 2 and all(
+        np.array_equal(a, b) for a, b in zip(loaded[1:7], whole[2][1:7], strict=True)
+    )
     for ours, theirs in zip(loop(steps=5, rule=rule, resume=loaded), whole[3:], strict=True):
-        assert all(np.array_equal(a, b) and type(a) is type(b) for a, b in zip(ours[:7], theirs[:7], strict=True))
+        assert all(
+            np.array_equal(a, b) and type(a) is type(b)
+            for a, b in zip(ours[:7], theirs[:7], strict=True)
+        )
 
 
 @pytest.fixture
@@ -40,7 +45,9 @@ def test_a_damaged_file_is_named(saved):
     flipped[len(whole) // 2] ^= 255
     for broken in (b"", b"not one", whole[: len(whole) // 2], whole[:-1] + b"", bytes(flipped)):
         saved.write_bytes(broken)
-        with pytest.raises(ValueError, match="step is damaged, or was not written by hgcore.save; delete it"):
+        with pytest.raises(
+            ValueError, match="step is damaged, or was not written by hgcore.save; delete it"
+        ):
             hg.load(saved, hg.Torch())
     with pytest.raises(FileNotFoundError):
         hg.load(saved.with_name("none"), hg.Torch())
@@ -60,11 +67,29 @@ def test_another_precision_is_refused(saved):
 @pytest.mark.parametrize("backend", [hg.Autograd(), hg.Torch(), hg.Torch(dtype="float32")], ids=str)
 def test_a_rule_may_remember_numbers_and_vectors_of_any_kind(backend, tmp_path):
     hyper = backend.array([1.0, 2.0])
-    memory = 3, True, None, "slow", np.float64(0.1), np.int64(7), hyper > 1, backend.xp.asarray([4, 5]), (hyper, (hyper,))
+    memory = (
+        3,
+        True,
+        None,
+        "slow",
+        np.float64(0.1),
+        np.int64(7),
+        hyper > 1,
+        backend.xp.asarray([4, 5]),
+        (hyper, (hyper,)),
+    )
     hg.save(tmp_path / "step", OuterStep(0, hyper, hyper[0], hyper, hyper, 8, hyper, memory))
     loaded = hg.load(tmp_path / "step", backend).carry
-    assert loaded[:6] == (3, True, None, "slow", 0.1, 7) and (loaded[6] == (hyper > 1)).all() and loaded[7].tolist() == [4, 5]
-    assert loaded[6].dtype == (hyper > 1).dtype and loaded[8][1][0].dtype == hyper.dtype and (loaded[8][0] == hyper).all()
+    assert (
+        loaded[:6] == (3, True, None, "slow", 0.1, 7)
+        and (loaded[6] == (hyper > 1)).all()
+        and loaded[7].tolist() == [4, 5]
+    )
+    assert (
+        loaded[6].dtype == (hyper > 1).dtype
+        and loaded[8][1][0].dtype == hyper.dtype
+        and (loaded[8][0] == hyper).all()
+    )
 
 
 def test_a_step_that_could_not_be_loaded_is_not_saved(saved):
@@ -112,7 +137,12 @@ for step in loops(hg.Torch())["realtime"](steps=10**9, rule=hg.Adam(1e-9)):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
+        ),
+    }
     run = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path / "step")], env=environment)
     limit = time.monotonic() + 120
     while not (tmp_path / "step").exists() and time.monotonic() < limit:

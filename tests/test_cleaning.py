@@ -13,7 +13,9 @@ def points(count, seed=0):
     """Three clouds, far from each other, and which one each point is from."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(3, size=count)
-    return hg.data.Split(3 * np.eye(3, 4)[labels] + 0.5 * rng.standard_normal((count, 4)), np.eye(3)[labels])
+    return hg.data.Split(
+        3 * np.eye(3, 4)[labels] + 0.5 * rng.standard_normal((count, 4)), np.eye(3)[labels]
+    )
 
 
 def problem(backend, train, steps=12, rate=0.5):
@@ -25,10 +27,16 @@ def test_so_many_labels_are_corrupted_and_none_by_chance_right():
     clean = points(3000)
     kept = clean.labels.copy()
     noisy, wrong = hg.experiments.corrupted(clean, 0.5, np.random.default_rng(3))
-    assert wrong.sum() == 1500 and np.array_equal((noisy.labels * clean.labels).sum(1), ~wrong) and (noisy.labels.sum(1) == 1).all()
+    assert (
+        wrong.sum() == 1500
+        and np.array_equal((noisy.labels * clean.labels).sum(1), ~wrong)
+        and (noisy.labels.sum(1) == 1).all()
+    )
     assert np.array_equal(clean.labels, kept) and noisy.images is clean.images
     shares = (clean.labels[wrong].T @ noisy.labels[wrong]) / clean.labels[wrong].sum(0)[:, None]
-    assert np.abs(shares + np.eye(3) / 2 - 0.5).max() < 0.1  # one class gives way to the others evenly
+    assert (
+        np.abs(shares + np.eye(3) / 2 - 0.5).max() < 0.1
+    )  # one class gives way to the others evenly
     again = hg.experiments.corrupted(clean, 0.5, np.random.default_rng(3))
     assert np.array_equal(again[0].labels, noisy.labels) and np.array_equal(again[1], wrong)
 
@@ -38,8 +46,10 @@ def test_an_example_of_weight_zero_is_not_there(backend):
     train, keep = points(30), np.arange(30) % 3 > 0
     whole = problem(backend, train, rate=0.6)
     part = problem(backend, hg.data.Split(train.images[keep], train.labels[keep]), rate=0.4)
-    found, expected = (backend.numpy(hg.train(case, case.hyper(np.ones(30)[:n] if n < 30 else 1.0 * keep))[0])
-                       for case, n in ((whole, 30), (part, 20)))
+    found, expected = (
+        backend.numpy(hg.train(case, case.hyper(np.ones(30)[:n] if n < 30 else 1.0 * keep))[0])
+        for case, n in ((whole, 30), (part, 20))
+    )
     assert np.abs(found - expected).max() < 1e-14
 
 
@@ -51,7 +61,11 @@ def test_hypergradient_against_differences_and_the_other_modes(backend):
         assert np.abs(grad - backend.numpy(solver(case, hyper).grad)).max() < 1e-15
 
     def value(shift):
-        return float(backend.evaluate(case.outer, hg.train(case, case.hyper(hyper + shift))[0], case.hyper(hyper)))
+        return float(
+            backend.evaluate(
+                case.outer, hg.train(case, case.hyper(hyper + shift))[0], case.hyper(hyper)
+            )
+        )
 
     differences = [(value(1e-5 * unit) - value(-1e-5 * unit)) / 2e-5 for unit in np.eye(15)]
     assert np.abs(grad - differences).max() < 1e-9
@@ -60,8 +74,16 @@ def test_hypergradient_against_differences_and_the_other_modes(backend):
 @backends
 def test_wrong_labels_are_found(backend):
     noisy, wrong = hg.experiments.corrupted(points(60), 0.4, np.random.default_rng(0))
-    steps = list(hg.descend(hg.Reverse(), problem(backend, noisy, rate=0.5 * 60 / 36), np.full(60, 0.6), rule=hg.Adam(0.1), steps=20,
-                            project=hg.box_l1(0, 1, 36)))
+    steps = list(
+        hg.descend(
+            hg.Reverse(),
+            problem(backend, noisy, rate=0.5 * 60 / 36),
+            np.full(60, 0.6),
+            rule=hg.Adam(0.1),
+            steps=20,
+            project=hg.box_l1(0, 1, 36),
+        )
+    )
     assert float(steps[-1].updated.sum()) <= 36 + 1e-12
     assert hg.experiments.f1(backend.numpy(steps[-1].updated) == 0, wrong) > 0.9
 
@@ -69,4 +91,6 @@ def test_wrong_labels_are_found(backend):
 def test_f1_is_the_harmonic_mean_of_precision_and_recall():
     found, wrong = np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 1, 0, 1, 1, 0], bool)
     assert hg.experiments.f1(found, wrong) == pytest.approx(2 / (3 / 2 + 4 / 2))
-    assert hg.experiments.f1(wrong, wrong) == 1 and hg.experiments.f1(~wrong, wrong) == 0 == hg.experiments.f1(0 * found > 0, 0 * wrong > 0)
+    assert hg.experiments.f1(wrong, wrong) == 1 and hg.experiments.f1(
+        ~wrong, wrong
+    ) == 0 == hg.experiments.f1(0 * found > 0, 0 * wrong > 0)

@@ -74,16 +74,37 @@ def sha(content):
     return hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("bad", [CONTENT[:-1], flipped(CONTENT), b"", CONTENT + b"x"], ids=["short", "flipped", "empty", "long"])
+@pytest.mark.parametrize(
+    "bad",
+    [CONTENT[:-1], flipped(CONTENT), b"", CONTENT + b"x"],
+    ids=["short", "flipped", "empty", "long"],
+)
 def test_altered_cache_is_refused_and_left_alone(cached, mirrored, bad):
     put(cached, bad)
-    refusal(cached, "12,000 bytes", sha(CONTENT), f"{len(bad):,} bytes", sha(bad), "Delete it", "HGCORE_DATA_MIRROR", *ADDRESSES)
+    refusal(
+        cached,
+        "12,000 bytes",
+        sha(CONTENT),
+        f"{len(bad):,} bytes",
+        sha(bad),
+        "Delete it",
+        "HGCORE_DATA_MIRROR",
+        *ADDRESSES,
+    )
     assert cached.read_bytes() == bad
     assert data.used() == {}
 
 
 def test_missing_without_network_names_every_address(cached):
-    refusal(cached, "missing", "12,000 bytes", sha(CONTENT), "no network", "HGCORE_DATA_MIRROR", *ADDRESSES)
+    refusal(
+        cached,
+        "missing",
+        "12,000 bytes",
+        sha(CONTENT),
+        "no network",
+        "HGCORE_DATA_MIRROR",
+        *ADDRESSES,
+    )
     assert list(cached.parent.iterdir()) == []
 
 
@@ -145,7 +166,9 @@ sys.stdout.buffer.write(module["fetch"]("set/file.bin"))
 
 
 def child():
-    return subprocess.Popen([sys.executable, "-c", CHILD, files.__file__, sha(CONTENT)], stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, files.__file__, sha(CONTENT)], stdout=subprocess.PIPE
+    )
 
 
 def test_killed_download_never_looks_finished(cached, monkeypatch):
@@ -153,7 +176,11 @@ def test_killed_download_never_looks_finished(cached, monkeypatch):
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert not cached.exists()
-    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: lambda address, target, _: Path(target).write_bytes(CONTENT))
+    monkeypatch.setattr(
+        pooch,
+        "HTTPDownloader",
+        lambda **_: lambda address, target, _: Path(target).write_bytes(CONTENT),
+    )
     assert data.fetch(NAME) == CONTENT
 
 
@@ -175,9 +202,13 @@ def test_download_goes_on_to_the_next_address(cached, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     put(tmp_path / "served/short/file.bin", CONTENT[:500])
     put(tmp_path / "served/good/file.bin", CONTENT)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served"))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    folders = [f"http://127.0.0.1:{server.server_port}/{folder}/" for folder in ("absent", "short", "good")]
+    folders = [
+        f"http://127.0.0.1:{server.server_port}/{folder}/" for folder in ("absent", "short", "good")
+    ]
     monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders[:2])})
     refusal("404", sha(CONTENT[:500]), *folders[:2])
     monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders)})
@@ -209,7 +240,12 @@ def packed(array, *, magic=None, sizes=None):
 def test_idx():
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     assert np.array_equal(data.idx("x", packed(array), 3), array)
-    for bad in (packed(array, magic=2049), packed(array, sizes=(2, 3, 5)), packed(array, sizes=(2, 3, 3)), gzip.compress(b"abc")):
+    for bad in (
+        packed(array, magic=2049),
+        packed(array, sizes=(2, 3, 5)),
+        packed(array, sizes=(2, 3, 3)),
+        gzip.compress(b"abc"),
+    ):
         with pytest.raises(data.DataError, match="x is no IDX file of 3 axes"):
             data.idx("x", bad, 3)
 
@@ -218,7 +254,10 @@ def test_idx():
 def tiny_mnist(cached, monkeypatch):
     """Six training and four test images of noise behind the names of MNIST: pixels (10, 784) and labels (10,)."""
     rng = np.random.default_rng(1)
-    pixels, labels = rng.integers(256, size=(10, 28, 28), dtype=np.uint8), rng.integers(10, size=10, dtype=np.uint8)
+    pixels, labels = (
+        rng.integers(256, size=(10, 28, 28), dtype=np.uint8),
+        rng.integers(10, size=10, dtype=np.uint8),
+    )
     for part, rows in (("train", slice(0, 6)), ("t10k", slice(6, 10))):
         for kind, array in (("images-idx3", pixels[rows]), ("labels-idx1", labels[rows])):
             content = packed(array)
@@ -232,7 +271,9 @@ def test_splits_are_consecutive_and_centred_on_the_training_images(tiny_mnist):
     mean = (pixels[:6] / 255).mean(axis=0)
     got = data.splits("mnist", (2, 5, 1))
     for split, rows in zip(got, (slice(0, 2), slice(2, 7), slice(7, 8)), strict=True):
-        assert np.abs(split.images - (pixels[rows] / 255 - mean)).max() < 1e-15  # rounding of a mean of 6 numbers below 1
+        assert (
+            np.abs(split.images - (pixels[rows] / 255 - mean)).max() < 1e-15
+        )  # rounding of a mean of 6 numbers below 1
         assert np.array_equal(split.labels.argmax(axis=1), labels[rows])
         assert np.array_equal(split.labels.sum(axis=1), np.ones(len(split.labels)))
         assert split.images.dtype == split.labels.dtype == np.float64
@@ -253,7 +294,18 @@ def test_real_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
     pixels, labels, n = digits._mnist()
     assert (pixels.shape, n) == ((70_000, 784), 60_000)
-    assert np.bincount(labels[:n]).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(labels[:n]).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
     assert round(pixels[:n].mean() / 255, 5) == 0.13066  # the value everyone quotes
     small = data.mnist_small()[0]
     training = {row.tobytes() for row in pixels[:n]}
@@ -271,7 +323,9 @@ def test_mnist_small_is_balanced_shuffled_and_always_the_same(cached):
     train, valid = data.splits("mnist_small", (3000, 2000))
     assert np.abs(np.concatenate([train.images, valid.images]).mean(axis=0)).max() < 1e-15
     assert np.array_equal(valid.labels.argmax(axis=1), labels[3000:])
-    assert np.abs(valid.images - images[3000:] + images.mean(axis=0)).max() < 1e-14  # a mean of 5,000 numbers below 1
+    assert (
+        np.abs(valid.images - images[3000:] + images.mean(axis=0)).max() < 1e-14
+    )  # a mean of 5,000 numbers below 1
 
 
 def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
@@ -291,7 +345,21 @@ def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
 def test_boston_is_what_was_published(cached):
     features, prices = data.boston()
     assert features.shape == (506, 13) and features.dtype == prices.dtype == np.float64
-    assert features[0].tolist() == [0.00632, 18.0, 2.31, 0.0, 0.538, 6.575, 65.2, 4.09, 1.0, 296.0, 15.3, 396.9, 4.98]
+    assert features[0].tolist() == [
+        0.00632,
+        18.0,
+        2.31,
+        0.0,
+        0.538,
+        6.575,
+        65.2,
+        4.09,
+        1.0,
+        296.0,
+        15.3,
+        396.9,
+        4.98,
+    ]
     assert round(prices.mean(), 4) == 22.5328 and prices[0] == 24.0 and len(houses.FEATURES) == 13
     assert data.used() == {"boston": data.BOSTON}
 
@@ -324,8 +392,13 @@ def test_batches_have_an_address():
 
 def test_authors_stream():
     assert hashlib.md5(b"(0, 1, 2)").hexdigest()[:8] == "7ae3e68b"
-    assert data.authors_rng(0, 1, 2).rand(3).tolist() == np.random.RandomState(0x7ae3e68b).rand(3).tolist()
-    assert data.authors_rng(np.int64(0), 1, np.int32(2)).randint(2**31) == data.authors_rng(0, 1, 2).randint(2**31)
+    assert (
+        data.authors_rng(0, 1, 2).rand(3).tolist()
+        == np.random.RandomState(0x7AE3E68B).rand(3).tolist()
+    )
+    assert data.authors_rng(np.int64(0), 1, np.int32(2)).randint(2**31) == data.authors_rng(
+        0, 1, 2
+    ).randint(2**31)
 
 
 def test_readme_gives_every_checksum():

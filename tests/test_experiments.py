@@ -29,13 +29,19 @@ def test_penalties_of_all_weights_add_up_to_the_single_one(backend, splits):
 @both
 def test_meta_penalty_adds_its_own_derivative(backend, splits):
     hyper = np.random.default_rng(0).normal(-3, 0.1, hg.experiments.LOGISTIC.layout.size)
-    plain, meta = (backend.numpy(hg.Reverse()(penalised(backend, splits, meta_penalty=c), hyper).grad) for c in (0.0, 0.01))
+    plain, meta = (
+        backend.numpy(hg.Reverse()(penalised(backend, splits, meta_penalty=c), hyper).grad)
+        for c in (0.0, 0.01)
+    )
     np.testing.assert_allclose(meta - plain, 0.02 * np.exp(2 * hyper), rtol=1e-10)
 
 
 @both
 def test_batches_are_consecutive_and_cycle(backend, splits):
-    problem, weights = penalised(backend, splits), backend.array(np.random.default_rng(0).normal(size=hg.experiments.LOGISTIC.layout.size))
+    problem, weights = (
+        penalised(backend, splits),
+        backend.array(np.random.default_rng(0).normal(size=hg.experiments.LOGISTIC.layout.size)),
+    )
     losses = [float(problem.inner(weights, problem.hyper([-3.0]), t)) for t in (0, 1, 2, 3, None)]
     assert losses[3] == losses[0] != losses[1]
     assert np.mean(losses[:3]) == pytest.approx(losses[4], rel=1e-12)

@@ -16,8 +16,14 @@ kinds = pytest.mark.parametrize("make", [np.asarray, torch.as_tensor], ids=["num
 @kinds
 def test_blocks_come_in_order_with_their_shapes(make):
     blocks = LAYOUT.split(make(VECTOR))
-    assert [tuple(b.shape) for b in blocks.values()] == list(LAYOUT.shapes.values()) and list(blocks) == list(LAYOUT.shapes)
-    assert blocks["matrix"].tolist() == [[0, 1, 2], [3, 4, 5]] and float(blocks["number"]) == 6 and blocks["vector"].tolist() == [7, 8, 9, 10]
+    assert [tuple(b.shape) for b in blocks.values()] == list(LAYOUT.shapes.values()) and list(
+        blocks
+    ) == list(LAYOUT.shapes)
+    assert (
+        blocks["matrix"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        and float(blocks["number"]) == 6
+        and blocks["vector"].tolist() == [7, 8, 9, 10]
+    )
     assert (LAYOUT.size, len(LAYOUT)) == (11, 4)
 
 
@@ -46,14 +52,19 @@ def test_derivatives_pass_through_on_both_backends():
 
     def f(values, vector, xp):
         blocks = layout.split(vector)
-        return xp.sum(layout.expand(values) * layout.join(blocks) ** 2) + xp.sum(blocks["matrix"]) * blocks["number"]
+        return (
+            xp.sum(layout.expand(values) * layout.join(blocks) ** 2)
+            + xp.sum(blocks["matrix"]) * blocks["number"]
+        )
 
     values, vector = np.array([1.0, 2, 3]), np.linspace(1, 2, 11)
     by_numpy = autograd.grad(lambda a, b: f(a, b, anp), (0, 1))(values, vector)
     leaves = [torch.tensor(x, requires_grad=True) for x in (values, vector)]
     f(*leaves, torch).backward()
     by_values = [np.sum(b**2) for b in layout.split(vector).values()]
-    assert np.allclose(by_numpy[0], by_values, rtol=1e-14) and np.allclose(leaves[0].grad, by_values, rtol=1e-14)
+    assert np.allclose(by_numpy[0], by_values, rtol=1e-14) and np.allclose(
+        leaves[0].grad, by_values, rtol=1e-14
+    )
     assert np.allclose(leaves[1].grad, by_numpy[1], rtol=1e-14)
 
 

@@ -34,7 +34,9 @@ def growth(released):
     return meter.cost(lambda: [bytearray(2000) for _ in range(50_000)]).peak + 0 * len(last)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators give nothing back when asked")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other allocators give nothing back when asked"
+)
 def test_memory_used_again_is_no_growth_unless_it_was_released():
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(growth, False).result() < 30e6
@@ -53,5 +55,7 @@ def test_a_race_measures_every_call_in_turn():
 
 
 def test_what_comes_first_in_a_fresh_process_does_not_count():
-    found = meter.fresh(functools.partial(np.ones, 1_000_000), first=functools.partial(np.ones, 20_000_000))
+    found = meter.fresh(
+        functools.partial(np.ones, 1_000_000), first=functools.partial(np.ones, 20_000_000)
+    )
     assert found.peak < 80e6

@@ -11,15 +11,22 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from hgcore import figures, notebook
 
 PARAMETERS = 'profile: str = "quick"  # quick or paper\nseed: int = 0  # base random seed\noverrides: dict = {}  # any name of the table'
-SETUP = ('import hgcore as hg\nrun = hg.profiles.start("some2015/fig01", profile=profile, seed=seed, overrides=overrides,\n'
-         '    quick=dict(steps=3, rate=2**-3, names=["a"]), paper={"steps": 50, "rate": -0.5, "names": ["a", "b"]})')
+SETUP = (
+    'import hgcore as hg\nrun = hg.profiles.start("some2015/fig01", profile=profile, seed=seed, overrides=overrides,\n'
+    '    quick=dict(steps=3, rate=2**-3, names=["a"]), paper={"steps": 50, "rate": -0.5, "names": ["a", "b"]})'
+)
 ASKED = dict(profile="quick", backend="torch", device="cpu", seed=0, overrides={})
 NAME = "some2015/fig01"
 
 
 def made(*sources, parameters=PARAMETERS):
-    cells = [new_markdown_cell("# Title", id="title"), new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]})]
-    return new_notebook(cells=cells + [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)])
+    cells = [
+        new_markdown_cell("# Title", id="title"),
+        new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+    ]
+    return new_notebook(
+        cells=cells + [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    )
 
 
 def put(nb, root, name=NAME):
@@ -36,14 +43,24 @@ def root(tmp_path):
 def recorded(root, figure="fig01", siblings=("fig01",), verdict="HOLDS", **asked):
     asked = ASKED | asked
     folder = notebook.destination(NAME, asked["profile"], asked["overrides"], root)
-    products = {suffix: figures.write(folder / f"{figure}.{suffix}", f"{figure} {suffix}".encode()) for suffix in ("png", "pdf")}
-    record = asked | {"figure": f"some2015/{figure}", "siblings": [f"some2015/{name}" for name in siblings], "notebook": NAME,
-                      "key": notebook.key(NAME, **asked, root=root), "products": products, "claims": [{"id": "a", "verdict": verdict}]}
+    products = {
+        suffix: figures.write(folder / f"{figure}.{suffix}", f"{figure} {suffix}".encode())
+        for suffix in ("png", "pdf")
+    }
+    record = asked | {
+        "figure": f"some2015/{figure}",
+        "siblings": [f"some2015/{name}" for name in siblings],
+        "notebook": NAME,
+        "key": notebook.key(NAME, **asked, root=root),
+        "products": products,
+        "claims": [{"id": "a", "verdict": verdict}],
+    }
     figures.write(folder / f"{figure}.json", json.dumps(record).encode())
     return record
 
 
 # ---- where
+
 
 def test_the_root_is_found_from_below_or_told(root, monkeypatch, tmp_path_factory):
     monkeypatch.delenv("HGCORE_ROOT", raising=False)
@@ -66,22 +83,34 @@ def test_discover_skips_what_is_nobodys(root):
     assert notebook.discover(root) == ["00_tour", "a2/b", "some2015/fig01"]
 
 
-@pytest.mark.parametrize("name, profile, overrides, folder", [
-    (NAME, "paper", {}, "figures/some2015"), (NAME, "quick", {}, "figures/quick/some2015"), ("00_tour", "paper", {}, "figures/tour"),
-    (NAME, "paper", {"steps": 1}, "runs/overrides/paper/some2015")])
+@pytest.mark.parametrize(
+    "name, profile, overrides, folder",
+    [
+        (NAME, "paper", {}, "figures/some2015"),
+        (NAME, "quick", {}, "figures/quick/some2015"),
+        ("00_tour", "paper", {}, "figures/tour"),
+        (NAME, "paper", {"steps": 1}, "runs/overrides/paper/some2015"),
+    ],
+)
 def test_destination(tmp_path, name, profile, overrides, folder):
     assert notebook.destination(name, profile, overrides, tmp_path) == tmp_path / folder
 
 
 # ---- what it says
 
+
 def test_parameters_and_scale_are_read_without_running(root):
     nb = notebook.read(NAME, root)
     assert notebook.parameters(nb) == {"profile": "quick", "seed": 0, "overrides": {}}
-    assert notebook.scale(nb) == {"quick": {"steps": 3, "rate": ..., "names": ["a"]}, "paper": {"steps": 50, "rate": -0.5, "names": ["a", "b"]}}
+    assert notebook.scale(nb) == {
+        "quick": {"steps": 3, "rate": ..., "names": ["a"]},
+        "paper": {"steps": 50, "rate": -0.5, "names": ["a", "b"]},
+    }
 
 
-@pytest.mark.parametrize("source", ["seed = 0", "seed: int", "import os", "seed: int = 0\nprint(seed)"])
+@pytest.mark.parametrize(
+    "source", ["seed = 0", "seed: int", "import os", "seed: int = 0\nprint(seed)"]
+)
 def test_parameters_are_annotated_assignments(root, source):
     with pytest.raises(ValueError, match="write each parameter as"):
         notebook.parameters(made(parameters=source))
@@ -92,9 +121,15 @@ def test_there_is_one_parameters_cell():
         notebook.parameters(new_notebook(cells=[new_code_cell("seed: int = 0")]))
 
 
-@pytest.mark.parametrize("source, message", [
-    ("%matplotlib inline", "no profiles.start"), ("hg.profiles.start('a', quick=table, paper=table)", "write the scale table"),
-    ("hg.profiles.start('a', quick=dict(a=1))", "as paper=dict"), ("hg.profiles.start('a', quick=dict(**a), paper={})", "as quick=dict")])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("%matplotlib inline", "no profiles.start"),
+        ("hg.profiles.start('a', quick=table, paper=table)", "write the scale table"),
+        ("hg.profiles.start('a', quick=dict(a=1))", "as paper=dict"),
+        ("hg.profiles.start('a', quick=dict(**a), paper={})", "as quick=dict"),
+    ],
+)
 def test_a_scale_that_cannot_be_read_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
         notebook.scale(made(source))
@@ -108,19 +143,34 @@ def test_no_json_no_notebook(root):
 
 # ---- the committed form
 
+
 def executed():
     nb = made(SETUP, "x", "", "boom")
-    nb.metadata = {"papermill": {"duration": 3}, "kernelspec": {"name": "mine"}, "language_info": {"name": "python", "version": "3.11.7"}}
+    nb.metadata = {
+        "papermill": {"duration": 3},
+        "kernelspec": {"name": "mine"},
+        "language_info": {"name": "python", "version": "3.11.7"},
+    }
     banner = new_markdown_cell("failed", metadata={"tags": ["papermill-error-cell-tag"]})
     injected = new_code_cell("seed = 3", metadata={"tags": ["injected-parameters"]})
     nb.cells = [banner, *nb.cells[:2], injected, *nb.cells[2:]]
     for count, cell in enumerate((cell for cell in nb.cells if cell.cell_type == "code"), 7):
         cell.execution_count = count
         cell.metadata |= {"papermill": {"status": "completed"}, "execution": {}}
-    nb.cells[4].outputs = [new_output("stream", name="stdout", text="a\n"), new_output("stream", name="stderr", text="50 %"),
-                           new_output("stream", name="stdout", text="b\n"), new_output("stream", name="stdout", text="c\n")]
-    nb.cells[5].outputs = [new_output("execute_result", data={"text/plain": "1"}, execution_count=9, metadata={"x": 1}),
-                           new_output("display_data", data={"image/png": "aGk=\n"}, metadata={"needs_background": "light"})]
+    nb.cells[4].outputs = [
+        new_output("stream", name="stdout", text="a\n"),
+        new_output("stream", name="stderr", text="50 %"),
+        new_output("stream", name="stdout", text="b\n"),
+        new_output("stream", name="stdout", text="c\n"),
+    ]
+    nb.cells[5].outputs = [
+        new_output(
+            "execute_result", data={"text/plain": "1"}, execution_count=9, metadata={"x": 1}
+        ),
+        new_output(
+            "display_data", data={"image/png": "aGk=\n"}, metadata={"needs_background": "light"}
+        ),
+    ]
     return nb
 
 
@@ -131,16 +181,31 @@ def test_normalise_drops_the_noise_and_keeps_the_rest():
     assert nb == before and isinstance(clean, nbformat.NotebookNode)
     nbformat.validate(nbformat.from_dict(clean))
     assert clean["metadata"] == notebook_metadata()
-    assert [cell["id"] for cell in clean["cells"]] == ["title", "parameters", "cell-0", "cell-1", "cell-3"]
+    assert [cell["id"] for cell in clean["cells"]] == [
+        "title",
+        "parameters",
+        "cell-0",
+        "cell-1",
+        "cell-3",
+    ]
     assert [cell.get("execution_count") for cell in clean["cells"]] == [None, 1, 2, 3, 4]
-    assert [cell["metadata"] for cell in clean["cells"]] == [{}, {"tags": ["parameters"]}, {}, {}, {}]
+    assert [cell["metadata"] for cell in clean["cells"]] == [
+        {},
+        {"tags": ["parameters"]},
+        {},
+        {},
+        {},
+    ]
     assert [output["text"] for output in clean["cells"][2]["outputs"]] == ["a\nb\nc\n"]
     assert clean["cells"][3]["outputs"][0]["execution_count"] == 3
     assert all(output["metadata"] == {} for output in clean["cells"][3]["outputs"])
 
 
 def notebook_metadata():
-    return {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    return {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
 
 
 def test_normalise_is_a_no_op_on_its_own_result(tmp_path):
@@ -162,6 +227,7 @@ def test_an_invalid_notebook_is_not_written(tmp_path):
 
 # ---- the key
 
+
 def keyed(root, **asked):
     return notebook.key(NAME, **ASKED | asked, root=root)
 
@@ -173,7 +239,9 @@ def packaged(tmp_path_factory, monkeypatch, **modules):
     package.mkdir()
     for name, source in modules.items():
         (package / f"{name}.py").write_text(source)
-    (package / "__init__.py").write_text("".join(f"from hgcore import {name}\n" for name in modules))
+    (package / "__init__.py").write_text(
+        "".join(f"from hgcore import {name}\n" for name in modules)
+    )
     monkeypatch.setattr(notebook, "PACKAGE", package)
     return package
 
@@ -182,14 +250,27 @@ def test_the_key_holds_what_a_figure_depends_on(root, tmp_path_factory, monkeypa
     package = packaged(tmp_path_factory, monkeypatch, solvers="a = 1\n", report="a = 1\n")
     put(made(SETUP, "hg.solvers.a"), root)
     seen = [keyed(root)]
-    for asked in ({"profile": "paper"}, {"backend": "autograd"}, {"device": "cuda"}, {"seed": 1}, {"overrides": {"steps": 3}}):
+    for asked in (
+        {"profile": "paper"},
+        {"backend": "autograd"},
+        {"device": "cuda"},
+        {"seed": 1},
+        {"overrides": {"steps": 3}},
+    ):
         seen.append(keyed(root, **asked))
     put(made(SETUP, "x = hg.solvers.a"), root)
     seen.append(keyed(root))
     (package / "solvers.py").write_text("a = 2\n")
     seen.append(keyed(root))
-    entry = {"id": "a", "notebook": NAME, "figure": "fig01", "statement": "s", "place": "p", "paper": {"value": 1, "known": "read off a plot"},
-             "accept": {"quick": {"max": 1}}}
+    entry = {
+        "id": "a",
+        "notebook": NAME,
+        "figure": "fig01",
+        "statement": "s",
+        "place": "p",
+        "paper": {"value": 1, "known": "read off a plot"},
+        "accept": {"quick": {"max": 1}},
+    }
     (root / "notebooks" / "some2015" / "claims.yml").write_text(yaml.safe_dump([entry]))
     seen.append(keyed(root))
     (root / "pyproject.toml").write_text('[project]\nversion = "1.3"\n')
@@ -201,23 +282,37 @@ def test_the_key_holds_nothing_else(root, tmp_path_factory, monkeypatch):
     package = packaged(tmp_path_factory, monkeypatch, solvers="def f():\n    return 1\n")
     put(made(SETUP, "x = hg.solvers.f()"), root)
     before = keyed(root)
-    (package / "solvers.py").write_text('"""A file."""\ndef g():\n    pass\n\ndef f():\n    """Words.\n\n    More."""\n    # why\n    return 1  # so\n')
+    (package / "solvers.py").write_text(
+        '"""A file."""\ndef g():\n    pass\n\ndef f():\n    """Words.\n\n    More."""\n    # why\n    return 1  # so\n'
+    )
     (package / "solvers.py").rename(package / "moved.py")
     (package / "__init__.py").write_text("from hgcore import moved as solvers, profiles\n")
     (package / "report.py").write_text("a = 2\n")
-    nb = made(SETUP, "# a comment\nx = hg.solvers.f()  # one", parameters=PARAMETERS.replace("base", "some"))
+    nb = made(
+        SETUP,
+        "# a comment\nx = hg.solvers.f()  # one",
+        parameters=PARAMETERS.replace("base", "some"),
+    )
     nb.cells[0].source = "# Another title"
     nb.cells[2].update(execution_count=3, outputs=[new_output("stream", text="out")])
     nb.cells.append(new_code_cell(" "))
     nb.cells.insert(2, new_code_cell("seed = 9", metadata={"tags": ["injected-parameters"]}))
     put(nb, root)
-    other = {"id": "a", "notebook": "some2015/fig02", "figure": "fig02", "statement": "s", "place": "p",
-             "paper": {"value": 1, "known": "read off a plot"}, "accept": {"quick": {"max": 1}}}
+    other = {
+        "id": "a",
+        "notebook": "some2015/fig02",
+        "figure": "fig02",
+        "statement": "s",
+        "place": "p",
+        "paper": {"value": 1, "known": "read off a plot"},
+        "accept": {"quick": {"max": 1}},
+    }
     (root / "notebooks" / "some2015" / "claims.yml").write_text(yaml.safe_dump([other]))
     assert keyed(root) == before
 
 
 # ---- done
+
 
 def test_done_until_something_changes(root):
     assert not notebook.done(NAME, **ASKED, root=root)
@@ -245,7 +340,9 @@ def test_all_siblings_or_none(root):
     assert not notebook.done(NAME, **ASKED, root=root)
     recorded(root, "fig02", ("fig01", "fig02"))
     assert notebook.done(NAME, **ASKED, root=root)
-    (notebook.destination(NAME, "quick", {}, root) / "fig02.json").write_text('{"figure": "some2015/fig02", "sib')
+    (notebook.destination(NAME, "quick", {}, root) / "fig02.json").write_text(
+        '{"figure": "some2015/fig02", "sib'
+    )
     assert not notebook.done(NAME, **ASKED, root=root)
 
 
@@ -260,7 +357,9 @@ def test_a_claim_that_fails_is_not_done(root):
     recorded(root, verdict="FAILS")
     assert not notebook.done(NAME, **ASKED, root=root)
     recorded(root, verdict="FAILS", overrides={"steps": 1})
-    assert notebook.done(NAME, **ASKED | {"overrides": {"steps": 1}}, root=root)  # the user's own experiment
+    assert notebook.done(
+        NAME, **ASKED | {"overrides": {"steps": 1}}, root=root
+    )  # the user's own experiment
 
 
 def test_records_of_both_profiles_without_the_users_own(root):

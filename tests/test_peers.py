@@ -11,7 +11,10 @@ from hgcore import meter
 
 TASK = hg.experiments.peers.Task((5, 4, 3), 6, 6)
 ALL = hg.experiments.peers.PEERS | hg.experiments.peers.OURS
-SYSTEMS = {"sum": hg.experiments.peers_implicit.neumann(3), "conjugate": hg.experiments.peers_implicit.conjugates(3)}
+SYSTEMS = {
+    "sum": hg.experiments.peers_implicit.neumann(3),
+    "conjugate": hg.experiments.peers_implicit.conjugates(3),
+}
 
 
 def grad(entrants, name, task=TASK):
@@ -29,29 +32,48 @@ def true():
 def test_the_loop_is_the_slope_of_what_training_ends_at(true):
     problem, hyper = hg.experiments.peers.posed(TASK, "known")
     shift = problem.backend.array(np.random.default_rng(0).standard_normal(len(hyper)))
-    ends = [float(problem.judge(hg.train(problem, h)[0], h)[0]) for h in (hyper + 1e-5 * shift, hyper - 1e-5 * shift)]
-    assert abs((ends[0] - ends[1]) / 2e-5 - true @ shift.numpy()) < 1e-8  # width squared, and rounding over the width
+    ends = [
+        float(problem.judge(hg.train(problem, h)[0], h)[0])
+        for h in (hyper + 1e-5 * shift, hyper - 1e-5 * shift)
+    ]
+    assert (
+        abs((ends[0] - ends[1]) / 2e-5 - true @ shift.numpy()) < 1e-8
+    )  # width squared, and rounding over the width
 
 
 @pytest.mark.parametrize("name", hg.experiments.peers.present(ALL, compiled=False))
 def test_every_exact_way_gives_the_hypergradient_of_the_loop(name, true):
-    assert hg.experiments.peers.apart({name: grad(ALL, name)}, true) < 1e-11  # fixed point rounds at 2**-53 a step
+    assert (
+        hg.experiments.peers.apart({name: grad(ALL, name)}, true) < 1e-11
+    )  # fixed point rounds at 2**-53 a step
 
 
-@pytest.mark.parametrize("name", ["jax, scan", "jax, checkpoint every step", "jax, checkpoint every root of T"])
+@pytest.mark.parametrize(
+    "name", ["jax, scan", "jax, checkpoint every step", "jax, checkpoint every root of T"]
+)
 def test_so_do_the_compiled_ones(name, true):
     assert hg.experiments.peers.apart({name: grad(ALL, name)}, true) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["fixed point, as hypertorch", "jax, linearize", "Implicit, hg.nets", "Implicit, any module"])
+@pytest.mark.parametrize(
+    "name",
+    ["fixed point, as hypertorch", "jax, linearize", "Implicit, hg.nets", "Implicit, any module"],
+)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_way_to_a_system_gives_one_answer(system, name):
     if name not in SYSTEMS[system]:
         pytest.skip("hypertorch's fixed point is a Neumann sum")
-    assert hg.experiments.peers.apart({name: grad(SYSTEMS[system], name)}, grad(SYSTEMS[system], "plain torch loop")) < 1e-10
+    assert (
+        hg.experiments.peers.apart(
+            {name: grad(SYSTEMS[system], name)}, grad(SYSTEMS[system], "plain torch loop")
+        )
+        < 1e-10
+    )
 
 
-@pytest.mark.parametrize("name", ["torch, vmap of jvp", "jax, vmap of jvp", "Forward, closure", "Forward, CrossEntropy"])
+@pytest.mark.parametrize(
+    "name", ["torch, vmap of jvp", "jax, vmap of jvp", "Forward, closure", "Forward, CrossEntropy"]
+)
 @pytest.mark.parametrize("count", [1, 5])
 def test_every_forward_mode_gives_what_reverse_mode_gives(count, name):
     ways = hg.experiments.peers_forward.forward(count)
@@ -64,8 +86,12 @@ def test_every_buffer_gives_back_what_it_took(name):
 
 
 def test_what_is_raced_is_measured_and_what_is_no_hypergradient_has_none():
-    raced = hg.experiments.peers.raced({"plain torch loop": ALL["plain torch loop"]} | hg.experiments.peers.PARTS, TASK, rounds=2)
-    assert {len(times) for times in raced.seconds.values()} == {2} and list(raced.grads) == ["plain torch loop"]
+    raced = hg.experiments.peers.raced(
+        {"plain torch loop": ALL["plain torch loop"]} | hg.experiments.peers.PARTS, TASK, rounds=2
+    )
+    assert {len(times) for times in raced.seconds.values()} == {2} and list(raced.grads) == [
+        "plain torch loop"
+    ]
 
 
 def test_a_race_may_be_held_to_the_kernels_of_another_processor(true):
@@ -77,15 +103,28 @@ def test_a_race_may_be_held_to_the_kernels_of_another_processor(true):
 
 def test_what_is_absent_is_left_out(monkeypatch):
     monkeypatch.setitem(hg.experiments.peers.LIBRARIES, "higher", "no_such_library")
-    assert "higher" not in hg.experiments.peers.present(ALL) and "plain torch loop" in hg.experiments.peers.present(ALL)
+    assert "higher" not in hg.experiments.peers.present(
+        ALL
+    ) and "plain torch loop" in hg.experiments.peers.present(ALL)
     assert hg.experiments.peers.versions()["higher"] == "absent"
-    assert not [name for name in hg.experiments.peers.present(ALL, compiled=False) if "jax" in name or "compiled" in name]
+    assert not [
+        name
+        for name in hg.experiments.peers.present(ALL, compiled=False)
+        if "jax" in name or "compiled" in name
+    ]
 
 
 def test_memory_is_that_of_a_process_of_its_own():
     task = hg.experiments.peers.Task((50, 30, 3), 40, 300)
-    peaks = [meter.fresh(*(functools.partial(f, name, task) for f in (hg.experiments.peers.alone, hg.experiments.peers.ready))).peak
-             for name in ("plain torch loop", "Reverse(reversible)")]
+    peaks = [
+        meter.fresh(
+            *(
+                functools.partial(f, name, task)
+                for f in (hg.experiments.peers.alone, hg.experiments.peers.ready)
+            )
+        ).peak
+        for name in ("plain torch loop", "Reverse(reversible)")
+    ]
     assert peaks[0] > 3 * peaks[1]
 
 
@@ -107,9 +146,17 @@ def test_there_is_no_race_without_torch():
 
 
 def test_the_record_says_whose_products_numpy_has(monkeypatch):
-    mine = {"user_api": "blas", "internal_api": "openblas", "version": "0.3.31", "architecture": "Zen", "filepath": "numpy.libs/openblas.so"}
+    mine = {
+        "user_api": "blas",
+        "internal_api": "openblas",
+        "version": "0.3.31",
+        "architecture": "Zen",
+        "filepath": "numpy.libs/openblas.so",
+    }
     others = mine | {"version": "0.3.30", "filepath": "scipy.libs/openblas.so"}
-    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [{"user_api": "openmp"}, others, mine])
+    monkeypatch.setattr(
+        "threadpoolctl.threadpool_info", lambda: [{"user_api": "openmp"}, others, mine]
+    )
     assert hg.experiments.peers.kernels() == "openblas 0.3.31 Zen"
     monkeypatch.setattr("threadpoolctl.threadpool_info", list)
     assert hg.experiments.peers.kernels() == "unknown"

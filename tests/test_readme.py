@@ -10,7 +10,9 @@ def test_the_example_runs_and_goes_downhill(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 16
     exec(code.replace("import torch\n", "import torch\ntorch.manual_seed(0)\n", 1), {})
-    values = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if "tensor" in line]
+    values = [
+        float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if "tensor" in line
+    ]
     assert values[-1] < values[0]
 
 

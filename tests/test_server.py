@@ -19,9 +19,15 @@ def client(task, hyper):
     backend = hg.Torch()
     target = backend.array(TARGETS[number])
     problem = hg.Problem(
-        backend, inner=lambda w, h, t: ((w - target) ** 2).sum() + (h.exp() * w**2).sum(), outer=lambda w, h: ((w - target - 0.3 * k) ** 2).sum(),
-        dynamics=hg.Momentum(rate=lambda h, t: backend.array(0.1), decay=lambda h, t: backend.array(0.5)),
-        initial=lambda h: 0 * target, steps=10)
+        backend,
+        inner=lambda w, h, t: ((w - target) ** 2).sum() + (h.exp() * w**2).sum(),
+        outer=lambda w, h: ((w - target - 0.3 * k) ** 2).sum(),
+        dynamics=hg.Momentum(
+            rate=lambda h, t: backend.array(0.1), decay=lambda h, t: backend.array(0.5)
+        ),
+        initial=lambda h: 0 * target,
+        steps=10,
+    )
     result = hg.Reverse(hg.shortcut)(problem, hyper)
     time.sleep(0.1)
     return float(result.value), backend.numpy(result.grad)
@@ -29,8 +35,13 @@ def client(task, hyper):
 
 def served(function=client, dask=None):
     """All bits of a run: hyper, value and hypergradient of every outer step."""
-    steps = hg.descend(server.Server(function, dask), lambda k: server.Round([(i, k) for i in range(CLIENTS)]), np.zeros(6),
-                       rule=hg.Descent(0.1), steps=STEPS)
+    steps = hg.descend(
+        server.Server(function, dask),
+        lambda k: server.Round([(i, k) for i in range(CLIENTS)]),
+        np.zeros(6),
+        rule=hg.Descent(0.1),
+        steps=STEPS,
+    )
     return np.array([[*step.hyper, step.value, *step.grad] for step in steps])
 
 
@@ -44,7 +55,9 @@ def test_the_average_is_taken_in_the_order_of_the_slices():
     answers = [client((number, 0), np.zeros(6)) for number in range(CLIENTS)]
     step = served()[0]
     assert step[6] == (((answers[0][0] + answers[1][0]) + answers[2][0]) + answers[3][0]) / 4
-    assert (step[7:] == (((answers[0][1] + answers[1][1]) + answers[2][1]) + answers[3][1]) / 4).all()
+    assert (
+        step[7:] == (((answers[0][1] + answers[1][1]) + answers[2][1]) + answers[3][1]) / 4
+    ).all()
 
 
 def test_a_killed_worker_changes_no_bit(dask):

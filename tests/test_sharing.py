@@ -8,12 +8,16 @@ import hgcore as hg
 sharing = hg.experiments
 NET = hg.nets.Dense((16, 4, 3, 5))
 SETTING = dict(steps=4, rate=0.5, decay=0.9, penalty=0.01, log_scale=-1.0)
-backends = pytest.mark.parametrize("backend", [hg.Autograd(), hg.Torch()], ids=["autograd", "torch"])
+backends = pytest.mark.parametrize(
+    "backend", [hg.Autograd(), hg.Torch()], ids=["autograd", "torch"]
+)
 
 
 def tasks(drawings=5):
     rng = np.random.RandomState(0)
-    return sharing.alphabets_and_turned([rng.rand(3, drawings, 16), rng.rand(5, drawings, 16)], 5, rng)
+    return sharing.alphabets_and_turned(
+        [rng.rand(3, drawings, 16), rng.rand(5, drawings, 16)], 5, rng
+    )
 
 
 def problem(backend):
@@ -29,9 +33,14 @@ def test_a_turned_alphabet():
 def test_tasks_are_centred_and_copies_keep_their_labels():
     four = tasks()
     assert [task.images.shape for task in four] == [(3, 5, 16), (5, 5, 16)] * 2
-    assert abs(np.concatenate([task.images.reshape(-1, 16) for task in four]).mean(axis=0)).max() < 1e-15
+    assert (
+        abs(np.concatenate([task.images.reshape(-1, 16) for task in four]).mean(axis=0)).max()
+        < 1e-15
+    )
     for task, copy in zip(four[:2], four[2:], strict=True):
-        assert np.array_equal(task.labels, copy.labels) and np.linalg.matrix_rank(task.labels) == len(task.labels)
+        assert np.array_equal(task.labels, copy.labels) and np.linalg.matrix_rank(
+            task.labels
+        ) == len(task.labels)
 
 
 def test_every_drawing_is_dealt_once_within_its_character():
@@ -46,9 +55,13 @@ def test_every_drawing_is_dealt_once_within_its_character():
 
 def test_even_sharing_and_its_correlations():
     hyper = sharing.evenly(10, [0, 1, 0.5])
-    means = [matrix[~np.eye(10, dtype=bool)].mean() for matrix in sharing.shared(hyper, 10).values()]
+    means = [
+        matrix[~np.eye(10, dtype=bool)].mean() for matrix in sharing.shared(hyper, 10).values()
+    ]
     assert np.abs(np.array(means) - [0, 1, 0.075 / 0.325]).max() < 1e-12
-    assert all(abs(np.diag(matrix) - 1).max() < 1e-15 for matrix in sharing.shared(hyper, 10).values())
+    assert all(
+        abs(np.diag(matrix) - 1).max() < 1e-15 for matrix in sharing.shared(hyper, 10).values()
+    )
 
 
 @backends
@@ -57,7 +70,10 @@ def test_separate_tasks_are_nets_on_their_own(backend):
     free = backend.numpy(case.start(case.hyper(sharing.evenly(4, [0, 0, 0])))[0])
     blocks = sharing.mixed(NET, free, sharing.evenly(4, [0, 0, 0]), 4)
     weights = [np.concatenate([block.ravel() for block in task]) for task in blocks]
-    losses = [sharing.loss(NET, w, hg.data.Split(t.images.reshape(-1, 16), t.labels.repeat(3, axis=0))) for w, t in zip(weights, four, strict=True)]
+    losses = [
+        sharing.loss(NET, w, hg.data.Split(t.images.reshape(-1, 16), t.labels.repeat(3, axis=0)))
+        for w, t in zip(weights, four, strict=True)
+    ]
     got = case.inner(backend.array(free), backend.array(sharing.evenly(4, [0, 0, 0])), None)
     assert abs(float(got) - sum(losses) - 0.01 * free @ free) < 1e-12
     assert np.array_equal(np.sort(np.concatenate(weights)), np.sort(free))
@@ -75,12 +91,23 @@ def test_a_tied_layer_is_one_layer_and_the_upper_ones_are_not():
 def test_losses_by_task_are_what_the_outer_objective_averages(backend):
     case, hyper = problem(backend), backend.array(sharing.evenly(4, [0.5, 0.3, 0.4]))
     free, judged = case.start(hyper)[0], sharing.deal(tasks(), [3, 2], np.random.RandomState(1))[1]
-    assert abs(sharing.losses_by_task(backend, NET, free, hyper, judged).mean() - float(case.outer(free, hyper))) < 1e-14
+    assert (
+        abs(
+            sharing.losses_by_task(backend, NET, free, hyper, judged).mean()
+            - float(case.outer(free, hyper))
+        )
+        < 1e-14
+    )
 
 
 @backends
 def test_exact_solvers_agree(backend):
     hyper = sharing.evenly(4, [0.5, 0.3, 0.4]) + 0.05 * np.random.RandomState(3).randn(48)
-    forward, reverse, reversible = (solver(problem(backend), hyper).grad for solver in (hg.Forward(), hg.Reverse(), hg.Reverse(hg.reversible)))
+    forward, reverse, reversible = (
+        solver(problem(backend), hyper).grad
+        for solver in (hg.Forward(), hg.Reverse(), hg.Reverse(hg.reversible))
+    )
     gaps = [np.abs(backend.numpy(grad - forward)).max() for grad in (reverse, reversible)]
-    assert gaps[0] < 1e-13 and gaps[1] < 1e-11  # the reversible run differs by 2**-53 a step, times curvature
+    assert (
+        gaps[0] < 1e-13 and gaps[1] < 1e-11
+    )  # the reversible run differs by 2**-53 a step, times curvature

@@ -37,7 +37,11 @@ def command(root, *words):
 def ran(tmp_path_factory):
     """A root, in a folder with a space and braces, after one run of a good notebook, one that raises and one whose kernel dies."""
     root = toy.root(tmp_path_factory.mktemp("suite") / "a {root}")
-    toy.add(root, "paper/good", "for k in (1, 2):\n    print(f'@progress {k}/2 outer step', file=sys.stderr, flush=True)")
+    toy.add(
+        root,
+        "paper/good",
+        "for k in (1, 2):\n    print(f'@progress {k}/2 outer step', file=sys.stderr, flush=True)",
+    )
     toy.add(root, "paper/raises", "print('so far')\nraise ArithmeticError('it broke\\nhere')")
     toy.add(root, "dies", "import os\nos.kill(os.getpid(), 9)")
     return root, *command(root, "run", "--jobs", "2", *FAST)
@@ -87,7 +91,9 @@ def test_only_what_changed_runs_again(ran):
     notebook.path("paper/good", root).write_text(before)
     assert jobs.executed("paper/good", "quick", root)
     version = root / "pyproject.toml"
-    version.write_text(version.read_text().replace('"0"', '"1"'))  # the outputs are of an older package
+    version.write_text(
+        version.read_text().replace('"0"', '"1"')
+    )  # the outputs are of an older package
     assert jobs.executed("paper/good", "quick", root) is None
     version.write_text(version.read_text().replace('"1"', '"0"'))
 
@@ -95,27 +101,44 @@ def test_only_what_changed_runs_again(ran):
 def test_update_writes_outputs_into_the_notebook_and_keeps_its_prose(ran):
     root = ran[0]
     toy.edit(root, "paper/raises", "compute", "x = 2")
-    command(root, "run", "paper/raises", *FAST)  # done already where the test before this one ran in the same process
+    command(
+        root, "run", "paper/raises", *FAST
+    )  # done already where the test before this one ran in the same process
     toy.edit(root, "paper/raises", "title", "# Mended")
     assert jobs.update("paper/raises", root) and not jobs.update("paper/raises", root)
     nb = notebook.read("paper/raises", root)
-    assert [cell["execution_count"] for cell in nb["cells"] if cell["cell_type"] == "code"] == [1, 2, 3, 4, 5]
+    assert [cell["execution_count"] for cell in nb["cells"] if cell["cell_type"] == "code"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert nb["cells"][0]["source"] == "# Mended" and nb["metadata"] == toy.METADATA
     assert jobs.Job("paper/raises", backend="autograd").done(root)
 
 
-@pytest.mark.parametrize("words, said", [
-    (["fig1_fox"], "no notebook or figure is called 'fig1_fox'; did you mean fig1_dog"),
-    (["one/fig1_dog", "--set", "stepz=3"], "one/fig1_dog: override must be one of rate, steps; got 'stepz'"),
-    (["one/fig1_dog", "--set", "steps=many"], "override steps must be like its default 5, got 'many'"),
-    (["--set", "steps"], "'steps' is not KEY=VALUE"),
-    (["--jobs", "0"], "must be a whole number of at least 1, got '0'"),
-    (["--backend", "autograd", "--device", "cuda"], "backend autograd runs on the cpu only"),
-    (["--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
-    (["--update", "--seed", "1"], "--update writes into notebooks/"),
-    (["--profile", "papr"], "invalid choice: 'papr'"),
-    (["two"], "two/bare: its parameters cell lacks seed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["fig1_fox"], "no notebook or figure is called 'fig1_fox'; did you mean fig1_dog"),
+        (
+            ["one/fig1_dog", "--set", "stepz=3"],
+            "one/fig1_dog: override must be one of rate, steps; got 'stepz'",
+        ),
+        (
+            ["one/fig1_dog", "--set", "steps=many"],
+            "override steps must be like its default 5, got 'many'",
+        ),
+        (["--set", "steps"], "'steps' is not KEY=VALUE"),
+        (["--jobs", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--backend", "autograd", "--device", "cuda"], "backend autograd runs on the cpu only"),
+        (["--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
+        (["--update", "--seed", "1"], "--update writes into notebooks/"),
+        (["--profile", "papr"], "invalid choice: 'papr'"),
+        (["two"], "two/bare: its parameters cell lacks seed"),
+    ],
+)
 def test_refused_before_starting(tmp_path, words, said):
     root = toy.root(tmp_path / "r")
     toy.add(root, "one/fig1_dog")
@@ -133,17 +156,28 @@ def test_names_patterns_and_figures_select(tmp_path):
     ledger = root / "notebooks/one/claims.yml"
     ledger.write_text(ledger.read_text().replace("figure: fig10_fox", "figure: foxes"))
     for words, meant in {
-        "": "00_tour one/fig10_fox one/fig1_dog two/fig1_owl", "one": "one/fig10_fox one/fig1_dog", "one/fig1_dog": "one/fig1_dog",
-        "fig10": "one/fig10_fox", "*fig1_*": "one/fig1_dog two/fig1_owl", "one/foxes": "one/fig10_fox", "foxes": "one/fig10_fox",
-        "notebooks/two/fig1_owl.ipynb 00": "00_tour two/fig1_owl", "tour/00_tour": "00_tour",
-    }.items():  # fmt: skip
+        "": "00_tour one/fig10_fox one/fig1_dog two/fig1_owl",
+        "one": "one/fig10_fox one/fig1_dog",
+        "one/fig1_dog": "one/fig1_dog",
+        "fig10": "one/fig10_fox",
+        "*fig1_*": "one/fig1_dog two/fig1_owl",
+        "one/foxes": "one/fig10_fox",
+        "foxes": "one/fig10_fox",
+        "notebooks/two/fig1_owl.ipynb 00": "00_tour two/fig1_owl",
+        "tour/00_tour": "00_tour",
+    }.items():
         assert jobs.select(words.split(), root) == meant.split(), words
 
 
 def test_list_shows_states_and_figures(ran):
     status, out, _ = command(ran[0], "list")
     assert status == 0 and out.splitlines()[0].split() == ["notebook", "quick", "paper", "figures"]
-    assert next(line for line in out.splitlines() if line.startswith("dies")).split() == ["dies", "-", "-", "tour/dies"]
+    assert next(line for line in out.splitlines() if line.startswith("dies")).split() == [
+        "dies",
+        "-",
+        "-",
+        "tour/dies",
+    ]
 
 
 def started(root, times):
@@ -173,13 +207,26 @@ def gone(pid):
 def test_interrupted_and_killed_runs_go_on_where_they_stopped(tmp_path):
     root = toy.root(tmp_path / "r")
     toy.add(root, "a_first")
-    toy.add(root, "b_slow", "import os, time\nfrom pathlib import Path\nwith open('begun', 'a') as f:\n    print(os.getpid(), file=f)\n"
-                            "while not Path('go').exists():\n    time.sleep(0.05)")  # fmt: skip
+    toy.add(
+        root,
+        "b_slow",
+        "import os, time\nfrom pathlib import Path\nwith open('begun', 'a') as f:\n    print(os.getpid(), file=f)\n"
+        "while not Path('go').exists():\n    time.sleep(0.05)",
+    )
     call = [sys.executable, "-m", "hgcore", "run", "--jobs", "1", *FAST]
     free = {"HGCORE_ROOT": str(root), "PYTHONPATH": str(HERE)}
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  a shell's background jobs do not hear it
-    start = lambda: subprocess.Popen(call, cwd=root, env=os.environ | free, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,  # noqa: E731
-                                     preexec_fn=heard)
+
+    def start():
+        return subprocess.Popen(
+            call,
+            cwd=root,
+            env=os.environ | free,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heard,
+        )
 
     interrupted = start()
     kernel = started(root, 1)
@@ -197,7 +244,9 @@ def test_interrupted_and_killed_runs_go_on_where_they_stopped(tmp_path):
     (root / "go").touch()
     status, out, _ = command(root, "run", *FAST)
     assert status == 0 and "Profile quick: 1 done, 1 unchanged." in out
-    assert [line.split()[0] for line in out.splitlines() if line.endswith(("a_first", "b_slow"))] == ["unchanged", "done"]
+    assert [
+        line.split()[0] for line in out.splitlines() if line.endswith(("a_first", "b_slow"))
+    ] == ["unchanged", "done"]
 
 
 def test_watch_reads_progress_from_any_pieces():
@@ -222,8 +271,17 @@ def test_plain_lines_are_rare():
 def test_override_values_are_yaml():
     from hgcore.__main__ import override
 
-    assert [override(text)[1] for text in ("a=3", "a=1e-3", "a=true", "a=null", "a=text")] == [3, 1e-3, True, None, "text"]
-    assert [override(text)[1] for text in ("a=[1, 2]", "a=[1e-3, 0.5, [1e4], b]")] == [[1, 2], [1e-3, 0.5, [1e4], "b"]]
+    assert [override(text)[1] for text in ("a=3", "a=1e-3", "a=true", "a=null", "a=text")] == [
+        3,
+        1e-3,
+        True,
+        None,
+        "text",
+    ]
+    assert [override(text)[1] for text in ("a=[1, 2]", "a=[1e-3, 0.5, [1e4], b]")] == [
+        [1, 2],
+        [1e-3, 0.5, [1e4], "b"],
+    ]
     assert json.dumps(override("a=3")) == '["a", 3]'
 
 
@@ -240,13 +298,20 @@ def test_kernels_look_for_data_where_the_user_does(tmp_path, monkeypatch):
     monkeypatch.setenv("HGCORE_DATA_MIRROR", "mirror")
     monkeypatch.delenv("HGCORE_DATA", raising=False)
     with suite.environment(tmp_path, 1):
-        assert os.environ["HGCORE_DATA_MIRROR"] == str(tmp_path / "mirror") and "HGCORE_DATA" not in os.environ
+        assert (
+            os.environ["HGCORE_DATA_MIRROR"] == str(tmp_path / "mirror")
+            and "HGCORE_DATA" not in os.environ
+        )
     assert os.environ["HGCORE_DATA_MIRROR"] == "mirror"
 
 
 def test_a_long_error_keeps_its_beginning_and_its_end():
     said = suite._brief(ValueError("what is wrong " + 500 * "x" + " the way out"))
-    assert said.startswith("ValueError: what is wrong") and said.endswith("the way out") and len(said) == 400
+    assert (
+        said.startswith("ValueError: what is wrong")
+        and said.endswith("the way out")
+        and len(said) == 400
+    )
     assert suite._brief(ValueError("short\nenough")) == "ValueError: short enough"
 
 

@@ -7,8 +7,12 @@ import hgcore as hg
 
 NET = hg.nets.Dense((6, 4, 3))
 SIZE = hg.experiments.units(NET).size
-SETTING = dict(address=(0, 2, 0, "hyperloss"), steps=5, batch=4, rate=0.5, decay=0.5, log_scale=-1.0)
-backends = pytest.mark.parametrize("backend", [hg.Autograd(), hg.Torch()], ids=["autograd", "torch"])
+SETTING = dict(
+    address=(0, 2, 0, "hyperloss"), steps=5, batch=4, rate=0.5, decay=0.5, log_scale=-1.0
+)
+backends = pytest.mark.parametrize(
+    "backend", [hg.Autograd(), hg.Torch()], ids=["autograd", "torch"]
+)
 
 
 def examples(count=20):
@@ -18,7 +22,9 @@ def examples(count=20):
 
 def problem(backend):
     parts = hg.experiments.dealt(examples(), [14, 6], SETTING["address"])
-    return hg.experiments.unit_penalties(backend, NET, *(part.on(backend) for part in parts), **SETTING)
+    return hg.experiments.unit_penalties(
+        backend, NET, *(part.on(backend) for part in parts), **SETTING
+    )
 
 
 def test_examples_are_dealt_once_with_their_labels():
@@ -26,14 +32,18 @@ def test_examples_are_dealt_once_with_their_labels():
     parts = hg.experiments.dealt(whole, [14, 6], (0, "top_rs"))
     assert [len(part.labels) for part in parts] == [14, 6]
     rows = np.concatenate([np.hstack(part) for part in parts])
-    assert sorted(rows.tolist()) == sorted(np.hstack(whole).tolist()) and not np.array_equal(rows, np.hstack(whole))
+    assert sorted(rows.tolist()) == sorted(np.hstack(whole).tolist()) and not np.array_equal(
+        rows, np.hstack(whole)
+    )
 
 
 @backends
 def test_a_unit_scales_what_leaves_it(backend):
     hyper = np.linspace(-1, 1, SIZE)
     free = backend.array(np.arange(1.0, NET.layout.size + 1))
-    ratios = NET.layout.split(backend.numpy(hg.experiments.scaled(NET, free, backend.array(hyper)) / free))
+    ratios = NET.layout.split(
+        backend.numpy(hg.experiments.scaled(NET, free, backend.array(hyper)) / free)
+    )
     assert np.abs(ratios["weights 1"] - np.exp(hyper[:6, None])).max() < 1e-15
     assert np.abs(ratios["weights 2"] - np.exp(hyper[6:, None])).max() < 1e-15
     assert all(abs(ratios[name] - np.exp(0.2)).max() < 1e-15 for name in ("biases 1", "biases 2"))
@@ -48,13 +58,21 @@ def test_hypergradient_against_differences(backend):
         moved = case.hyper(hyper + shift)
         return float(backend.evaluate(case.outer, hg.train(case, moved)[0], moved))
 
-    differences = [(value(width * unit) - value(-width * unit)) / (2 * width) for unit in np.eye(SIZE)]
-    assert abs(grad - differences).max() < 1e-6 * abs(grad).max()  # rounding of the differences, and width**2
+    differences = [
+        (value(width * unit) - value(-width * unit)) / (2 * width) for unit in np.eye(SIZE)
+    ]
+    assert (
+        abs(grad - differences).max() < 1e-6 * abs(grad).max()
+    )  # rounding of the differences, and width**2
 
 
 @backends
 def test_retrained_error_is_that_of_the_trained_net(backend):
     case, hyper, judged = problem(backend), np.full(SIZE, 0.2), examples().on(backend)
     weights = hg.experiments.scaled(NET, hg.train(case, case.hyper(hyper))[0], case.hyper(hyper))
-    wrong = backend.numpy(NET(weights, judged.images)).argmax(axis=1) != examples().labels.argmax(axis=1)
-    assert abs(hg.experiments.retrained_error(case, NET, hyper, judged) - 100 * wrong.mean()) < 1e-12
+    wrong = backend.numpy(NET(weights, judged.images)).argmax(axis=1) != examples().labels.argmax(
+        axis=1
+    )
+    assert (
+        abs(hg.experiments.retrained_error(case, NET, hyper, judged) - 100 * wrong.mean()) < 1e-12
+    )

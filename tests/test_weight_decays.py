@@ -10,13 +10,18 @@ import hgcore as hg
 both = pytest.mark.parametrize("backend", [hg.Autograd(), hg.Torch()], ids=lambda b: b.name)
 net = hg.nets.Dense((6, 4, 3))
 rng = np.random.default_rng(0)
-TRAIN, JUDGED = (hg.data.Split(rng.standard_normal((20, 6)), np.eye(3)[rng.integers(3, size=20)]) for _ in range(2))
+TRAIN, JUDGED = (
+    hg.data.Split(rng.standard_normal((20, 6)), np.eye(3)[rng.integers(3, size=20)])
+    for _ in range(2)
+)
 HYPER = rng.normal(-2, 0.3, net.layout.size)
 
 
 def problem(backend, steps=7):
     train, judged = (split.on(backend) for split in (TRAIN, JUDGED))
-    return hg.experiments.weight_decays(backend, net, hg.experiments.first_weights(net, (3, 1)), train, judged, steps=steps)
+    return hg.experiments.weight_decays(
+        backend, net, hg.experiments.first_weights(net, (3, 1)), train, judged, steps=steps
+    )
 
 
 @both
@@ -31,7 +36,9 @@ def test_derivatives_through_training(backend):
 @both
 def test_penalties_of_all_weights_add_up_to_the_single_one(backend):
     made = problem(backend)
-    each, single = (hg.Implicit(hg.Identity())(made, np.full(m, -2.0)) for m in (net.layout.size, 1))
+    each, single = (
+        hg.Implicit(hg.Identity())(made, np.full(m, -2.0)) for m in (net.layout.size, 1)
+    )
     assert float(each.value) == pytest.approx(float(single.value), rel=1e-12)
     assert float(each.grad.sum()) == pytest.approx(float(single.grad[0]), rel=1e-9)
 
@@ -44,12 +51,16 @@ def test_at_the_optimum_implicit_is_reverse():
 
 def test_a_torch_module_is_taken_as_it_is():
     backend = hg.Torch()
-    module = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3), torch.nn.LogSoftmax(1)).double()
+    module = torch.nn.Sequential(
+        torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3), torch.nn.LogSoftmax(1)
+    ).double()
     start = hg.experiments.first_weights(net, (3, 1))
     blocks = list(net.layout.split(start).values())
     with torch.no_grad():
         for parameter, block in zip(module.parameters(), blocks, strict=True):
-            parameter.copy_(torch.tensor(block.T.copy()))  # torch keeps a layer's matrix the other way round
+            parameter.copy_(
+                torch.tensor(block.T.copy())
+            )  # torch keeps a layer's matrix the other way round
     weights, function = hg.nets.functional(module)
     train, judged = (split.on(backend) for split in (TRAIN, JUDGED))
     made = hg.experiments.weight_decays(backend, function, weights, train, judged, steps=7)

@@ -5,7 +5,10 @@ import json
 
 from hgcore import claims, notebook
 
-METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 PARAMETERS = """profile: str = "quick"
 backend: str = "torch"
 device: str = "cpu"
@@ -39,22 +42,36 @@ def root(folder):
 
 
 def cell(kind, name, source, tags=()):
-    made = {"cell_type": kind, "id": name, "metadata": {"tags": list(tags)} if tags else {}, "source": source}
+    made = {
+        "cell_type": kind,
+        "id": name,
+        "metadata": {"tags": list(tags)} if tags else {},
+        "source": source,
+    }
     return made | ({"outputs": [], "execution_count": None} if kind == "code" else {})
 
 
 def add(root, name, middle="x = 1"):
     """Write notebooks/<name>.ipynb, whose figure is called like it and whose one claim holds; `middle` is its compute cell."""
     figure = name.rpartition("/")[2]
-    cells = [cell("markdown", "title", f"# Toy: $\\frac{{1}}{{2}}$ of {figure}"), cell("code", "parameters", PARAMETERS, ["parameters"]),
-             cell("code", "setup", SETUP.format(name=name)), cell("code", "compute", middle),
-             cell("code", "figure", FIGURE.format(figure=figure)), cell("code", "claims", f'claims.check(run, {{"{figure}.small": 0.25}})')]  # fmt: skip
+    cells = [
+        cell("markdown", "title", f"# Toy: $\\frac{{1}}{{2}}$ of {figure}"),
+        cell("code", "parameters", PARAMETERS, ["parameters"]),
+        cell("code", "setup", SETUP.format(name=name)),
+        cell("code", "compute", middle),
+        cell("code", "figure", FIGURE.format(figure=figure)),
+        cell("code", "claims", f'claims.check(run, {{"{figure}.small": 0.25}})'),
+    ]
     file = notebook.path(name, root)
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}))
+    file.write_text(
+        json.dumps({"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5})
+    )
     ledger = claims.ledger(name, root)
     if not claims.entries(name, root):
-        ledger.write_text((ledger.read_text() if ledger.exists() else "") + CLAIM.format(name=name, figure=figure))
+        ledger.write_text(
+            (ledger.read_text() if ledger.exists() else "") + CLAIM.format(name=name, figure=figure)
+        )
 
 
 def edit(root, name, cell_id, source):
@@ -71,11 +88,26 @@ def record(root, name, profile, verdict="HOLDS", measured=0.25):
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf"):
         (folder / f"{figure}.{suffix}").write_bytes(b"picture")
-    own = [{field: entry[field] for field in ("id", "statement", "place", "paper")} | {"accept": entry["accept"][profile], "note": None}
-           for entry in claims.entries(name, root)]  # fmt: skip
+    own = [
+        {field: entry[field] for field in ("id", "statement", "place", "paper")}
+        | {"accept": entry["accept"][profile], "note": None}
+        for entry in claims.entries(name, root)
+    ]
     full = f"{notebook.paper(name)}/{figure}"
-    made = {"figure": full, "siblings": [full], "notebook": name, "profile": profile, "backend": "torch", "device": "cpu", "device_name": "a chip",
-            "dtype": "float64", "seed": 0, "overrides": {}, "seconds": 12.3, "key": notebook.key(name, profile, "torch", "cpu", 0, {}, root),
-            "products": {suffix: hashlib.sha256(b"picture").hexdigest() for suffix in ("png", "pdf")},
-            "claims": [claim | {"verdict": verdict, "measured": measured} for claim in own]}  # fmt: skip
+    made = {
+        "figure": full,
+        "siblings": [full],
+        "notebook": name,
+        "profile": profile,
+        "backend": "torch",
+        "device": "cpu",
+        "device_name": "a chip",
+        "dtype": "float64",
+        "seed": 0,
+        "overrides": {},
+        "seconds": 12.3,
+        "key": notebook.key(name, profile, "torch", "cpu", 0, {}, root),
+        "products": {suffix: hashlib.sha256(b"picture").hexdigest() for suffix in ("png", "pdf")},
+        "claims": [claim | {"verdict": verdict, "measured": measured} for claim in own],
+    }
     (folder / f"{figure}.json").write_text(json.dumps(made))

@@ -18,12 +18,22 @@ _MNIST = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
-FILES.update({
-    "mnist/train-images-idx3-ubyte.gz": File("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422, _MNIST),
-    "mnist/train-labels-idx1-ubyte.gz": File("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881, _MNIST),
-    "mnist/t10k-images-idx3-ubyte.gz": File("8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST),
-    "mnist/t10k-labels-idx1-ubyte.gz": File("f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST),
-})
+FILES.update(
+    {
+        "mnist/train-images-idx3-ubyte.gz": File(
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422, _MNIST
+        ),
+        "mnist/train-labels-idx1-ubyte.gz": File(
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881, _MNIST
+        ),
+        "mnist/t10k-images-idx3-ubyte.gz": File(
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST
+        ),
+        "mnist/t10k-labels-idx1-ubyte.gz": File(
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST
+        ),
+    }
+)
 # of the (5000, 785) uint8 array, label last, in the package's order
 MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
@@ -63,10 +73,17 @@ class Split(NamedTuple):
 
 def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (70000, 784) uint8, labels (70000,), 60000: so many of them, the first, are the training set."""
-    names = [(f"mnist/{part}-images-idx3-ubyte.gz", f"mnist/{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")]
+    names = [
+        (f"mnist/{part}-images-idx3-ubyte.gz", f"mnist/{part}-labels-idx1-ubyte.gz")
+        for part in ("train", "t10k")
+    ]
     images = [idx(name, fetch(name), 3) for name, _ in names]
     labels = [idx(name, fetch(name), 1) for _, name in names]
-    return np.concatenate(images).reshape(-1, 784), np.concatenate(labels).astype(np.int64), len(images[0])
+    return (
+        np.concatenate(images).reshape(-1, 784),
+        np.concatenate(labels).astype(np.int64),
+        len(images[0]),
+    )
 
 
 def _table(packed: bytes) -> np.ndarray:
@@ -106,7 +123,14 @@ def splits(source: str, sizes: Sequence[int], centre: bool = True) -> list[Split
         raise ValueError(f"there is no data set {source!r}; take one of {known}")
     load, total = SOURCES[source]
     if sum(sizes) > total or any(size < 0 for size in sizes):
-        raise ValueError(f"sizes {list(sizes)} (none negative) add to {sum(sizes):,}, {source} has {total:,}; sets: {known}")
+        raise ValueError(
+            f"sizes {list(sizes)} (none negative) add to {sum(sizes):,}, {source} has {total:,}; sets: {known}"
+        )
     pixels, labels, n = load()
-    mean = pixels[:n].sum(axis=0, dtype=np.int64) / (255 * n) if centre else 0.0  # whole numbers until the division
-    return [Split(pixels[a:b] / 255 - mean, np.eye(10)[labels[a:b]]) for a, b in pairwise(np.cumsum([0, *sizes]))]
+    mean = (
+        pixels[:n].sum(axis=0, dtype=np.int64) / (255 * n) if centre else 0.0
+    )  # whole numbers until the division
+    return [
+        Split(pixels[a:b] / 255 - mean, np.eye(10)[labels[a:b]])
+        for a, b in pairwise(np.cumsum([0, *sizes]))
+    ]

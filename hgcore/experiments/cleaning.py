@@ -10,28 +10,42 @@ from hgcore.nets import Dense, cross_entropy
 from hgcore.problem import Problem
 
 
-def corrupted(examples: data.Split, share: float, rng: np.random.Generator) -> tuple[data.Split, np.ndarray]:
+def corrupted(
+    examples: data.Split, share: float, rng: np.random.Generator
+) -> tuple[data.Split, np.ndarray]:
     """(the examples, but `share` of them labelled as another class, drawn evenly; which ones: (N,) bool)."""
     count, classes = examples.labels.shape
     wrong = np.zeros(count, bool)
     wrong[rng.permutation(count)[: round(share * count)]] = True
     shifts = np.where(wrong, rng.integers(1, classes, size=count), 0)
-    return data.Split(examples.images, np.eye(classes)[(examples.labels.argmax(1) + shifts) % classes]), wrong
+    return data.Split(
+        examples.images, np.eye(classes)[(examples.labels.argmax(1) + shifts) % classes]
+    ), wrong
 
 
-def weighted_examples(backend, net: Dense, train: data.Split, judged: data.Split, *, steps: int, rate: float) -> Problem:
+def weighted_examples(
+    backend, net: Dense, train: data.Split, judged: data.Split, *, steps: int, rate: float
+) -> Problem:
     """Full-batch gradient descent from zero on (1/N) sum_i hyper_i NLL_i: hyper (N,) holds a weight for each of the N examples.
 
     The outer objective is the mean NLL of `judged`.
     """
-    xp, count, rate, start = backend.xp, len(train.labels), backend.array(rate), backend.array(np.zeros(net.layout.size))
+    xp, count, rate, start = (
+        backend.xp,
+        len(train.labels),
+        backend.array(rate),
+        backend.array(np.zeros(net.layout.size)),
+    )
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: -xp.sum(hyper * xp.sum(net(weights, train.images) * train.labels, axis=1)) / count,
+        inner=lambda weights, hyper, t: (
+            -xp.sum(hyper * xp.sum(net(weights, train.images) * train.labels, axis=1)) / count
+        ),
         outer=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
         dynamics=GradientDescent(rate=lambda hyper, t: rate),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
 def f1(found: np.ndarray, wrong: np.ndarray) -> float:

@@ -31,7 +31,9 @@ class BigIntegers(ExactMomentum):
         self._multiply(decay.numerator, DENOMINATOR)
         kicked = self.velocity.add(np.multiply(gain, gradient, dtype=float))
         drifted = self.position.add(rate * self.velocity.floats())
-        self.weights, self.speed = (part.floats().astype(self.dtype) for part in (self.position, self.velocity))
+        self.weights, self.speed = (
+            part.floats().astype(self.dtype) for part in (self.position, self.velocity)
+        )
         return np.maximum(kicked, drifted)
 
     def back_velocity(self, gradient, decay, gain) -> None:
@@ -52,10 +54,17 @@ class BigIntegers(ExactMomentum):
     @property
     def nbytes(self) -> int:
         """With the pointers and the heads of the integer objects."""
-        return self.position.nbytes + self.velocity.nbytes + self.digits.nbytes + sum(map(sys.getsizeof, self.digits))
+        return (
+            self.position.nbytes
+            + self.velocity.nbytes
+            + self.digits.nbytes
+            + sum(map(sys.getsizeof, self.digits))
+        )
 
 
-as_released = partial(shortcut, share=0.1, minibatches="first", ends=0.001)  # DrMAD by the authors' code
+as_released = partial(
+    shortcut, share=0.1, minibatches="first", ends=0.001
+)  # DrMAD by the authors' code
 
 
 class as_in_2015(reversible):
@@ -63,7 +72,9 @@ class as_in_2015(reversible):
 
     def __init__(self, problem: Problem, hyper, **options):
         if problem.backend.device != "cpu":
-            raise ValueError(f"the buffer of 2015 holds Python integers, device must be 'cpu', got {problem.backend.device!r}")
+            raise ValueError(
+                f"the buffer of 2015 holds Python integers, device must be 'cpu', got {problem.backend.device!r}"
+            )
         super().__init__(problem, hyper, **options)
 
     def _begin(self, start: tuple) -> BigIntegers:
@@ -82,13 +93,29 @@ def scaled(net: Dense, free, hyper, biases: float = 0.2):
     """
     xp, rest = namespace(free), np.exp(biases)
     scales = iter(units(net).split(xp.exp(hyper)).values())
-    blocks = {name: xp.broadcast_to(next(scales)[:, None], block.shape) if block.ndim == 2 else rest * xp.ones_like(block)
-              for name, block in net.layout.split(free).items()}
+    blocks = {
+        name: xp.broadcast_to(next(scales)[:, None], block.shape)
+        if block.ndim == 2
+        else rest * xp.ones_like(block)
+        for name, block in net.layout.split(free).items()
+    }
     return free * net.layout.join(blocks)
 
 
-def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *, address: tuple, steps: int, batch: int,
-                   rate: float, decay: float, log_penalty: float = -4.0, log_scale: float = -3.0) -> Problem:
+def unit_penalties(
+    backend,
+    net: Dense,
+    train: data.Split,
+    judged: data.Split,
+    *,
+    address: tuple,
+    steps: int,
+    batch: int,
+    rate: float,
+    decay: float,
+    log_penalty: float = -4.0,
+    log_scale: float = -3.0,
+) -> Problem:
     """Momentum training under an L2 penalty per unit: `scaled` weights, exp(log_penalty) |z|**2 (Fu et al. 2016).
 
     `units(net)` names the hyperparameters; the release takes the mean over a unit's weights where this is their sum, of equal
@@ -96,28 +123,39 @@ def unit_penalties(backend, net: Dense, train: data.Split, judged: data.Split, *
     deals the examples of outer step k; the minibatch of step t, drawn with replacement, is the same for every k.
     """
     start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
-    batches = [data.authors_rng(address[0], t, "primal").randint(len(train.labels), size=batch) for t in range(steps)]
+    batches = [
+        data.authors_rng(address[0], t, "primal").randint(len(train.labels), size=batch)
+        for t in range(steps)
+    ]
     penalty, rate, decay = np.exp(log_penalty), backend.array(rate), backend.array(decay)
     return Problem(
         backend=backend,
-        inner=lambda free, hyper, t: (loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
-                                      + penalty * (free @ free)),
+        inner=lambda free, hyper, t: (
+            loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
+            + penalty * (free @ free)
+        ),
         outer=lambda free, hyper: loss(net, scaled(net, free, hyper), judged),
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
 def retrained_error(problem: Problem, net: Dense, hyper, judged: data.Split) -> float:
     """Train `unit_penalties` once more with these hyperparameters: the percentage of `judged` that the net then gets wrong."""
     hyper = problem.hyper(hyper)
-    return 100 * error_rate(net(scaled(net, trajectory.train(problem, hyper)[0], hyper), judged.images), judged.labels)
+    return 100 * error_rate(
+        net(scaled(net, trajectory.train(problem, hyper)[0], hyper), judged.images), judged.labels
+    )
 
 
 def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
     """So many examples for each of `sizes`, in the random order that the authors' stream at `address` gives."""
     order = data.authors_rng(*address).permutation(len(examples.labels))
-    return [data.Split(examples.images[order[a:b]], examples.labels[order[a:b]]) for a, b in pairwise(np.cumsum([0, *sizes]))]
+    return [
+        data.Split(examples.images[order[a:b]], examples.labels[order[a:b]])
+        for a, b in pairwise(np.cumsum([0, *sizes]))
+    ]
 
 
 @cache

@@ -31,23 +31,48 @@ def allowed(groups: int = 1, most: float = 0.99) -> Callable:
     A solver here multiplies by no decay below 2**-16. A momentum of one never lets training settle.
     """
     layout = tuned(groups)
-    return box(layout.join({"rate": np.zeros(()), "momentum": np.array(2.0**-16), "penalties": np.zeros(groups)}),
-               layout.join({"rate": np.array(np.inf), "momentum": np.array(most), "penalties": np.full(groups, np.inf)}))
+    return box(
+        layout.join(
+            {"rate": np.zeros(()), "momentum": np.array(2.0**-16), "penalties": np.zeros(groups)}
+        ),
+        layout.join(
+            {
+                "rate": np.array(np.inf),
+                "momentum": np.array(most),
+                "penalties": np.full(groups, np.inf),
+            }
+        ),
+    )
 
 
-def running(backend, net: Dense, train: data.Split, judged: data.Split, *, address: tuple, batch: int, steps: int = 0,
-            groups: int = 1) -> Problem:
+def running(
+    backend,
+    net: Dense,
+    train: data.Split,
+    judged: data.Split,
+    *,
+    address: tuple,
+    batch: int,
+    steps: int = 0,
+    groups: int = 1,
+) -> Problem:
     """Training by gradient descent with momentum, v' = momentum v + g, w' = w - rate v' (Franceschi et al. 2017, sections 3, 5.3).
 
     `tuned(groups)` names the hyperparameters. Inner objective: cross-entropy of a minibatch drawn at (*address, t), plus
     UNIT * penalty * |w|**2 of each of `groups` consecutive, equal stretches of the weights; outer: cross-entropy on all of `judged`.
     Weights start normal with variance 1 / inputs of the unit, biases at zero.
     """
-    layout, xp, start = tuned(groups), backend.xp, backend.array(net.first(data.authors_rng(*address, "start").randn))
+    layout, xp, start = (
+        tuned(groups),
+        backend.xp,
+        backend.array(net.first(data.authors_rng(*address, "start").randn)),
+    )
     stretch = backend.array(np.ones((1, -(-net.layout.size // groups))))
 
     def inner(weights, hyper, t):
-        penalties = (layout.split(hyper)["penalties"][:, None] * stretch).reshape((-1,))[: net.layout.size]
+        penalties = (layout.split(hyper)["penalties"][:, None] * stretch).reshape((-1,))[
+            : net.layout.size
+        ]
         rows = slice(None) if t is None else data.batch(address, t, batch, len(train.labels))
         return loss(net, weights, train, rows) + UNIT * xp.sum(penalties * weights * weights)
 
@@ -55,19 +80,47 @@ def running(backend, net: Dense, train: data.Split, judged: data.Split, *, addre
         backend=backend,
         inner=inner,
         outer=lambda weights, hyper: loss(net, weights, judged),
-        dynamics=HeavyBall(rate=lambda hyper, t: layout.split(hyper)["rate"], decay=lambda hyper, t: layout.split(hyper)["momentum"]),
+        dynamics=HeavyBall(
+            rate=lambda hyper, t: layout.split(hyper)["rate"],
+            decay=lambda hyper, t: layout.split(hyper)["momentum"],
+        ),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
-def study(backend, source: str, examples: Sequence[int], hidden: Sequence[int], *, hypers: int, steps: int, batch: int) -> tuple:
+def study(
+    backend,
+    source: str,
+    examples: Sequence[int],
+    hidden: Sequence[int],
+    *,
+    hypers: int,
+    steps: int,
+    batch: int,
+) -> tuple:
     """(`running` with `hypers` >= 3 hyperparameters, ordinary values of them): what the costs of the methods are counted on."""
     if hypers < 3:
-        raise ValueError(f"hypers counts rate, momentum and at least one penalty, so it is 3 or more; got {hypers}")
+        raise ValueError(
+            f"hypers counts rate, momentum and at least one penalty, so it is 3 or more; got {hypers}"
+        )
     train, judged = (split.on(backend) for split in slices(source, *examples))
-    problem = running(backend, Dense((784, *hidden, 10)), train, judged, address=(0, 1), batch=batch, steps=steps, groups=hypers - 2)
+    problem = running(
+        backend,
+        Dense((784, *hidden, 10)),
+        train,
+        judged,
+        address=(0, 1),
+        batch=batch,
+        steps=steps,
+        groups=hypers - 2,
+    )
     names = tuned(hypers - 2)
-    return problem, problem.hyper(names.join({"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(hypers - 2)}))
+    return problem, problem.hyper(
+        names.join(
+            {"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(hypers - 2)}
+        )
+    )
 
 
 def studied(solver: Callable, backend: str, device: str, dtype: str, *where, **size) -> None:
@@ -83,7 +136,16 @@ class Trial(NamedTuple):
     cost: float
 
 
-def trial(problem: Problem, hyper, score: Callable, *, every: int, patience: int, look: float, budget: float) -> Trial:
+def trial(
+    problem: Problem,
+    hyper,
+    score: Callable,
+    *,
+    every: int,
+    patience: int,
+    look: float,
+    budget: float,
+) -> Trial:
     """Plain training, with a look at score(weights) every `every` steps, until it has not risen in `patience` looks.
 
     Costs are in gradient steps: a look costs `look` of them; the run ends before it costs more than `budget`.
@@ -99,7 +161,9 @@ def trial(problem: Problem, hyper, score: Callable, *, every: int, patience: int
     return best._replace(cost=cost)
 
 
-def random_search(problem: Problem, draws: Iterable, score: Callable, *, budget: float, every: int, **settings) -> list[Trial]:
+def random_search(
+    problem: Problem, draws: Iterable, score: Callable, *, budget: float, every: int, **settings
+) -> list[Trial]:
     """Trials of one draw of hyperparameters after the other, until `budget` gradient steps are spent; the last may be cut short."""
     trials = []
     for hyper in draws:

@@ -34,7 +34,11 @@ class ReleasedConjugateGradient:
     def __call__(self, apply: Callable, b):
         x = b
         residual = b - apply(b) if self.iterations else 0 * b
-        direction, square, goal = residual, float(residual @ residual), self.tolerance**2 * float(b @ b)
+        direction, square, goal = (
+            residual,
+            float(residual @ residual),
+            self.tolerance**2 * float(b @ b),
+        )
         for _ in range(self.iterations):
             image = apply(direction)
             length = square / self._above(float(direction @ image))
@@ -91,7 +95,9 @@ def exchanged(problem: Problem, hyper, state: tuple, solve: Callable):
     _, weights_adjoint, direct = problem.judge(state[0], hyper)
     _, product = problem.second_order(state[0], hyper, None)
     inverse = solve(lambda q: product(q, mixed=False)[0], weights_adjoint)
-    _, turned = problem.backend.second_order(lambda h, w: problem.inner(w, h, None), hyper, state[0])
+    _, turned = problem.backend.second_order(
+        lambda h, w: problem.inner(w, h, None), hyper, state[0]
+    )
     return direct - turned(inverse)[1]
 
 
@@ -105,10 +111,18 @@ def houses(backend, address: tuple, sizes: tuple[int, int] = (409, 46)) -> tuple
     table = np.column_stack([features, prices])[rows]
     table = (table - table[: sizes[0]].mean(axis=0)) / table[: sizes[0]].std(axis=0)
     parts = [table[: sizes[0]], table[sizes[0] : sum(sizes)]]
-    return tuple((backend.array(np.column_stack([part[:, :-1], np.ones(len(part))])), backend.array(part[:, -1])) for part in parts)
+    return tuple(
+        (
+            backend.array(np.column_stack([part[:, :-1], np.ones(len(part))])),
+            backend.array(part[:, -1]),
+        )
+        for part in parts
+    )
 
 
-def linear_houses(backend, train: tuple, valid: tuple, *, rate: float, steps: int, address: tuple) -> Problem:
+def linear_houses(
+    backend, train: tuple, valid: tuple, *, rate: float, steps: int, address: tuple
+) -> Problem:
     """Linear regression of prices with a log penalty on each of the 14 weights, full batch; outer objective: the validation error.
 
     Starts as a torch.nn.Linear does, uniform within 1 / sqrt(13), at `address`.
@@ -116,9 +130,15 @@ def linear_houses(backend, train: tuple, valid: tuple, *, rate: float, steps: in
     xp, step = backend.xp, backend.array(rate)
     start = backend.array(np.random.default_rng([*address]).uniform(-1, 1, 14) / 13**0.5)
     return Problem(
-        backend=backend, steps=steps, dynamics=GradientDescent(rate=lambda hyper, t: step), initial=lambda hyper: start,
-        inner=lambda w, hyper, t: xp.mean((train[0] @ w - train[1]) ** 2) + xp.sum(xp.exp(hyper) * w**2),
-        outer=lambda w, hyper: xp.mean((valid[0] @ w - valid[1]) ** 2))
+        backend=backend,
+        steps=steps,
+        dynamics=GradientDescent(rate=lambda hyper, t: step),
+        initial=lambda hyper: start,
+        inner=lambda w, hyper, t: (
+            xp.mean((train[0] @ w - train[1]) ** 2) + xp.sum(xp.exp(hyper) * w**2)
+        ),
+        outer=lambda w, hyper: xp.mean((valid[0] @ w - valid[1]) ** 2),
+    )
 
 
 def hessian(problem: Problem, hyper, weights) -> np.ndarray:
@@ -134,23 +154,35 @@ def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
     (weights,) = problem.start(hyper)
     for _ in range(newton):
         gradient, product = problem.second_order(weights, hyper, None)
-        weights = weights - linear.Dense()(lambda q, product=product: product(q, mixed=False)[0], gradient)
+        weights = weights - linear.Dense()(
+            lambda q, product=product: product(q, mixed=False)[0], gradient
+        )
     return (weights,)
 
 
 def exactly(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
     """matrix^-1 b in rational numbers, rounded once: for a dozen unknowns."""
-    rows = [[Fraction(x) for x in (*row, right)] for row, right in zip(matrix.tolist(), b.tolist(), strict=True)]
+    rows = [
+        [Fraction(x) for x in (*row, right)]
+        for row, right in zip(matrix.tolist(), b.tolist(), strict=True)
+    ]
     for i in range(len(rows)):
         pivot = rows[i]
-        rows = [row if row is pivot else [x - row[i] / pivot[i] * y for x, y in zip(row, pivot, strict=True)] for row in rows]
+        rows = [
+            row
+            if row is pivot
+            else [x - row[i] / pivot[i] * y for x, y in zip(row, pivot, strict=True)]
+            for row in rows
+        ]
     return np.array([float(row[-1] / row[i]) for i, row in enumerate(rows)])
 
 
 def nearness(found, true) -> tuple[float, float]:
     """(cosine of the angle, distance relative to |true|) of two vectors of NumPy."""
     length = np.linalg.norm(true)
-    return float(found @ true / (np.linalg.norm(found) * length)), float(np.linalg.norm(found - true) / length)
+    return float(found @ true / (np.linalg.norm(found) * length)), float(
+        np.linalg.norm(found - true) / length
+    )
 
 
 def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem, object]:
@@ -165,19 +197,37 @@ def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem,
     start = backend.array(0.01 * rng.standard_normal(net.layout.size))
     xp, step = backend.xp, backend.array(rate)
     problem = Problem(
-        backend=backend, steps=1, dynamics=GradientDescent(rate=lambda hyper, t: step), initial=lambda hyper: start,
-        inner=lambda w, hyper, t: cross_entropy(net(w, inputs), labels) + xp.sum(xp.exp(hyper) * w * w),
-        outer=lambda w, hyper: cross_entropy(net(w, judged), truth))
-    return problem, backend.array(np.ones(net.layout.size))  # a penalty so strong that no curvature is negative
+        backend=backend,
+        steps=1,
+        dynamics=GradientDescent(rate=lambda hyper, t: step),
+        initial=lambda hyper: start,
+        inner=lambda w, hyper, t: (
+            cross_entropy(net(w, inputs), labels) + xp.sum(xp.exp(hyper) * w * w)
+        ),
+        outer=lambda w, hyper: cross_entropy(net(w, judged), truth),
+    )
+    return problem, backend.array(
+        np.ones(net.layout.size)
+    )  # a penalty so strong that no curvature is negative
 
 
 WEIGHED: dict[str, Callable] = {
     "training step": lambda problem, hyper, state, terms: problem.step(state, hyper, 0),
-    "identity": lambda problem, hyper, state, terms: Implicit(linear.Identity(0.1))(problem, hyper, state),
-    "Neumann": lambda problem, hyper, state, terms: Implicit(linear.Neumann(terms, 0.01))(problem, hyper, state),
-    "conjugate gradients": lambda problem, hyper, state, terms: Implicit(linear.ConjugateGradient(terms, 0.0))(problem, hyper, state),
-    "Nystrom": lambda problem, hyper, state, terms: Implicit(linear.Nystrom(terms, 1.0))(problem, hyper, state),
-    "unrolled": lambda problem, hyper, state, terms: Reverse()(replace(problem, steps=terms), hyper),
+    "identity": lambda problem, hyper, state, terms: Implicit(linear.Identity(0.1))(
+        problem, hyper, state
+    ),
+    "Neumann": lambda problem, hyper, state, terms: Implicit(linear.Neumann(terms, 0.01))(
+        problem, hyper, state
+    ),
+    "conjugate gradients": lambda problem, hyper, state, terms: Implicit(
+        linear.ConjugateGradient(terms, 0.0)
+    )(problem, hyper, state),
+    "Nystrom": lambda problem, hyper, state, terms: Implicit(linear.Nystrom(terms, 1.0))(
+        problem, hyper, state
+    ),
+    "unrolled": lambda problem, hyper, state, terms: Reverse()(
+        replace(problem, steps=terms), hyper
+    ),
 }
 
 
@@ -186,7 +236,9 @@ def weigh(method: str, weights: int, terms: int = 1) -> int:
 
     terms: terms, iterations, rank or steps. Counted from before net, data and hyperparameters are made, on torch in float64.
     """
-    return meter.fresh(partial(_once, method, weights, terms), partial(_once, method, 2000, terms)).peak
+    return meter.fresh(
+        partial(_once, method, weights, terms), partial(_once, method, 2000, terms)
+    ).peak
 
 
 def _once(method: str, weights: int, terms: int) -> None:

@@ -12,8 +12,17 @@ from hgcore.nets import Dense, cross_entropy
 from hgcore.problem import Problem
 
 
-def weight_decays(backend, net: Callable, start, train: data.Split, judged: data.Split, *, rate: float = 0.1, decay: float = 0.9,
-                  steps: int = 0) -> Problem:
+def weight_decays(
+    backend,
+    net: Callable,
+    start,
+    train: data.Split,
+    judged: data.Split,
+    *,
+    rate: float = 0.1,
+    decay: float = 0.9,
+    steps: int = 0,
+) -> Problem:
     """Any net under an L2 penalty for each of its weights, the biases among them (Lorraine et al. 2020, Figures 5, 8 and 9).
 
     net: (weights (n,), inputs) -> log-probabilities, a `Dense` or what `functional` makes of a torch module; start: its first
@@ -24,12 +33,15 @@ def weight_decays(backend, net: Callable, start, train: data.Split, judged: data
     xp, start = backend.xp, backend.array(start)
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: (cross_entropy(net(weights, train.images), train.labels)
-                                         + xp.sum(xp.exp(hyper) * weights**2)),
+        inner=lambda weights, hyper, t: (
+            cross_entropy(net(weights, train.images), train.labels)
+            + xp.sum(xp.exp(hyper) * weights**2)
+        ),
         outer=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
         dynamics=HeavyBall(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
 def first_weights(net: Dense, address: Sequence[int]) -> np.ndarray:

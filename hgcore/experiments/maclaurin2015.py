@@ -30,10 +30,14 @@ def sliding(backend, steps: int) -> Problem:
         backend=backend,
         inner=lambda weights, hyper, t: valley(weights[0], weights[1]),
         outer=lambda weights, hyper: valley(weights[0], weights[1]),
-        dynamics=Momentum(rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
-                          decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t]))),
+        dynamics=Momentum(
+            rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
+            decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t])),
+        ),
         initial=lambda hyper: backend.array([1.4, 3.9]),
-        steps=steps)
+        steps=steps,
+    )
+
 
 LOGISTIC = Dense((784, 10))
 
@@ -41,16 +45,31 @@ LOGISTIC = Dense((784, 10))
 def schedules(net: Dense, steps: int) -> Layout:
     """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a momentum per step and block."""
     blocks = len(net.layout)
-    return Layout({"log scales": (blocks,), "log rates": (steps, blocks), "momentum logits": (steps, blocks)})
+    return Layout(
+        {"log scales": (blocks,), "log rates": (steps, blocks), "momentum logits": (steps, blocks)}
+    )
 
 
-def constant(layout: Layout, log_rate: float, momentum_logit: float, log_scale: float) -> np.ndarray:
+def constant(
+    layout: Layout, log_rate: float, momentum_logit: float, log_scale: float
+) -> np.ndarray:
     """The same for all blocks and steps: a schedule with the blocks of `schedules`, in these or other shapes (layout.size,)."""
     values = {"log rates": log_rate, "momentum logits": momentum_logit, "log scales": log_scale}
-    return layout.join({name: np.full(shape, values[name]) for name, shape in layout.shapes.items()})
+    return layout.join(
+        {name: np.full(shape, values[name]) for name, shape in layout.shapes.items()}
+    )
 
 
-def scheduled(backend, net: Dense, train: data.Split, judged: data.Split, *, steps: int, batch: int, address: tuple) -> Problem:
+def scheduled(
+    backend,
+    net: Dense,
+    train: data.Split,
+    judged: data.Split,
+    *,
+    steps: int,
+    batch: int,
+    address: tuple,
+) -> Problem:
     """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin et al. 2015, section 3.1).
 
     Start and minibatches, drawn with replacement, come from the random streams of the authors' code: address = (seed, k).
@@ -58,20 +77,39 @@ def scheduled(backend, net: Dense, train: data.Split, judged: data.Split, *, ste
     """
     xp, layout = backend.xp, schedules(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
-    batches = [data.authors_rng(*address, t).randint(len(train.labels), size=batch) for t in range(steps)]
+    batches = [
+        data.authors_rng(*address, t).randint(len(train.labels), size=batch) for t in range(steps)
+    ]
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: loss(net, weights, train, slice(None) if t is None else batches[t]),
+        inner=lambda weights, hyper, t: loss(
+            net, weights, train, slice(None) if t is None else batches[t]
+        ),
         outer=lambda weights, hyper: loss(net, weights, judged),
         dynamics=Momentum(
             rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
-            decay=lambda hyper, t: net.layout.expand(1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t])))),
+            decay=lambda hyper, t: net.layout.expand(
+                1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t]))
+            ),
+        ),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
-        steps=steps)
+        steps=steps,
+    )
 
 
-def penalised(backend, train: data.Split, valid: data.Split, *, steps: int, batch: int, rate: float = 1.0, decay: float = 0.9,
-              scale: float = np.exp(-4.0), meta_penalty: float = 0.0, seed: int = 0) -> Problem:
+def penalised(
+    backend,
+    train: data.Split,
+    valid: data.Split,
+    *,
+    steps: int,
+    batch: int,
+    rate: float = 1.0,
+    decay: float = 0.9,
+    scale: float = np.exp(-4.0),
+    meta_penalty: float = 0.0,
+    seed: int = 0,
+) -> Problem:
     """Softmax regression in which every weight and bias has an L2 penalty of its own (Maclaurin et al. 2015, section 3.2).
 
     hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all of them (1,).
@@ -85,12 +123,17 @@ def penalised(backend, train: data.Split, valid: data.Split, *, steps: int, batc
     slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: (loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
-                                         + xp.sum(xp.exp(hyper) * weights**2)),
-        outer=lambda weights, hyper: loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper)**2),
+        inner=lambda weights, hyper, t: (
+            loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
+            + xp.sum(xp.exp(hyper) * weights**2)
+        ),
+        outer=lambda weights, hyper: (
+            loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
+        ),
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
 def _start(backend, net: Dense, scale: float, seed: int):
@@ -98,8 +141,19 @@ def _start(backend, net: Dense, scale: float, seed: int):
     return backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])
 
 
-def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data.Split, *, steps: int, rate: float = 1.0,
-                 decay: float = 0.9, scale: float = np.exp(-4.0), seed: int = 0) -> Problem:
+def learned_data(
+    backend,
+    net: Dense,
+    learned: Layout,
+    given: dict,
+    judged: data.Split,
+    *,
+    steps: int,
+    rate: float = 1.0,
+    decay: float = 0.9,
+    scale: float = np.exp(-4.0),
+    seed: int = 0,
+) -> Problem:
     """Training `net`, full batch, on a training set of N examples that is a hyperparameter (Maclaurin et al. 2015, section 3.3).
 
     learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits" (N, classes), whose softmax
@@ -112,8 +166,14 @@ def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data
 
     def inner(weights, hyper, t):
         blocks = given | learned.split(hyper)
-        labels = xp.exp(log_softmax(blocks["label logits"])) if "label logits" in blocks else blocks["labels"]
-        return loss(net, weights, data.Split(blocks["images"], labels)) + xp.exp(blocks["log penalty"]) * (weights @ weights)
+        labels = (
+            xp.exp(log_softmax(blocks["label logits"]))
+            if "label logits" in blocks
+            else blocks["labels"]
+        )
+        return loss(net, weights, data.Split(blocks["images"], labels)) + xp.exp(
+            blocks["log penalty"]
+        ) * (weights @ weights)
 
     return Problem(
         backend=backend,
@@ -121,7 +181,8 @@ def learned_data(backend, net: Dense, learned: Layout, given: dict, judged: data
         outer=lambda weights, hyper: loss(net, weights, judged),
         dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
         initial=lambda hyper: start,
-        steps=steps)
+        steps=steps,
+    )
 
 
 def loss(net: Dense, weights, split: data.Split, rows=slice(None)):

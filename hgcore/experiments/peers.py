@@ -21,7 +21,15 @@ from hgcore.backend import Torch
 from hgcore.content import installed
 from hgcore.dynamics import Momentum
 from hgcore.experiments.peers_task import DECAY, Task, module, setting
-from hgcore.experiments.peers_theirs import higher_loop, loop, root, scan, stored_reverse, torchopt_loop, training
+from hgcore.experiments.peers_theirs import (
+    higher_loop,
+    loop,
+    root,
+    scan,
+    stored_reverse,
+    torchopt_loop,
+    training,
+)
 from hgcore.layout import Layout
 from hgcore.nets import cross_entropy, functional
 from hgcore.objectives import Compiled, CrossEntropy, Penalised
@@ -44,14 +52,24 @@ def network(task: Task, form: str) -> tuple[Callable, Layout]:
     return lambda w, x: xp.log_softmax(function(w, x), -1), function.layout
 
 
-def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, strength: Callable | None = None) -> tuple[Problem, object]:
+def posed(
+    task: Task,
+    form: str,
+    hyper=None,
+    rate: Callable | None = None,
+    strength: Callable | None = None,
+) -> tuple[Problem, object]:
     """(the task as a problem, hyper). `form`: as CrossEntropy ("known"), or a function of one's own over hg.nets, with the penalty in it
     ("closure") or Penalised ("penalised"), or over any module, likewise ("module", "penalised module"), or the former "compiled".
 
     rate: (hyper, t), and strength: hyper -> one number a block, where they are not what the task says.
     """
     backend, (net, layout) = task.backend, network(task, form)
-    xp, split, known = backend.xp, task.hypers.split, setting(task, backend.array, transposed=form in OF_A_MODULE)
+    xp, split, known = (
+        backend.xp,
+        task.hypers.split,
+        setting(task, backend.array, transposed=form in OF_A_MODULE),
+    )
     rate = rate or (lambda hyper, t: xp.exp(split(hyper)["rate"][t]))
     strength = strength or (lambda hyper: xp.exp(split(hyper)["penalty"]))
     start = layout.join(dict(zip(layout.shapes, known.start, strict=True)))
@@ -67,16 +85,26 @@ def posed(task: Task, form: str, hyper=None, rate: Callable | None = None, stren
         x, y = known.judged()
         return cross_entropy(net(w, x), y)
 
-    inner = {"known": CrossEntropy(net, known.rows, strength), "compiled": Compiled(whole)}.get(form)
+    inner = {"known": CrossEntropy(net, known.rows, strength), "compiled": Compiled(whole)}.get(
+        form
+    )
     inner = inner or (Penalised(plain, layout, strength) if "penalised" in form else whole)
-    dynamics = Momentum(rate=lambda hyper, t: layout.expand(rate(hyper, t)), decay=lambda hyper, t: DECAY)
-    return Problem(backend, inner, outer, dynamics, lambda hyper: start, task.steps), known.hyper if hyper is None else hyper
+    dynamics = Momentum(
+        rate=lambda hyper, t: layout.expand(rate(hyper, t)), decay=lambda hyper, t: DECAY
+    )
+    return Problem(
+        backend, inner, outer, dynamics, lambda hyper: start, task.steps
+    ), known.hyper if hyper is None else hyper
 
 
-def ours(task: Task, form: str = "known", remember: Callable = reversible, graphs: float = 0) -> Callable:
+def ours(
+    task: Task, form: str = "known", remember: Callable = reversible, graphs: float = 0
+) -> Callable:
     """`Reverse(remember)`, which may keep the graphs of so many steps."""
     problem, hyper = posed(task, form)
-    solver = Reverse(functools.partial(remember, graphs=min(graphs, task.steps)) if graphs else remember)
+    solver = Reverse(
+        functools.partial(remember, graphs=min(graphs, task.steps)) if graphs else remember
+    )
     solver(replace(problem, steps=min(2, task.steps)), hyper)  # compiles what is compiled
     return lambda: solver(problem, hyper).grad
 
@@ -88,12 +116,17 @@ def products(task: Task) -> Callable:
     """The matrix products of an exact reversal and nothing else, by NumPy: of each layer 12 a step, of the first, whose inputs stay, 6."""
     rng = np.random.default_rng(0)
     shapes = [(task.batch, a, b) for a, b in zip(task.sizes[:-1], task.sizes[1:], strict=True)]
-    layers = [[rng.standard_normal(shape).astype(task.dtype) for shape in ((rows, a), (a, b), (rows, b))] for rows, a, b in shapes]
+    layers = [
+        [rng.standard_normal(shape).astype(task.dtype) for shape in ((rows, a), (a, b), (rows, b))]
+        for rows, a, b in shapes
+    ]
     into = [[np.empty_like(part) for part in layer] for layer in layers]
 
     def call():
         for _ in range(task.steps):
-            for i, ((h, w, felt), (to_h, to_w, to_felt)) in enumerate(zip(layers, into, strict=True)):
+            for i, ((h, w, felt), (to_h, to_w, to_felt)) in enumerate(
+                zip(layers, into, strict=True)
+            ):
                 for _ in range(4 if i else 3):
                     np.matmul(h, w, out=to_felt)
                     np.matmul(h.T, felt, out=to_w)
@@ -106,7 +139,11 @@ def products(task: Task) -> Callable:
 def arithmetic(task: Task) -> Callable:
     """The exact steps of a reversible run, forth and back, and nothing else."""
     backend, n = task.backend, task.net.layout.size
-    start, gradient, rate = backend.array(np.full(n, 0.1)), backend.array(np.full(n, 1e-3)), backend.array(np.full(n, 0.05))
+    start, gradient, rate = (
+        backend.array(np.full(n, 0.1)),
+        backend.array(np.full(n, 1e-3)),
+        backend.array(np.full(n, 0.05)),
+    )
     decay, gain = ratio(DECAY), -(1 - DECAY)
 
     def call():
@@ -147,7 +184,11 @@ OURS = {
     "Reverse(reversible), any module, Penalised": functools.partial(ours, form="penalised module"),
     "Reverse(reversible), module compiled": functools.partial(ours, form="compiled"),
 }
-PARTS = {"plain training": training, "matrix products alone": products, "exact arithmetic alone": arithmetic}
+PARTS = {
+    "plain training": training,
+    "matrix products alone": products,
+    "exact arithmetic alone": arithmetic,
+}
 LIBRARIES = {"higher": "higher", "TorchOpt": "torchopt", "jax": "jax"}
 
 
@@ -158,9 +199,18 @@ def versions() -> dict[str, str]:
 
 def kernels() -> str:
     """Whose matrix products NumPy has, and for which processor. OpenBLAS takes the best for this one unless OPENBLAS_CORETYPE names another."""
-    libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    libraries = [
+        library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"
+    ]
     numpys = min(libraries, key=lambda library: "numpy" not in library["filepath"], default={})
-    return " ".join(str(numpys[part]) for part in ("internal_api", "version", "architecture") if numpys.get(part)) or "unknown"
+    return (
+        " ".join(
+            str(numpys[part])
+            for part in ("internal_api", "version", "architecture")
+            if numpys.get(part)
+        )
+        or "unknown"
+    )
 
 
 def titled(name: str) -> str:
@@ -172,8 +222,12 @@ def titled(name: str) -> str:
 def present(entrants: Mapping[str, Callable], compiled: bool = True) -> dict[str, Callable]:
     """Those of `entrants` whose library, the first word of a name, is installed, or that need none; without what is compiled if asked to."""
     needed = {name: LIBRARIES.get(name.split(",")[0], "hgcore") for name in entrants}
-    return {name: entrant for name, entrant in entrants.items() if importlib.util.find_spec(needed[name])
-            and (compiled or needed[name] != "jax" and "compiled" not in name)}
+    return {
+        name: entrant
+        for name, entrant in entrants.items()
+        if importlib.util.find_spec(needed[name])
+        and (compiled or needed[name] != "jax" and "compiled" not in name)
+    }
 
 
 class Raced(NamedTuple):
@@ -193,8 +247,10 @@ def one_thread() -> None:
 def only_torch(backend) -> None:
     """Raise ValueError unless the race can be held."""
     if (backend.name, backend.device) != ("torch", "cpu"):
-        raise ValueError(f"the entrants are functions of torch and of jax on one core: backend must be 'torch' on 'cpu', got {backend.name!r}"
-                         f" on {backend.device!r}")
+        raise ValueError(
+            f"the entrants are functions of torch and of jax on one core: backend must be 'torch' on 'cpu', got {backend.name!r}"
+            f" on {backend.device!r}"
+        )
 
 
 def raced(entrants: Mapping[str, Callable], task: Task, rounds: int) -> Raced:
@@ -207,7 +263,11 @@ def raced(entrants: Mapping[str, Callable], task: Task, rounds: int) -> Raced:
         prepared[name] = time.perf_counter() - start
         calls[name] = lambda name=name, call=call: grads.update({name: call()})
     seconds = meter.race(calls, rounds)
-    return Raced(seconds, {name: np.asarray(grad, float) for name, grad in grads.items() if grad is not None}, prepared)
+    return Raced(
+        seconds,
+        {name: np.asarray(grad, float) for name, grad in grads.items() if grad is not None},
+        prepared,
+    )
 
 
 class Held(NamedTuple):
@@ -219,8 +279,12 @@ class Held(NamedTuple):
 
 def held(processor: str, names: Sequence[str], task: Task, rounds: int) -> Held:
     """`raced`, in a process whose OpenBLAS is held to its kernels for `processor`, whatever this one is: "Haswell" has AVX2, no AVX-512."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"),
-                             initializer=os.putenv, initargs=("OPENBLAS_CORETYPE", processor)) as pool:
+    with ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=os.putenv,
+        initargs=("OPENBLAS_CORETYPE", processor),
+    ) as pool:
         return pool.submit(_held, tuple(names), task, rounds).result()
 
 

@@ -25,18 +25,27 @@ class Undone(NamedTuple):
 
 def _machine_words(values) -> SimpleNamespace:
     buffer, held, decay = reversal.ReversalBuffer(), [values], reversal.ratio(0.9)
-    return SimpleNamespace(held=held, multiply=lambda: held.append(buffer.multiply(held.pop(), decay)),
-                           divide=lambda: held.append(buffer.divide(held.pop(), decay)))
+    return SimpleNamespace(
+        held=held,
+        multiply=lambda: held.append(buffer.multiply(held.pop(), decay)),
+        divide=lambda: held.append(buffer.divide(held.pop(), decay)),
+    )
 
 
 def _python_integers(values) -> SimpleNamespace:
     kept, (n, _) = BigIntegers(np.zeros(len(values)), values * UNIT), reversal.ratio(0.9)
-    return SimpleNamespace(held=[kept.velocity], multiply=lambda: kept._multiply(n, reversal.DENOMINATOR),
-                           divide=lambda: kept._multiply(reversal.DENOMINATOR, n))
+    return SimpleNamespace(
+        held=[kept.velocity],
+        multiply=lambda: kept._multiply(n, reversal.DENOMINATOR),
+        divide=lambda: kept._multiply(reversal.DENOMINATOR, n),
+    )
 
 
-BUFFERS = {"numba": (_machine_words, nullcontext), "NumPy": (_machine_words, lambda: mock.patch.object(reversal, "loops", lambda: None)),
-           "Python integers, as in 2015": (_python_integers, nullcontext)}
+BUFFERS = {
+    "numba": (_machine_words, nullcontext),
+    "NumPy": (_machine_words, lambda: mock.patch.object(reversal, "loops", lambda: None)),
+    "Python integers, as in 2015": (_python_integers, nullcontext),
+}
 
 
 def undone(name: str, n: int, steps: int) -> Undone:

@@ -36,19 +36,30 @@ def on_card(task: Task, count: int = 10_000_000) -> OnCard:
         return OnCard(*[Undecided("torch sees no GPU")] * 3)
     free, total = cuda.mem_get_info()
     fits = task.state * (task.steps + 1) < 0.8 * free
-    return OnCard(share(task.backend, count),
-                  slower(task) if fits else Undecided(f"{task.steps + 1} states of {task.state:.3g} bytes are more than the card has free"),
-                  undone(replace(task, steps=total // task.state + 1)) / total)
+    return OnCard(
+        share(task.backend, count),
+        slower(task)
+        if fits
+        else Undecided(
+            f"{task.steps + 1} states of {task.state:.3g} bytes are more than the card has free"
+        ),
+        undone(replace(task, steps=total // task.state + 1)) / total,
+    )
 
 
 def share(backend: Torch, count: int, times: int = 20) -> float:
     """The bytes a second of multiplying `count` numbers by 0.9, over those of copying them."""
     xp = backend.xp
-    values, there = xp.arange(count, device=backend.device), xp.empty(count, device=backend.device, dtype=xp.int64)
+    values, there = (
+        xp.arange(count, device=backend.device),
+        xp.empty(count, device=backend.device, dtype=xp.int64),
+    )
     buffer, decay = ReversalBuffer(), ratio(DECAY)
     copying = seconds(backend, lambda: there.copy_(values), times)
     multiplying = seconds(backend, lambda: buffer.multiply(values, decay), times)
-    return 2 * copying / multiplying  # values and buffer, read and written, where a copy reads and writes values only
+    return (
+        2 * copying / multiplying
+    )  # values and buffer, read and written, where a copy reads and writes values only
 
 
 def slower(task: Task, times: int = 3) -> float:

@@ -21,12 +21,16 @@ LOG_DECAY = -1.0  # log penalty of every weight: so high that the Hessian is pos
 
 def weighed(task: Task, array: Callable, transposed: bool = False) -> Setting:
     """`setting` with a log penalty for every weight as hyper (n,)."""
-    return setting(task, array, transposed)._replace(hyper=array(np.full(task.net.layout.size, LOG_DECAY, task.dtype)))
+    return setting(task, array, transposed)._replace(
+        hyper=array(np.full(task.net.layout.size, LOG_DECAY, task.dtype))
+    )
 
 
 def decayed(lib, w: list, penalties: list, x, y):
     """`penalised` with a penalty for each weight."""
-    return loss(lib, w, x, y) + sum((p * block * block).sum() for p, block in zip(penalties, w, strict=True))
+    return loss(lib, w, x, y) + sum(
+        (p * block * block).sum() for p, block in zip(penalties, w, strict=True)
+    )
 
 
 def series(apply: Callable, b: list, terms: int) -> list:
@@ -40,6 +44,7 @@ def series(apply: Callable, b: list, terms: int) -> list:
 
 def conjugate(apply: Callable, b: list, iterations: int) -> list:
     """Conjugate gradients on a list of blocks."""
+
     def dot(a, c):
         return sum((p * q).sum() for p, q in zip(a, c, strict=True))
 
@@ -57,7 +62,10 @@ def conjugate(apply: Callable, b: list, iterations: int) -> list:
 def at_the_end(torch, known: Setting) -> tuple:
     """(blocks, hyper, gradient with its graph, that of the outer objective)"""
     w, (hyper,) = leaves(known.start), leaves([known.hyper])
-    blocks = [part.reshape(block.shape) for part, block in zip(hyper.exp().split([block.numel() for block in w]), w, strict=True)]
+    blocks = [
+        part.reshape(block.shape)
+        for part, block in zip(hyper.exp().split([block.numel() for block in w]), w, strict=True)
+    ]
     gradient = torch.autograd.grad(decayed(torch, w, blocks, *known.rows(0)), w, create_graph=True)
     return w, hyper, gradient, torch.autograd.grad(loss(torch, w, *known.judged()), w)
 
@@ -83,7 +91,10 @@ def fixed_point(task: Task, terms: int) -> Callable:
         step = [a - SERIES * c for a, c in zip(w, gradient, strict=True)]
         v = b
         for _ in range(terms):
-            v = [a + c for a, c in zip(torch.autograd.grad(step, w, v, retain_graph=True), b, strict=True)]
+            v = [
+                a + c
+                for a, c in zip(torch.autograd.grad(step, w, v, retain_graph=True), b, strict=True)
+            ]
         return torch.autograd.grad(step, hyper, v)[0]
 
     return call
@@ -97,11 +108,17 @@ def linearized(task: Task, solve: Callable) -> Callable:
 
     def grad(known):
         def gradient(w, hyper):
-            blocks = [part.reshape(block.shape) for part, block in zip(jax.numpy.split(lib.exp(hyper), cuts), w, strict=True)]
+            blocks = [
+                part.reshape(block.shape)
+                for part, block in zip(jax.numpy.split(lib.exp(hyper), cuts), w, strict=True)
+            ]
             return jax.grad(lambda w: decayed(lib, w, blocks, *known.rows(0)))(w)
 
         w, hyper = known.start, known.hyper
-        x = solve(jax.linearize(lambda w: gradient(w, hyper), w)[1], jax.grad(lambda w: loss(lib, w, *known.judged()))(w))
+        x = solve(
+            jax.linearize(lambda w: gradient(w, hyper), w)[1],
+            jax.grad(lambda w: loss(lib, w, *known.judged()))(w),
+        )
         return -jax.vjp(lambda hyper: gradient(w, hyper), hyper)[1](x)[0]
 
     return ahead(jax, grad, known)
@@ -121,31 +138,60 @@ def implicit(task: Task, form: str, solve: Callable) -> Callable:
         x, y = known.judged()
         return cross_entropy(net(w, x), y)
 
-    problem, solver = Problem(backend, inner, outer, GradientDescent(rate=lambda hyper, t: SERIES), lambda hyper: start, 0), Implicit(solve)
+    problem, solver = (
+        Problem(
+            backend,
+            inner,
+            outer,
+            GradientDescent(rate=lambda hyper, t: SERIES),
+            lambda hyper: start,
+            0,
+        ),
+        Implicit(solve),
+    )
 
     def call():
         grad = solver(problem, known.hyper, (start,)).grad
-        return xp.cat([(block.T if block.ndim == 2 else block).reshape(-1) for block in layout.split(grad).values()]) if transposed else grad
+        return (
+            xp.cat(
+                [
+                    (block.T if block.ndim == 2 else block).reshape(-1)
+                    for block in layout.split(grad).values()
+                ]
+            )
+            if transposed
+            else grad
+        )
 
     return call
 
 
 def neumann(terms: int) -> dict[str, Callable]:
     """Entrants: all who can take so many terms."""
+
     def solve(apply, b):
         return series(apply, b, terms)
 
     own = Neumann(terms, SERIES, power=0)
-    return {"plain torch loop": lambda task: by_hand(task, solve), "fixed point, as hypertorch": lambda task: fixed_point(task, terms),
-            "jax, linearize": lambda task: linearized(task, solve), "Implicit, hg.nets": lambda task: implicit(task, "closure", own),
-            "Implicit, any module": lambda task: implicit(task, "module", own)}
+    return {
+        "plain torch loop": lambda task: by_hand(task, solve),
+        "fixed point, as hypertorch": lambda task: fixed_point(task, terms),
+        "jax, linearize": lambda task: linearized(task, solve),
+        "Implicit, hg.nets": lambda task: implicit(task, "closure", own),
+        "Implicit, any module": lambda task: implicit(task, "module", own),
+    }
 
 
 def conjugates(iterations: int) -> dict[str, Callable]:
     """Entrants: all who can take so many conjugate gradients."""
+
     def solve(apply, b):
         return conjugate(apply, b, iterations)
 
     own = ConjugateGradient(iterations, tolerance=0.0)
-    return {"plain torch loop": lambda task: by_hand(task, solve), "jax, linearize": lambda task: linearized(task, solve),
-            "Implicit, hg.nets": lambda task: implicit(task, "closure", own), "Implicit, any module": lambda task: implicit(task, "module", own)}
+    return {
+        "plain torch loop": lambda task: by_hand(task, solve),
+        "jax, linearize": lambda task: linearized(task, solve),
+        "Implicit, hg.nets": lambda task: implicit(task, "closure", own),
+        "Implicit, any module": lambda task: implicit(task, "module", own),
+    }

@@ -60,7 +60,10 @@ class Setting(NamedTuple):
 
     def judged(self):
         """What the outer objective looks at: half of all examples."""
-        return tuple(part[: BATCHES // 2].reshape((-1, part.shape[-1])) for part in (self.inputs, self.labels))
+        return tuple(
+            part[: BATCHES // 2].reshape((-1, part.shape[-1]))
+            for part in (self.inputs, self.labels)
+        )
 
 
 def setting(task: Task, array: Callable, transposed: bool = False) -> Setting:
@@ -69,10 +72,15 @@ def setting(task: Task, array: Callable, transposed: bool = False) -> Setting:
     inputs = rng.standard_normal((BATCHES, task.batch, task.sizes[0]))
     labels = np.eye(task.sizes[-1])[rng.integers(task.sizes[-1], size=(BATCHES, task.batch))]
     start = layout.split(0.05 * rng.standard_normal(layout.size)).values()
-    rates, penalties = np.full(task.hypers.shapes["rate"], math.log(0.05)), np.full(len(layout), -6.0)
+    rates, penalties = (
+        np.full(task.hypers.shapes["rate"], math.log(0.05)),
+        np.full(len(layout), -6.0),
+    )
     hyper = task.hypers.join({"rate": rates, "penalty": penalties})
     blocks = [block.T.copy() if transposed else block for block in start]
-    inputs, labels, hyper, *blocks = (array(part.astype(task.dtype)) for part in (inputs, labels, hyper, *blocks))
+    inputs, labels, hyper, *blocks = (
+        array(part.astype(task.dtype)) for part in (inputs, labels, hyper, *blocks)
+    )
     return Setting(inputs, labels, blocks, hyper)
 
 
@@ -88,7 +96,9 @@ def loss(lib, w: list, x, y):
 
 def penalised(lib, w: list, penalties, x, y):
     """`loss` and a penalty on the squares of each block."""
-    return loss(lib, w, x, y) + sum(p * (block * block).sum() for p, block in zip(penalties, w, strict=True))
+    return loss(lib, w, x, y) + sum(
+        p * (block * block).sum() for p, block in zip(penalties, w, strict=True)
+    )
 
 
 def taught(lib, hyper, blocks: int) -> tuple:
@@ -110,5 +120,9 @@ def leaves(blocks) -> list:
 def module(task: Task):
     """The net as a torch.nn.Module."""
     nn = task.backend.xp.nn
-    layers = [layer for a, b in zip(task.sizes[:-1], task.sizes[1:], strict=True) for layer in (nn.Linear(a, b), nn.Tanh())]
+    layers = [
+        layer
+        for a, b in zip(task.sizes[:-1], task.sizes[1:], strict=True)
+        for layer in (nn.Linear(a, b), nn.Tanh())
+    ]
     return nn.Sequential(*layers[:-1]).to(getattr(task.backend.xp, task.dtype))

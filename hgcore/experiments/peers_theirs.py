@@ -10,7 +10,17 @@ import os
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from hgcore.experiments.peers_task import DECAY, Task, leaves, loss, module, moved, penalised, setting, taught
+from hgcore.experiments.peers_task import (
+    DECAY,
+    Task,
+    leaves,
+    loss,
+    module,
+    moved,
+    penalised,
+    setting,
+    taught,
+)
 from hgcore.nets import cross_entropy
 
 # ---- plain torch
@@ -36,10 +46,16 @@ def loop(task: Task) -> Callable:
     torch, known = task.backend.xp, setting(task, task.backend.array)
 
     def call():
-        (hyper,), w, v = leaves([known.hyper]), leaves(known.start), [torch.zeros_like(block) for block in known.start]
+        (hyper,), w, v = (
+            leaves([known.hyper]),
+            leaves(known.start),
+            [torch.zeros_like(block) for block in known.start],
+        )
         rates, penalties = taught(torch, hyper, len(w))
         for t in range(task.steps):
-            gradient = torch.autograd.grad(penalised(torch, w, penalties, *known.rows(t)), w, create_graph=True)
+            gradient = torch.autograd.grad(
+                penalised(torch, w, penalties, *known.rows(t)), w, create_graph=True
+            )
             w, v = moved(w, v, gradient, rates[t])
         return torch.autograd.grad(loss(torch, w, *known.judged()), hyper)[0]
 
@@ -54,18 +70,31 @@ def stored_reverse(task: Task) -> Callable:
     def step(state, hyper, t, graph):
         rates, penalties = taught(torch, hyper, blocks)
         w, v = state[:blocks], state[blocks:]
-        gradient = torch.autograd.grad(penalised(torch, w, penalties, *known.rows(t)), w, create_graph=graph)
+        gradient = torch.autograd.grad(
+            penalised(torch, w, penalties, *known.rows(t)), w, create_graph=graph
+        )
         return sum(moved(w, v, gradient, rates[t]), [])
 
     def call():
-        (hyper,), states = leaves([known.hyper]), [leaves([*known.start, *(0 * block for block in known.start)])]
+        (hyper,), states = (
+            leaves([known.hyper]),
+            [leaves([*known.start, *(0 * block for block in known.start)])],
+        )
         for t in range(task.steps):
             states.append(leaves(step(states[-1], hyper, t, False)))
         final = states.pop()[:blocks]
-        adjoint, total = [*torch.autograd.grad(loss(torch, final, *known.judged()), final), *map(torch.zeros_like, final)], 0
+        adjoint, total = (
+            [
+                *torch.autograd.grad(loss(torch, final, *known.judged()), final),
+                *map(torch.zeros_like, final),
+            ],
+            0,
+        )
         for t in reversed(range(task.steps)):
             before = states.pop()
-            *adjoint, part = torch.autograd.grad(step(before, hyper, t, True), [*before, hyper], adjoint)
+            *adjoint, part = torch.autograd.grad(
+                step(before, hyper, t, True), [*before, hyper], adjoint
+            )
             total = total + part
         return total
 
@@ -83,8 +112,12 @@ def higher_loop(task: Task) -> Callable:
     model = module(task)
     for parameter, block in zip(model.parameters(), known.start, strict=True):
         parameter.data = block
-    optimiser = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=1.0, momentum=DECAY, dampening=DECAY)
-    optimiser.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})  # else the first step is not damped
+    optimiser = torch.optim.SGD(
+        [{"params": [p]} for p in model.parameters()], lr=1.0, momentum=DECAY, dampening=DECAY
+    )
+    optimiser.state.update(
+        {p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()}
+    )  # else the first step is not damped
 
     def call():
         (hyper,) = leaves([known.hyper])
@@ -92,8 +125,13 @@ def higher_loop(task: Task) -> Callable:
         with higher.innerloop_ctx(model, optimiser) as (net, steps):
             for t in range(task.steps):
                 x, y = known.rows(t)
-                squares = sum(p * (w * w).sum() for p, w in zip(penalties, net.parameters(), strict=True))
-                steps.step(cross_entropy(torch.log_softmax(net(x), -1), y) + squares, override={"lr": list(rates[t])})
+                squares = sum(
+                    p * (w * w).sum() for p, w in zip(penalties, net.parameters(), strict=True)
+                )
+                steps.step(
+                    cross_entropy(torch.log_softmax(net(x), -1), y) + squares,
+                    override={"lr": list(rates[t])},
+                )
             x, y = known.judged()
             return torch.autograd.grad(cross_entropy(torch.log_softmax(net(x), -1), y), hyper)[0]
 
@@ -115,7 +153,9 @@ def torchopt_loop(task: Task) -> Callable:
             steps, velocity = moved([0] * len(velocity), velocity, gradient, rates[t])
             return tuple(steps), (t + 1, velocity)
 
-        rule = torchopt.base.GradientTransformation(lambda params: (0, [torch.zeros_like(p) for p in params]), update)
+        rule = torchopt.base.GradientTransformation(
+            lambda params: (0, [torch.zeros_like(p) for p in params]), update
+        )
         optimiser = torchopt.FuncOptimizer(rule)
         for t in range(task.steps):
             w = optimiser.step(penalised(torch, list(w), penalties, *known.rows(t)), w)
@@ -126,12 +166,17 @@ def torchopt_loop(task: Task) -> Callable:
 
 def with_jax() -> SimpleNamespace:
     """jax on one core, in double precision where asked for; `lib` has its functions by the names that torch has."""
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    return SimpleNamespace(jax=jax, lib=SimpleNamespace(exp=jax.numpy.exp, tanh=jax.numpy.tanh, log_softmax=jax.nn.log_softmax))
+    return SimpleNamespace(
+        jax=jax,
+        lib=SimpleNamespace(exp=jax.numpy.exp, tanh=jax.numpy.tanh, log_softmax=jax.nn.log_softmax),
+    )
 
 
 def ahead(jax, f: Callable, *args) -> Callable:
@@ -152,10 +197,16 @@ def scan(task: Task, stretch: Callable | None = None) -> Callable:
             gradient = jax.grad(lambda w: penalised(lib, w, penalties, *known.rows(t)))(state[0])
             return moved(*state, gradient, rates[t]), None
 
-        steps, body, state = jax.numpy.arange(task.steps), step, (known.start, [0 * block for block in known.start])
+        steps, body, state = (
+            jax.numpy.arange(task.steps),
+            step,
+            (known.start, [0 * block for block in known.start]),
+        )
         if stretch:
             steps = steps.reshape((-1, stretch(task.steps)))
-            body = jax.checkpoint(lambda state, some: jax.lax.scan(step, state, some), prevent_cse=False)
+            body = jax.checkpoint(
+                lambda state, some: jax.lax.scan(step, state, some), prevent_cse=False
+            )
         (w, _), _ = jax.lax.scan(body, state, steps)
         return loss(lib, w, *known.judged())
 
