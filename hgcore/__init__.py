@@ -1,4 +1,6 @@
-"""Gradient-based hyperparameter optimisation: one backward recursion, one forward one, one linear solve, on two backends."""
+"""Gradient-based hyperparameter optimisation: one backward recursion, one forward one, one linear
+solve, on two backends.
+"""
 
 from hgcore import claims, data, experiments, figures, linear, nets, profiles, server
 from hgcore.backend import Autograd, Torch

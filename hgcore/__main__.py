@@ -11,13 +11,16 @@ import yaml
 from hgcore import jobs, notebook, suite
 
 EXAMPLES = """examples:
-  python -m hgcore run                                        every notebook, profile quick
+  python -m hgcore run                                every notebook, profile quick
   python -m hgcore run maclaurin2015 --profile paper --jobs 1
-  python -m hgcore run fig04_initial --set seeds=100          your own experiment, kept in runs/overrides/
-  python -m hgcore list                                       what there is and what is done
-  python -m hgcore report                                     figures/index.html and the README's table
+  python -m hgcore run fig04_initial --set seeds=100  your own experiment, kept in runs/overrides/
+  python -m hgcore list                               what there is and what is done
+  python -m hgcore report                             figures/index.html and the README's table
 """
-NAMES = "notebooks or figures: a name, the beginning of one, or a pattern such as '*fig1*' (default: all)"
+NAMES = (
+    "notebooks or figures: a name, the beginning of one, "
+    "or a pattern such as '*fig1*' (default: all)"
+)
 
 
 def parser():
@@ -42,8 +45,10 @@ def add_run(add, what):
     run = add(
         "run",
         help=what,
-        description=f"{what.capitalize()}; what is done is known by content, so a run that was cut short goes on.",
-        epilog="exit status: 0 all done, 1 a notebook failed, 2 refused before starting, 130 interrupted",
+        description=f"{what.capitalize()}; what is done is known by content, "
+        "so a run that was cut short goes on.",
+        epilog="exit status: 0 all done, 1 a notebook failed, 2 refused before starting, "
+        "130 interrupted",
     )
     option, default = run.add_argument, "(default: %(default)s)"
     option("names", nargs="*", metavar="NAME", help=NAMES)
@@ -100,7 +105,7 @@ def add_report(add, what):
 
 
 def override(text):
-    """(key, value) of KEY=VALUE; a number may be written 1e-3, which YAML alone would read as text."""
+    """(key, value) of KEY=VALUE; a number may be written 1e-3, which YAML alone reads as text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, for example steps=20")
@@ -136,7 +141,8 @@ def act_run(asked, root):
     }
     if asked.update and jobs.Job("", **given) != jobs.Job(""):
         raise jobs.Refused(
-            "--update writes into notebooks/, which hold the quick profile with default parameters; leave out the other options"
+            "--update writes into notebooks/, which hold the quick profile with default "
+            "parameters; leave out the other options"
         )
     planned = jobs.plan(jobs.select(asked.names, root), root, **given)
     todo = [
@@ -180,7 +186,7 @@ def page(root, fresh):
 
 
 def summary(outcomes, changed, profile):
-    """The lines printed after a run: one for each notebook, more where it failed, then the count."""
+    """The lines printed after a run: one a notebook, more where it failed, then the count."""
     yield ""
     for outcome in outcomes:
         seconds = f"{outcome.seconds:8.1f} s" if outcome.status != "unchanged" else " " * 10
@@ -189,7 +195,10 @@ def summary(outcomes, changed, profile):
         )
         if outcome.error:
             yield f"{' ' * 26}{outcome.cell + ': ' if outcome.cell else ''}{outcome.error}"
-            yield f"{' ' * 26}{shown(outcome.file)}, traceback in {outcome.file.with_suffix('.log').name}"
+            yield (
+                f"{' ' * 26}{shown(outcome.file)}, "
+                f"traceback in {outcome.file.with_suffix('.log').name}"
+            )
         elif outcome.job.overrides and outcome.file:
             yield f"{' ' * 26}{shown(outcome.file)}"
     counts = {
@@ -231,7 +240,8 @@ def act_report(asked, root):
 
     if wrong := list(report.doubts(root)):
         print(
-            "records changed by hand or damaged; restore them, or delete them and run their notebooks:",
+            "records changed by hand or damaged; restore them, "
+            "or delete them and run their notebooks:",
             *wrong,
             sep="\n  ",
             file=sys.stderr,

@@ -1,4 +1,7 @@
-"""What a claim accepts: an interval, an order, a value, or truth. NaN, infinities, nothing and the wrong kind are never accepted."""
+"""What a claim accepts: an interval, an order, a value, or truth.
+
+NaN, infinities, nothing and the wrong kind are never accepted.
+"""
 
 import math
 
@@ -12,19 +15,23 @@ def must(holds, message: str) -> None:
 
 
 def checked(rule: dict) -> dict:
-    """`rule` as satisfied and broken take it; ValueError for one that is no rule, that nothing or that everything would pass."""
+    """`rule` as satisfied and broken take it; ValueError for one that is no rule, that nothing or
+    that everything would pass.
+    """
     must(isinstance(rule, dict), f"a mapping is needed, got {rule!r}")
     rule = {
         "true" if name is True else name: value for name, value in rule.items()
     }  # YAML reads the key true as a boolean
     must(
         set(rule) in FORMS,
-        f"write one of {{min:, max:}}, {{equals:}}, {{order:, margin:}}, {{true: true}}; got {rule!r}",
+        f"write one of {{min:, max:}}, {{equals:}}, {{order:, margin:}}, {{true: true}}; "
+        f"got {rule!r}",
     )
     for name in sorted({"min", "max", "margin"} & set(rule)):
         must(
             is_number(rule[name]),
-            f"{name} must be a finite number, got {rule[name]!r} (YAML reads 1e-3 as text: write 1.0e-3)",
+            f"{name} must be a finite number, got {rule[name]!r} (YAML reads 1e-3 as text: "
+            "write 1.0e-3)",
         )
     must(rule.get("min", -math.inf) <= rule.get("max", math.inf), f"min lies above max: {rule!r}")
     must(rule.get("margin", 0) >= 0, f"margin must not be negative, got {rule.get('margin')!r}")
@@ -38,7 +45,10 @@ def checked(rule: dict) -> dict:
 
 
 def satisfied(rule: dict, value) -> bool:
-    """Whether the plain `value` keeps a checked rule. Intervals hold for every element of a list; an order is strict, by `margin` if given."""
+    """Whether the plain `value` keeps a checked rule.
+
+    Intervals hold for every element of a list; an order is strict, by `margin` if given.
+    """
     if "true" in rule:
         return value is True
     if "equals" in rule:

@@ -1,4 +1,7 @@
-"""The claims ledger: what a paper says, what a run measured, and the verdict. One claims.yml beside the notebooks of each paper."""
+"""The claims ledger: what a paper says, what a run measured, and the verdict.
+
+One claims.yml beside the notebooks of each paper.
+"""
 
 import functools
 import json
@@ -39,7 +42,10 @@ def entries(name: str, root: Path) -> list[dict]:
 
 
 def load(file: Path) -> list[dict]:
-    """All entries of a claims.yml, each checked; none where there is no file. ValueError names the file and the claim."""
+    """All entries of a claims.yml, each checked; none where there is no file.
+
+    ValueError names the file and the claim.
+    """
     found = _parsed(file) if file.exists() else []
     loaded, seen = [], set()
     for number, entry in enumerate(found, 1):
@@ -55,13 +61,19 @@ def load(file: Path) -> list[dict]:
 
 @dataclass(frozen=True)
 class Undecided:
-    """In place of a measured value: what this machine lacks to measure it. Not for what was not tried."""
+    """In place of a measured value: what this machine lacks to measure it.
+
+    Not for what was not tried.
+    """
 
     why: str
 
 
 def decide(entry: dict, profile: str, value) -> str:
-    """The verdict of `entry` on a measured `value`. Not finite, missing or of the wrong kind: FAILS, never a pass."""
+    """The verdict of `entry` on a measured `value`.
+
+    Not finite, missing or of the wrong kind: FAILS, never a pass.
+    """
     rule = entry["accept"].get(profile)
     if rule is None or isinstance(value, Undecided):
         return "NOT DECIDED"
@@ -71,7 +83,10 @@ def decide(entry: dict, profile: str, value) -> str:
 
 
 def breaks(entry: dict, profile: str):
-    """A measured value for which `entry` gives FAILS at `profile`: proves that the check can fail. ValueError if it decides nothing."""
+    """A measured value for which `entry` gives FAILS at `profile`: proves that the check can fail.
+
+    ValueError if it decides nothing.
+    """
     rule = entry["accept"].get(profile)
     must(
         rule is not None,
@@ -81,13 +96,15 @@ def breaks(entry: dict, profile: str):
 
 
 def check(run, measured: dict) -> None:
-    """Decide every claim of this notebook, print one line each, write the records of its figures; ClaimFailed if one FAILS.
+    """Decide every claim of this notebook, print one line each, write the records of its figures;
+    ClaimFailed if one FAILS.
 
     With overrides (the user's own experiment) a FAILS is printed and recorded, not raised.
     """
     must(
         run.figures,
-        f"{run.name} has saved no figure: call figures.save before claims.check, the claims stand in the figure's record",
+        f"{run.name} has saved no figure: call figures.save before claims.check, "
+        "the claims stand in the figure's record",
     )
     found = entries(run.name, run.root)
     _complete(run, {entry["id"] for entry in found}, set(measured))
@@ -106,8 +123,8 @@ def check(run, measured: dict) -> None:
     ]
     if failed and not run.overrides:
         raise ClaimFailed(
-            f"{len(failed)} of {len(decided)} claims of {run.name} fail at profile {run.profile}:\n  "
-            + "\n  ".join(failed)
+            f"{len(failed)} of {len(decided)} claims of {run.name} fail at profile "
+            f"{run.profile}:\n  " + "\n  ".join(failed)
         )
 
 
@@ -118,13 +135,16 @@ def _parsed(file: Path) -> list:
         raise ValueError(f"{file}: no YAML: {error}") from None
     must(
         isinstance(found, list | None),
-        f"{file}: a list of claims is needed, got a {type(found).__name__}; begin each claim with '- id: ...'",
+        f"{file}: a list of claims is needed, got a {type(found).__name__}; "
+        "begin each claim with '- id: ...'",
     )
     return found or []
 
 
 class _Once(yaml.SafeLoader):
-    """YAML in which no field of a mapping may be given twice: the later one would silently replace the first."""
+    """YAML in which no field of a mapping may be given twice: the later one would silently replace
+    the first.
+    """
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
@@ -140,7 +160,9 @@ class _Once(yaml.SafeLoader):
 
 @functools.cache
 def _yaml(text: str):
-    """Read once by each process: YAML is slow, and a page of figures asks for the claims of every notebook."""
+    """Read once by each process: YAML is slow, and a page of figures asks for the claims of every
+    notebook.
+    """
     return yaml.load(text, _Once)
 
 
@@ -192,7 +214,8 @@ def _paper(value: dict) -> None:
 def _accept(accept: dict) -> dict:
     must(
         isinstance(accept, dict) and accept,
-        f"accept must give an acceptance by profile, got {accept!r}; write null where a profile cannot decide",
+        f"accept must give an acceptance by profile, got {accept!r}; "
+        "write null where a profile cannot decide",
     )
     must(
         set(accept) <= {"quick", "paper"},
@@ -215,7 +238,8 @@ def _complete(run, wanted: set, measured: set) -> None:
     )
     must(
         measured <= wanted,
-        f"{run.name} measures {sorted(measured - wanted)}, of which {file} has no entry for this notebook",
+        f"{run.name} measures {sorted(measured - wanted)}, "
+        f"of which {file} has no entry for this notebook",
     )
 
 
@@ -266,7 +290,9 @@ def _line(run, entry: dict, value, verdict: str) -> dict:
 
 
 def _json(value):
-    """What JSON can hold of a measured value: long lists as min, max, len; NaN, infinities and anything else as text."""
+    """What JSON can hold of a measured value: long lists as min, max, len; NaN, infinities and
+    anything else as text.
+    """
     numbers = leaves(value)
     if isinstance(value, list) and len(numbers) > 50 and all(map(is_number, numbers)):
         return {"min": min(numbers), "max": max(numbers), "len": len(numbers)}

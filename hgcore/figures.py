@@ -1,4 +1,6 @@
-"""How figures look, and how they are kept: PNG and PDF with the same bytes on every run, and the numbers that were drawn."""
+"""How figures look, and how they are kept: PNG and PDF with the same bytes on every run, and the
+numbers that were drawn.
+"""
 
 import hashlib
 import io
@@ -76,7 +78,9 @@ def use() -> None:
 
 
 def styles(n: int) -> list[dict[str, str]]:
-    """n keyword sets for `plot`: told apart by colour, and without colour by dash and marker. All differ for n <= 28.
+    """n keyword sets for `plot`: told apart by colour, and without colour by dash and marker.
+
+    All differ for n <= 28.
 
     For long curves add `markevery`, so that the markers stay few.
     """
@@ -87,9 +91,11 @@ def styles(n: int) -> list[dict[str, str]]:
 
 
 def save(run, figure: str, fig, series: dict[str, dict]) -> None:
-    """Write figure.png and figure.pdf to run.destination; keep `series`, the plotted numbers, for the record.
+    """Write figure.png and figure.pdf to run.destination; keep `series`, the plotted numbers, for
+    the record.
 
-    A series is {x, y}, {image} (2-D) or {values}, with labels and further arrays as needed. claims.check writes the record.
+    A series is {x, y}, {image} (2-D) or {values}, with labels and further arrays as needed.
+    claims.check writes the record.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", figure):
         raise ValueError(
@@ -161,17 +167,21 @@ def _entry(where: str, fields: dict) -> dict:
     kept = {name: rounded(value) for name, value in fields.items()}
     if form == {"x", "y"} and np.shape(fields["x"])[:1] != np.shape(fields["y"])[:1]:
         raise ValueError(
-            f"{where}: x and y must be as long as each other, got shapes {np.shape(fields['x'])} and {np.shape(fields['y'])}"
+            f"{where}: x and y must be as long as each other, "
+            f"got shapes {np.shape(fields['x'])} and {np.shape(fields['y'])}"
         )
     if form == {"image"} and np.ndim(fields["image"]) != 2:
         raise ValueError(
-            f"{where}: an image is 2-D, got shape {np.shape(fields['image'])}; give several images as several series"
+            f"{where}: an image is 2-D, got shape {np.shape(fields['image'])}; "
+            "give several images as several series"
         )
     return kept
 
 
 def rounded(value):
-    """`value` (number, text, array of either) as JSON can hold it: floats to 10 significant digits, NaN and infinities as None."""
+    """`value` (number, text, array of either) as JSON can hold it: floats to 10 significant digits,
+    NaN and infinities as None.
+    """
     if value is None or isinstance(value, str):
         return value
     array = np.asarray(value)

@@ -1,6 +1,8 @@
-"""What to run, and what a run left: jobs chosen by name, checked before anything starts, and their executed notebooks.
+"""What to run, and what a run left: jobs chosen by name, checked before anything starts, and their
+executed notebooks.
 
-Executed notebooks land in runs/<profile>/, an override's in runs/overrides/<profile>/; git ignores both.
+Executed notebooks land in runs/<profile>/, an override's in runs/overrides/<profile>/; git ignores
+both.
 """
 
 import difflib
@@ -41,7 +43,9 @@ class Job:
 
 
 def aliases(root):
-    """{notebook name: every name it answers to}: its own and its figures', with and without the paper."""
+    """{notebook name: every name it answers to}: its own and its figures', with and without the
+    paper.
+    """
     known = {}
     for name in notebook.discover(root):
         figures = [
@@ -54,7 +58,9 @@ def aliases(root):
 
 
 def select(words, root):
-    """Names of the notebooks that the words mean; all for no words; Refused for a word that means none."""
+    """Names of the notebooks that the words mean; all for no words; Refused for a word that means
+    none.
+    """
     known = aliases(root)
     chosen = [name for word in words for name in _meant(word, known)]
     return [name for name in known if not words or name in chosen]
@@ -81,7 +87,8 @@ def plan(names, root, **parameters):
     """A job for each name, or Refused with every reason why one cannot start."""
     if parameters.get("backend") == "autograd" and parameters.get("device", "cpu") != "cpu":
         raise Refused(
-            f"backend autograd runs on the cpu only, got device {parameters['device']}; use --backend torch"
+            f"backend autograd runs on the cpu only, got device {parameters['device']}; "
+            "use --backend torch"
         )
     if parameters.get("device", "cpu") != "cpu":
         backend.make("torch", parameters["device"])  # ValueError if it is not there
@@ -105,7 +112,9 @@ def _reason(job, root):
 
 
 def executed(name, profile, root):
-    """The notebook of today with the outputs of its last run, or None if that failed, was cut short or ran other code."""
+    """The notebook of today with the outputs of its last run, or None if that failed, was cut short
+    or ran other code.
+    """
     try:
         ran = json.loads(Job(name, profile).target(root).read_text(encoding="utf-8"))
         signed = ran["metadata"][SIGNATURE]
@@ -153,7 +162,9 @@ def _unfinished(cell):
 
 
 def update(name, root):
-    """Write the outputs of the last quick run into notebooks/<name>.ipynb, normalised; say whether the file changed."""
+    """Write the outputs of the last quick run into notebooks/<name>.ipynb, normalised; say whether
+    the file changed.
+    """
     nb, path = executed(name, "quick", root), notebook.path(name, root)
     if nb is None:
         raise Refused(f"{name} has no complete quick run of today's code; run it first")

@@ -1,4 +1,6 @@
-"""What running notebooks show a person: one live line each on a terminal, a rare plain line in a log file."""
+"""What running notebooks show a person: one live line each on a terminal, a rare plain line in a
+log file.
+"""
 
 import re
 import time
@@ -37,7 +39,9 @@ class Watch:
 
     @property
     def place(self):
-        """The running cell as the saved notebook numbers it, with its id: `cell In [3] (compute)`; empty before the first and after the last."""
+        """The running cell as the saved notebook numbers it, with its id: `cell In [3] (compute)`;
+        empty before the first and after the last.
+        """
         if self.over or not self.cell:
             return ""
         return f"cell In [{self.cell}]" + (f" ({self.id})" if self.id else "")

@@ -1,4 +1,6 @@
-"""Notebooks as files: which there are, what they promise, and whether the records of a run still belong to them."""
+"""Notebooks as files: which there are, what they promise, and whether the records of a run still
+belong to them.
+"""
 
 import ast
 import hashlib
@@ -46,7 +48,9 @@ RECORD = {
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The repository: HGCORE_ROOT, else the nearest folder above `start` (the working directory) with pyproject.toml and notebooks/."""
+    """The repository: HGCORE_ROOT, else the nearest folder above `start` (the working directory)
+    with pyproject.toml and notebooks/.
+    """
     given = os.environ.get("HGCORE_ROOT")
     start = Path(given or start or Path.cwd()).resolve()
     for folder in (start, *start.parents)[: 1 if given else None]:
@@ -54,10 +58,12 @@ def find_root(start: Path | None = None) -> Path:
             return folder
     if given:
         raise FileNotFoundError(
-            f"HGCORE_ROOT is {given}, where there is no pyproject.toml or no notebooks/: set it to the repository, or not at all"
+            f"HGCORE_ROOT is {given}, where there is no pyproject.toml or no notebooks/: "
+            "set it to the repository, or not at all"
         )
     raise FileNotFoundError(
-        f"no folder with pyproject.toml and notebooks/ at or above {start}; go into the repository or set HGCORE_ROOT"
+        f"no folder with pyproject.toml and notebooks/ at or above {start}; "
+        "go into the repository or set HGCORE_ROOT"
     )
 
 
@@ -91,7 +97,10 @@ def discover(root: Path) -> list[str]:
 
 
 def read(name: str, root: Path) -> dict:
-    """The notebook as plain JSON, every cell's source one string. (Importing nbformat can cost 2 s.)"""
+    """The notebook as plain JSON, every cell's source one string.
+
+    (Importing nbformat can cost 2 s.)
+    """
     file = path(name, root)
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
@@ -103,7 +112,9 @@ def read(name: str, root: Path) -> dict:
 
 
 def parameters(nb: dict) -> dict[str, object]:
-    """Name and default of each parameter, from the one cell tagged `parameters`, which holds annotated assignments of literals only."""
+    """Name and default of each parameter, from the one cell tagged `parameters`, which holds
+    annotated assignments of literals only.
+    """
     cells = [cell["source"] for cell in nb["cells"] if "parameters" in tags(cell)]
     if len(cells) != 1:
         raise ValueError(
@@ -112,13 +123,16 @@ def parameters(nb: dict) -> dict[str, object]:
     lines = ast.parse(cells[0]).body
     if not all(isinstance(line, ast.AnnAssign) and line.value is not None for line in lines):
         raise ValueError(
-            f"write each parameter as `seed: int = 0  # what it is`, and nothing else in its cell; got:\n{cells[0]}"
+            "write each parameter as `seed: int = 0  # what it is`, and nothing else in its cell; "
+            f"got:\n{cells[0]}"
         )
     return {line.target.id: ast.literal_eval(line.value) for line in lines}
 
 
 def scale(nb: dict) -> dict[str, dict[str, object]]:
-    """The tables quick= and paper= of the notebook's profiles.start(...), unexecuted; a value that is no literal is `...`."""
+    """The tables quick= and paper= of the notebook's profiles.start(...), unexecuted; a value that
+    is no literal is `...`.
+    """
     for source in source_cells(nb):
         for node in ast.walk(ast.parse(_plain(source))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("profiles.start"):
@@ -151,7 +165,8 @@ def key(
     root: Path,
     versions: dict | None = None,
 ) -> str:
-    """sha256 of all that a figure depends on: notebook code, what it reaches in the package, claims, parameters, numpy and torch.
+    """sha256 of all that a figure depends on: notebook code, what it reaches in the package,
+    claims, parameters, numpy and torch.
 
     versions: of hgcore, numpy and torch; those of today if None.
     """
@@ -178,7 +193,9 @@ def key(
 def done(
     name: str, profile: str, backend: str, device: str, seed: int, overrides: dict, root: Path
 ) -> bool:
-    """Whether a run of this content stands complete: every sibling's record, pictures as recorded, no claim that FAILS (without overrides)."""
+    """Whether a run of this content stands complete: every sibling's record, pictures as recorded,
+    no claim that FAILS (without overrides).
+    """
     wanted, folder = (
         key(name, profile, backend, device, seed, overrides, root),
         destination(name, profile, overrides, root),
@@ -213,7 +230,9 @@ def records(root: Path) -> list[dict]:
 
 
 def fresh(record: dict, root: Path, versions: dict | None = None) -> bool:
-    """Whether a record's notebook, package and pictures are still those of its run; with `versions` as they were in it, whatever is installed."""
+    """Whether a record's notebook, package and pictures are still those of its run; with `versions`
+    as they were in it, whatever is installed.
+    """
     asked = [record[field] for field in ("profile", "backend", "device", "seed", "overrides")]
     folder = destination(record["notebook"], record["profile"], record["overrides"], root)
     return (
@@ -227,7 +246,9 @@ def fresh(record: dict, root: Path, versions: dict | None = None) -> bool:
 
 
 def _plain(source: str) -> str:
-    """The source of a cell; where it is no plain Python (magics), code that could call anything in the package."""
+    """The source of a cell; where it is no plain Python (magics), code that could call anything in
+    the package.
+    """
     try:
         ast.parse(source)
     except SyntaxError:
@@ -248,7 +269,8 @@ def _table(node: ast.AST | None, profile: str) -> dict[str, object]:
             name.value: _literal(value) for name, value in zip(node.keys, node.values, strict=True)
         }
     raise ValueError(
-        f"write the scale table inside profiles.start as {profile}=dict(name=value, ...): it is read without running the notebook"
+        f"write the scale table inside profiles.start as {profile}=dict(name=value, ...): "
+        "it is read without running the notebook"
     )
 
 

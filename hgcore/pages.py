@@ -1,4 +1,7 @@
-"""Static pages: no script, no network. A notebook as HTML, its formulas as MathML, in the suite's own template."""
+"""Static pages: no script, no network.
+
+A notebook as HTML, its formulas as MathML, in the suite's own template.
+"""
 
 import json
 import re

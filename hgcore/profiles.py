@@ -26,7 +26,10 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a notebook. `scale` holds the profile's table with the overrides applied; figures.save fills `figures`."""
+    """One execution of a notebook.
+
+    `scale` holds the profile's table with the overrides applied; figures.save fills `figures`.
+    """
 
     name: str
     profile: str
@@ -94,7 +97,10 @@ def start(
     quick: dict,
     paper: dict,
 ) -> Run:
-    """Check what was asked for, set style and print options, print the scale table; return the run. ValueError names what is wrong."""
+    """Check what was asked for, set style and print options, print the scale table; return the run.
+
+    ValueError names what is wrong.
+    """
     _known("profile", profile, PROFILES)
     _known("backend", backend, BACKENDS)
     _known("device", device, DEVICES)
@@ -128,14 +134,17 @@ def start(
 
 
 def apply(scale: dict[str, dict], profile: str, overrides: dict) -> dict:
-    """The table of `profile` with `overrides`; ValueError on a name that is not in it, or on another kind of value than its defaults.
+    """The table of `profile` with `overrides`; ValueError on a name that is not in it, or on
+    another kind of value than its defaults.
 
-    `scale` is {"quick": {...}, "paper": {...}}. A default of `...` (unknown) takes any kind, and so does None.
+    `scale` is {"quick": {...}, "paper": {...}}. A default of `...` (unknown) takes any kind, and so
+    does None.
     """
     quick, paper = scale["quick"], scale["paper"]
     if set(quick) != set(paper):
         raise ValueError(
-            f"quick and paper must have the same names; only one of them has {', '.join(sorted(set(quick) ^ set(paper)))}"
+            "quick and paper must have the same names; "
+            f"only one of them has {', '.join(sorted(set(quick) ^ set(paper)))}"
         )
     if not isinstance(overrides, dict):
         raise ValueError(f'overrides must be a dict such as {{"steps": 20}}, got {overrides!r}')
@@ -143,7 +152,8 @@ def apply(scale: dict[str, dict], profile: str, overrides: dict) -> dict:
         _known("override", name, sorted(quick))
         if not any(_alike(default, value) for default in (quick[name], paper[name])):
             raise ValueError(
-                f"override {name} must be like its default {scale[profile][name]!r}, got {value!r} ({type(value).__name__})"
+                f"override {name} must be like its default {scale[profile][name]!r}, "
+                f"got {value!r} ({type(value).__name__})"
             )
     return {**scale[profile], **overrides}
 
@@ -152,7 +162,8 @@ def _known(what: str, value, allowed) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
         raise ValueError(
-            f"{what} must be one of {', '.join(allowed) or '(there are none)'}; got {value!r}{f', meant {close[0]}?' if close else ''}"
+            f"{what} must be one of {', '.join(allowed) or '(there are none)'}; "
+            f"got {value!r}{f', meant {close[0]}?' if close else ''}"
         )
 
 
@@ -187,7 +198,9 @@ def _shown(value) -> str:
 
 
 def _pinned(backend: str) -> dict:
-    """The thread counts, torch's fixed to what it is: rewinding a run needs the same sums on the way back."""
+    """The thread counts, torch's fixed to what it is: rewinding a run needs the same sums on the
+    way back.
+    """
     threads = {name: os.environ.get(name) for name in THREADS}
     if backend == "torch":
         import torch

@@ -1,9 +1,11 @@
 """Which definitions of a package a piece of code can reach, found without running it.
 
-A definition is a function, class or assignment at the top of a module. It reaches what it names, through imports and dotted names;
-a module named without an attribute is reached whole. Objects are not followed: to have one somebody must name its class, and a
-method of a class without bases counts as soon as anything that is reached has its name, as an attribute, a variable or a text.
-(A class with bases counts whole: who knows what they call. tests/test_reach.py runs notebooks and sees that nothing else was called.)
+A definition is a function, class or assignment at the top of a module. It reaches what it names,
+through imports and dotted names; a module named without an attribute is reached whole. Objects are
+not followed: to have one somebody must name its class, and a method of a class without bases counts
+as soon as anything that is reached has its name, as an attribute, a variable or a text. (A class
+with bases counts whole: who knows what they call. tests/test_reach.py runs notebooks and sees that
+nothing else was called.)
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ REST, ALL = "", "*"  # for a name: what a module does outside of definitions; ev
 
 
 class _Module(NamedTuple):
-    """definitions: name -> texts that bind it; methods: class -> its methods' names, texts in `definitions` under "class.method";
-    imports: name -> (module, attribute, or None for the module itself)."""
+    """definitions: name -> texts that bind it; methods: class -> its methods' names, texts in
+    `definitions` under "class.method";
+    imports: name -> (module, attribute, or None for the module itself).
+    """
 
     definitions: dict[str, list[str]]
     methods: dict[str, list[str]]
@@ -31,7 +35,9 @@ class _Module(NamedTuple):
 
 
 def reached(source: str, package: Path, outside: set[str]) -> dict[str, str]:
-    """{"module:name": code without comments and docstrings} of all that `source` reaches; files called as in `outside` are left out."""
+    """{"module:name": code without comments and docstrings} of all that `source` reaches; files
+    called as in `outside` are left out.
+    """
     modules = {
         _dotted(file, package): None
         if file.name in outside
@@ -94,7 +100,9 @@ def _parsed(source: str) -> _Module:
 
 
 def _apart(statement: ast.stmt) -> list[ast.FunctionDef]:
-    """The methods that count one by one: of a class without bases, or a Protocol, those with ordinary names."""
+    """The methods that count one by one: of a class without bases, or a Protocol, those with
+    ordinary names.
+    """
     if not isinstance(statement, ast.ClassDef) or any(
         _chain(base)[-1] != "Protocol" for base in statement.bases
     ):
@@ -107,7 +115,7 @@ def _apart(statement: ast.stmt) -> list[ast.FunctionDef]:
 
 
 def _text(statement: ast.stmt, lines: list[str], without: Sequence[ast.stmt] = ()) -> str:
-    """Its lines, decorators and all; where some parts are left out, an ellipsis and no empty lines."""
+    """Its lines, with decorators; where some parts are left out, an ellipsis and no empty lines."""
     kept = [i for i in _rows(statement) if not any(i in _rows(part) for part in without)]
     text = textwrap.dedent("\n".join(lines[i] for i in kept if lines[i].strip() or not without))
     return f"{text}\n    ..." if without else text
@@ -182,7 +190,9 @@ def _words(text: str) -> set[str]:
 
 @lru_cache(maxsize=5000)
 def _globals(text: str) -> set[str]:
-    """The names that a definition takes from its module: those that are local to functions in it have another meaning."""
+    """The names that a definition takes from its module: those that are local to functions in it
+    have another meaning.
+    """
     table = symtable.symtable(text, "statement", "exec")
     names, inner = {symbol.get_name() for symbol in table.get_symbols()}, table.get_children()
     while inner:
@@ -218,7 +228,7 @@ def _chain(node: ast.AST) -> list[str]:
 def _found(
     module: str, name: str | None, rest: list[str], modules: dict[str, _Module | None]
 ) -> Iterator[tuple[str, str]]:
-    """The definitions behind `name` of a module (None: the module itself), followed by attributes."""
+    """The definitions behind `name` of a module (None: the module itself), then by attributes."""
     if name and f"{module}.{name}" in modules:
         module, name = f"{module}.{name}", None
     if modules.get(module) is None:  # another package, or outside

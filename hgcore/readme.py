@@ -8,7 +8,9 @@ BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
 def table(root):
-    """Verdicts at profile paper as Markdown: by notebook, the tally, what does not hold, and, folded, every claim under its figure."""
+    """Verdicts at profile paper as Markdown: by notebook, the tally, what does not hold, and,
+    folded, every claim under its figure.
+    """
     said, records = report.verdicts(root, "paper"), report.latest(root)
     linked = _links(records, root)
     books = [(linked[name], _pictures(name, records, root), _counts(name, said)) for name in linked]
@@ -44,7 +46,7 @@ def _rows(head, rows):
 
 
 def _every(said, linked, root):
-    """(figure, notebook, claim, verdict) of all claims, figure by figure; the first two once only."""
+    """(figure, notebook, claim, verdict) of all claims by figure; the first two once only."""
     places, before = list(dict.fromkeys((name, entry["figure"]) for name, entry, _ in said)), None
     for name, entry, verdict in sorted(
         said, key=lambda row: places.index((row[0], row[1]["figure"]))
@@ -62,10 +64,13 @@ def _statement(entry):
 
 
 def _links(records, root):
-    """{notebook: a link to it, with what it took at profile paper where that is minutes, and whether its code has changed since}"""
+    """{notebook: a link to it, with what it took at profile paper where that is minutes, and
+    whether its code has changed since}
+    """
     ran = [record for (_, profile), record in records.items() if profile == "paper"]
     return {
-        name: f"[{name}](notebooks/{name}.ipynb){_remark([record for record in ran if record['notebook'] == name], root)}"
+        name: f"[{name}](notebooks/{name}.ipynb)"
+        + _remark([record for record in ran if record["notebook"] == name], root)
         for name in notebook.discover(root)
     }
 

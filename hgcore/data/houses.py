@@ -24,7 +24,9 @@ FEATURES = (
 
 
 def boston() -> tuple[np.ndarray, np.ndarray]:
-    """features (506, 13) as published, unscaled, in the order of FEATURES, and median prices (506,) in $1000, both float64."""
+    """features (506, 13) as published, unscaled, in the order of FEATURES, and median prices (506,)
+    in $1000, both float64.
+    """
     table = packaged(
         "boston",
         "boston_housing.csv",

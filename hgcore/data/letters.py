@@ -1,4 +1,6 @@
-"""Omniglot: the letters of fifty alphabets, each drawn by twenty people (Lake, Salakhutdinov and Tenenbaum 2015)."""
+"""Omniglot: the letters of fifty alphabets, each drawn by twenty people (Lake, Salakhutdinov and
+Tenenbaum 2015).
+"""
 
 import io
 import zipfile
@@ -39,7 +41,8 @@ FILES.update(
     }
 )
 SIDE, DRAWINGS = 105, 20
-# Characters of each alphabet, in the order of the original numbers: thirty alphabets "background", then twenty "evaluation".
+# Characters of each alphabet, in the order of the original numbers: thirty alphabets "background",
+# then twenty "evaluation".
 OMNIGLOT = {
     "Arcadian": 26,
     "Armenian": 41,
@@ -105,14 +108,17 @@ SMALL = {
 def omniglot(
     alphabets: Sequence[str], drawings: int = 15, side: int = 28, packed: bool = False
 ) -> list[np.ndarray]:
-    """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0, the first `drawings` of 20.
+    """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0, the first
+    `drawings` of 20.
 
-    The originals, 105 x 105 of one bit, are averaged over the areas of the new pixels: each is a whole number of parts of ink,
-    divided once, the same on every machine. packed reads the same pixels from the npz files instead of the official zips.
+    The originals, 105 x 105 of one bit, are averaged over the areas of the new pixels: each is a
+    whole number of parts of ink, divided once, the same on every machine. packed reads the same
+    pixels from the npz files instead of the official zips.
     """
     if unknown := [name for name in alphabets if name not in OMNIGLOT]:
         raise ValueError(
-            f"Omniglot has no alphabet {', '.join(map(repr, unknown))}; it has {', '.join(OMNIGLOT)}"
+            f"Omniglot has no alphabet {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(OMNIGLOT)}"
         )
     if not 1 <= drawings <= DRAWINGS or not 1 <= side <= SIDE:
         raise ValueError(
@@ -122,7 +128,9 @@ def omniglot(
 
 
 def shrunk(ink: np.ndarray, side: int) -> np.ndarray:
-    """Pictures (..., n, n) of ones and zeros as (..., side * side), every new pixel the mean of the area it covers."""
+    """Pictures (..., n, n) of ones and zeros as (..., side * side), every new pixel the mean of the
+    area it covers.
+    """
     n = ink.shape[-1]
     old, new = (
         np.arange(n) * side,
@@ -144,13 +152,16 @@ def _inked(alphabet: str, packed: bool) -> np.ndarray:
         raise DataError(f"{name} holds no drawings of {alphabet} ({error})") from error
     if ink.shape != (OMNIGLOT[alphabet], DRAWINGS, SIDE, SIDE):
         raise DataError(
-            f"{name} holds {alphabet} as {ink.shape}, expected {(OMNIGLOT[alphabet], DRAWINGS, SIDE, SIDE)}"
+            f"{name} holds {alphabet} as {ink.shape}, "
+            f"expected {(OMNIGLOT[alphabet], DRAWINGS, SIDE, SIDE)}"
         )
     return ink
 
 
 def _part(alphabet: str, packed: bool) -> str:
-    """The smallest file with this alphabet: background_small1, background_small2, background or evaluation."""
+    """The smallest file with this alphabet: background_small1, background_small2, background or
+    evaluation.
+    """
     if alphabet not in BACKGROUND:
         return "evaluation"
     small = [

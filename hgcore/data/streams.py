@@ -15,7 +15,9 @@ def batch(seed: int | Sequence[int], t: int, size: int, total: int) -> np.ndarra
 
 
 def authors_rng(*address: int | str) -> np.random.RandomState:
-    """The stream of Maclaurin et al.'s released code at (seed, k, t) and the like: seeded by the MD5 of the tuple's text."""
+    """The stream of Maclaurin et al.'s released code at (seed, k, t) and the like: seeded by the
+    MD5 of the tuple's text.
+    """
     plain = tuple(
         part.item() if isinstance(part, np.generic) else part for part in address
     )  # np.int64(0) prints otherwise

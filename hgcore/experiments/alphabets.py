@@ -1,4 +1,6 @@
-"""Letters of many alphabets, and nets that learn what to share between them (Maclaurin et al. 2015, section 3.5)."""
+"""Letters of many alphabets, and nets that learn what to share between them (Maclaurin et al. 2015,
+section 3.5).
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,19 @@ from hgcore.problem import Problem
 
 
 class Letters(NamedTuple):
-    """One task: to tell the characters of an alphabet apart. images (characters, drawings, pixels), labels (characters, classes)."""
+    """One task: to tell the characters of an alphabet apart.
+
+    images (characters, drawings, pixels), labels (characters, classes).
+    """
 
     images: np.ndarray
     labels: np.ndarray
 
 
 def turned(alphabet: np.ndarray) -> np.ndarray:
-    """An alphabet (characters, drawings, side * side) with every picture turned by 90 degrees, counter-clockwise."""
+    """An alphabet (characters, drawings, side * side) with every picture turned by 90 degrees,
+    counter-clockwise.
+    """
     side = round(alphabet.shape[-1] ** 0.5)
     return np.rot90(alphabet.reshape(*alphabet.shape[:2], side, side), axes=(2, 3)).reshape(
         alphabet.shape
@@ -31,9 +38,11 @@ def turned(alphabet: np.ndarray) -> np.ndarray:
 
 
 def alphabets_and_turned(alphabets: Sequence[np.ndarray], classes: int, rng) -> list[Letters]:
-    """Maclaurin et al. 2015, section 3.5: a task per alphabet, then a task per turned alphabet, minus the mean picture of all.
+    """Maclaurin et al. 2015, section 3.5: a task per alphabet, then a task per turned alphabet,
+    minus the mean picture of all.
 
-    Labels are drawn at random among `classes` outputs; the turned copy of a character keeps its label.
+    Labels are drawn at random among `classes` outputs; the turned copy of a character keeps its
+    label.
     """
     labels = [np.eye(classes)[rng.permutation(classes)[: len(alphabet)]] for alphabet in alphabets]
     images = [*alphabets, *map(turned, alphabets)]
@@ -44,7 +53,9 @@ def alphabets_and_turned(alphabets: Sequence[np.ndarray], classes: int, rng) -> 
 
 
 def deal(tasks: Sequence[Letters], sizes: Sequence[int], rng) -> list[list[Letters]]:
-    """The tasks once for each of `sizes`, so many drawings of every character in each: dealt at random, task by task."""
+    """The tasks once for each of `sizes`, so many drawings of every character in each: dealt at
+    random, task by task.
+    """
     orders = [rng.rand(*task.images.shape[:2]).argsort(axis=1)[..., None] for task in tasks]
     dealt = [
         np.split(np.take_along_axis(task.images, order, 1), np.cumsum(sizes), axis=1)
@@ -57,19 +68,25 @@ def deal(tasks: Sequence[Letters], sizes: Sequence[int], rng) -> list[list[Lette
 
 
 def sharings(tasks: int) -> Layout:
-    """The hyperparameters of `sharing`: for each of the net's three layers a matrix that mixes the tasks."""
+    """The hyperparameters of `sharing`: for each of the net's three layers a matrix that mixes the
+    tasks.
+    """
     return Layout({layer: (tasks, tasks) for layer in ("input", "middle", "output")})
 
 
 def evenly(tasks: int, shares: Sequence[float]) -> np.ndarray:
-    """Hyperparameters of `sharing`, T = (1 - share) I + share 11'/tasks in each layer: 0 for separate weights, 1 for one set for all."""
+    """Hyperparameters of `sharing`, T = (1 - share) I + share 11'/tasks in each layer: 0 for
+    separate weights, 1 for one set for all.
+    """
     layout = sharings(tasks)
     blocks = [(1 - share) * np.eye(tasks) + share / tasks for share in shares]
     return layout.join(dict(zip(layout.shapes, blocks, strict=True)))
 
 
 def shared(hyper: np.ndarray, tasks: int) -> dict[str, np.ndarray]:
-    """How much each pair of tasks shares in each layer: the covariance T T' as correlations, ones on the diagonal."""
+    """How much each pair of tasks shares in each layer: the covariance T T' as correlations, ones
+    on the diagonal.
+    """
     covariances = {
         layer: matrix @ matrix.T for layer, matrix in sharings(tasks).split(hyper).items()
     }
@@ -91,12 +108,15 @@ def sharing(
     penalty: float,
     log_scale: float,
 ) -> Problem:
-    """One net of three layers per task, whose weights are mixed layer by layer (Maclaurin et al. 2015, section 3.5).
+    """One net of three layers per task, whose weights are mixed layer by layer (Maclaurin et al.
+    2015, section 3.5).
 
-    Training moves free weights z, all tasks' together: n = tasks * net.layout.size. In layer l the net of task i has the weights
-    sum_j T_l[i, j] z_j, where hyper holds the T_l as `sharings(tasks)` names them. Together with the penalty on |z|**2 this is
-    a quadratic penalty on pairs of tasks, with covariance T_l T_l'. Inner: the sum of the tasks' mean cross-entropies, and
-    the penalty; full batch. Outer: the mean over tasks on `judged`. z starts with standard deviation exp(log_scale).
+    Training moves free weights z, all tasks' together: n = tasks * net.layout.size. In layer l the
+    net of task i has the weights sum_j T_l[i, j] z_j, where hyper holds the T_l as
+    `sharings(tasks)` names them. Together with the penalty on |z|**2 this is a quadratic penalty on
+    pairs of tasks, with covariance T_l T_l'. Inner: the sum of the tasks' mean cross-entropies, and
+    the penalty; full batch. Outer: the mean over tasks on `judged`. z starts with standard
+    deviation exp(log_scale).
     """
     train, judged = ([_examples(backend, task) for task in tasks] for tasks in (train, judged))
     start = backend.array(rng.randn(len(train) * net.layout.size) * np.exp(log_scale))
@@ -143,7 +163,9 @@ def losses_by_task(backend, net: Dense, free, hyper, tasks: Sequence[Letters]) -
 
 
 def mixed(net: Dense, free, hyper, tasks: int):
-    """For each task the weights and biases of its net: per block of the net (tasks, size), matrix of its layer @ free weights."""
+    """For each task the weights and biases of its net: per block of the net (tasks, size), matrix
+    of its layer @ free weights.
+    """
     matrices = list(sharings(tasks).split(hyper).values())
     blocks = Layout(
         {

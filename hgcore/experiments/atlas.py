@@ -1,4 +1,6 @@
-"""One problem on which every method is measured: logistic regression of digits with a condition number to dial, and a count of what is spent."""
+"""One problem on which every method is measured: logistic regression of digits with a condition
+number to dial, and a count of what is spent.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ NEWTON = 10  # steps from zero to the optimum: some eight are needed
 
 
 class Counting:
-    """A backend that counts gradients of the inner objective and products with its second derivatives, and does what `backend` does."""
+    """A backend that counts gradients of the inner objective and products with its second
+    derivatives, and does what `backend` does.
+    """
 
     def __init__(self, backend):
         self.backend, self.gradients_seen, self.products_seen = backend, 0, 0
@@ -58,7 +62,9 @@ class Counting:
 
 
 class Spent(NamedTuple):
-    """A hypergradient (m,) and its price: gradients and products of the inner objective, training included; states kept."""
+    """A hypergradient (m,) and its price: gradients and products of the inner objective, training
+    included; states kept.
+    """
 
     grad: np.ndarray
     gradients: int
@@ -67,10 +73,13 @@ class Spent(NamedTuple):
 
 
 def spent(solve: Callable, problem: Problem, hyper, *trained) -> Spent:
-    """What solve(problem, hyper) finds and what it takes; for inner objectives that leave their derivatives to the backend.
+    """What solve(problem, hyper) finds and what it takes; for inner objectives that leave their
+    derivatives to the backend.
 
-    trained: the state that an implicit method begins with, if it is there already; its training is counted all the same.
-    states: `nbytes` over those of one state. The one gradient of the outer objective is not counted.
+    trained: the state that an implicit method begins with, if it is there already; its training is
+        counted all the same.
+    states: `nbytes` over those of one state. The one gradient of the outer objective is not
+        counted.
     """
     counting, before = Counting(problem.backend), problem.steps if trained else 0
     found = solve(replace(problem, backend=counting), hyper, *trained)
@@ -83,8 +92,9 @@ def spent(solve: Callable, problem: Problem, hyper, *trained) -> Spent:
 
 
 def whitened(images: Sequence[np.ndarray], features: int, condition: float) -> list[np.ndarray]:
-    """Each of `images` (N, pixels) as (N, features): one, and the first principal components of the first set, each of variance one there;
-    all scaled by factors that fall evenly, in ratio, from 1 to condition^-1/2.
+    """Each of `images` (N, pixels) as (N, features): one, and the first principal components of the
+    first set, each of variance one there; all scaled by factors that fall evenly, in ratio, from 1
+    to condition^-1/2.
     """
     mean = images[0].mean(axis=0)
     variances, axes = np.linalg.eigh((images[0] - mean).T @ (images[0] - mean) / len(images[0]))
@@ -97,7 +107,9 @@ def whitened(images: Sequence[np.ndarray], features: int, condition: float) -> l
 
 
 def contrasts(classes: int) -> np.ndarray:
-    """(classes - 1, classes), rows orthonormal and of sum zero: scores in them have no direction that changes no probability."""
+    """(classes - 1, classes), rows orthonormal and of sum zero: scores in them have no direction
+    that changes no probability.
+    """
     rows = np.tri(classes - 1, classes) - np.diag(np.arange(1.0, classes), 1)[:-1]
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -114,9 +126,12 @@ def with_momentum(problem: Problem, steps: int, decay: float) -> Problem:
 
 @dataclass(frozen=True)
 class Dialled:
-    """Logistic regression at one conditioning. hyper (bands + 1,): log penalties of the bands of features, then the log rate.
+    """Logistic regression at one conditioning.
 
-    optimum (n,), its curvatures (n,) ascending, the hypergradient there by the implicit function theorem (bands + 1,): nothing to the rate.
+    hyper (bands + 1,): log penalties of the bands of features, then the log rate.
+
+    optimum (n,), its curvatures (n,) ascending, the hypergradient there by the implicit function
+    theorem (bands + 1,): nothing to the rate.
     """
 
     problem: Problem
@@ -134,7 +149,9 @@ class Dialled:
         return with_momentum(self.problem, steps, decay)
 
     def radius(self, decay: float) -> float:
-        """By what factor an error shrinks in one step near the optimum: the spectral radius of the step."""
+        """By what factor an error shrinks in one step near the optimum: the spectral radius of the
+        step.
+        """
         trace = 1 + decay - np.exp(self.hyper[-1]) * self.curvatures
         return float(
             abs(trace[:, None] + np.emath.sqrt(trace**2 - 4 * decay)[:, None] * [1, -1]).max() / 2
@@ -144,10 +161,11 @@ class Dialled:
 def regression(
     backend, source: str, examples: Sequence[int], *, features: int, bands: int, condition: float
 ) -> tuple[Problem, np.ndarray]:
-    """(descent on all examples, from zero; log penalties of the bands and the log rate, a zero to be replaced).
+    """(descent on all examples, from zero; log penalties of the bands and the log rate, a zero to
+    be replaced).
 
-    Weights (9 * features,): scores in `contrasts`. The penalties are as large as the curvature of the flattest feature is, about.
-    Outer objective: cross-entropy on the second part of `examples`.
+    Weights (9 * features,): scores in `contrasts`. The penalties are as large as the curvature of
+    the flattest feature is, about. Outer objective: cross-entropy on the second part of `examples`.
     """
     train, judged = data.splits(source, examples)
     inputs, seen = (
@@ -194,9 +212,11 @@ def dialled(backend, *where, **size) -> Dialled:
 
 
 def weighed(solve: Callable, steps: int, decay: float, *where, **size) -> float:
-    """By how many states a process of its own grows for one hypergradient of `regression` on torch, after so many steps at a rate of one.
+    """By how many states a process of its own grows for one hypergradient of `regression` on torch,
+    after so many steps at a rate of one.
 
-    Counted from when data are there and a short run has loaded and compiled what is loaded and compiled once.
+    Counted from when data are there and a short run has loaded and compiled what is loaded and
+    compiled once.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_growth, solve, steps, decay, *where, **size).result()
@@ -219,9 +239,11 @@ def area(size: float) -> float:
 def chart(
     panel, points: dict[str, tuple[float, float, float]], shapes: dict[str, Sequence[str]]
 ) -> None:
-    """Draw and name points {name: (x, y, size)} in a logarithmic panel whose limits are set; {marker: names}. Names avoid marks and each other.
+    """Draw and name points {name: (x, y, size)} in a logarithmic panel whose limits are set;
+    {marker: names}. Names avoid marks and each other.
 
-    The `area` of a mark grows with the logarithm of its size. What lies outside is drawn on the edge.
+    The `area` of a mark grows with the logarithm of its size. What lies outside is drawn on the
+    edge.
     """
     window = panel.get_window_extent()
     box, limits = (

@@ -1,4 +1,6 @@
-"""Which examples to train on: a weight for each of them, learned (Franceschi et al. 2017, section 5.1)."""
+"""Which examples to train on: a weight for each of them, learned (Franceschi et al. 2017, section
+5.1).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from hgcore.problem import Problem
 def corrupted(
     examples: data.Split, share: float, rng: np.random.Generator
 ) -> tuple[data.Split, np.ndarray]:
-    """(the examples, but `share` of them labelled as another class, drawn evenly; which ones: (N,) bool)."""
+    """(the examples, but `share` of them labelled as another class, drawn evenly; which ones: (N,)
+    bool).
+    """
     count, classes = examples.labels.shape
     wrong = np.zeros(count, bool)
     wrong[rng.permutation(count)[: round(share * count)]] = True
@@ -26,7 +30,8 @@ def corrupted(
 def weighted_examples(
     backend, net: Dense, train: data.Split, judged: data.Split, *, steps: int, rate: float
 ) -> Problem:
-    """Full-batch gradient descent from zero on (1/N) sum_i hyper_i NLL_i: hyper (N,) holds a weight for each of the N examples.
+    """Full-batch gradient descent from zero on (1/N) sum_i hyper_i NLL_i: hyper (N,) holds a weight
+    for each of the N examples.
 
     The outer objective is the mean NLL of `judged`.
     """
@@ -49,5 +54,7 @@ def weighted_examples(
 
 
 def f1(found: np.ndarray, wrong: np.ndarray) -> float:
-    """Harmonic mean of precision and recall of `found` (N,) bool as a guess of `wrong` (N,) bool; 0 if nothing is found."""
+    """Harmonic mean of precision and recall of `found` (N,) bool as a guess of `wrong` (N,) bool; 0
+    if nothing is found.
+    """
     return 2 * np.sum(found & wrong) / max(1, np.sum(found) + np.sum(wrong))

@@ -21,7 +21,9 @@ from hgcore.trajectory import reversible, shortcut
 
 
 class BigIntegers(ExactMomentum):
-    """`ExactMomentum` with the buffer of 2015, Algorithm 3 as printed: per weight one Python integer, of any size."""
+    """`ExactMomentum` with the buffer of 2015, Algorithm 3 as printed: per weight one Python
+    integer, of any size.
+    """
 
     def __init__(self, weights, speed):
         super().__init__(weights, speed)
@@ -68,12 +70,16 @@ as_released = partial(
 
 
 class as_in_2015(reversible):
-    """The trajectory of Maclaurin et al. 2015 as they released it: slow and large, for comparison. CPU only."""
+    """The trajectory of Maclaurin et al. 2015 as they released it: slow and large, for comparison.
+
+    CPU only.
+    """
 
     def __init__(self, problem: Problem, hyper, **options):
         if problem.backend.device != "cpu":
             raise ValueError(
-                f"the buffer of 2015 holds Python integers, device must be 'cpu', got {problem.backend.device!r}"
+                "the buffer of 2015 holds Python integers, device must be 'cpu', "
+                f"got {problem.backend.device!r}"
             )
         super().__init__(problem, hyper, **options)
 
@@ -82,14 +88,18 @@ class as_in_2015(reversible):
 
 
 def units(net: Dense) -> Layout:
-    """The hyperparameters of `unit_penalties`: a number for every unit that weights go out from, inputs first."""
+    """The hyperparameters of `unit_penalties`: a number for every unit that weights go out from,
+    inputs first.
+    """
     return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
 
 
 def scaled(net: Dense, free, hyper, biases: float = 0.2):
-    """The weights z exp(t) of free weights z (n,): t is hyper (m,) for what leaves a unit, and the number `biases` for a bias.
+    """The weights z exp(t) of free weights z (n,): t is hyper (m,) for what leaves a unit, and the
+    number `biases` for a bias.
 
-    Under one penalty on |z|**2 a larger t regularises less: the penalty on a weight is proportional to exp(-2 t).
+    Under one penalty on |z|**2 a larger t regularises less: the penalty on a weight is proportional
+    to exp(-2 t).
     """
     xp, rest = namespace(free), np.exp(biases)
     scales = iter(units(net).split(xp.exp(hyper)).values())
@@ -116,11 +126,13 @@ def unit_penalties(
     log_penalty: float = -4.0,
     log_scale: float = -3.0,
 ) -> Problem:
-    """Momentum training under an L2 penalty per unit: `scaled` weights, exp(log_penalty) |z|**2 (Fu et al. 2016).
+    """Momentum training under an L2 penalty per unit: `scaled` weights, exp(log_penalty) |z|**2 (Fu
+    et al. 2016).
 
-    `units(net)` names the hyperparameters; the release takes the mean over a unit's weights where this is their sum, of equal
-    sign. Streams of the release: the start comes from address = (seed, stage, k, "hyperloss"), as `dealt` with that address
-    deals the examples of outer step k; the minibatch of step t, drawn with replacement, is the same for every k.
+    `units(net)` names the hyperparameters; the release takes the mean over a unit's weights where
+    this is their sum, of equal sign. Streams of the release: the start comes from address = (seed,
+    stage, k, "hyperloss"), as `dealt` with that address deals the examples of outer step k; the
+    minibatch of step t, drawn with replacement, is the same for every k.
     """
     start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
     batches = [
@@ -142,7 +154,9 @@ def unit_penalties(
 
 
 def retrained_error(problem: Problem, net: Dense, hyper, judged: data.Split) -> float:
-    """Train `unit_penalties` once more with these hyperparameters: the percentage of `judged` that the net then gets wrong."""
+    """Train `unit_penalties` once more with these hyperparameters: the percentage of `judged` that
+    the net then gets wrong.
+    """
     hyper = problem.hyper(hyper)
     return 100 * error_rate(
         net(scaled(net, trajectory.train(problem, hyper)[0], hyper), judged.images), judged.labels
@@ -150,7 +164,9 @@ def retrained_error(problem: Problem, net: Dense, hyper, judged: data.Split) -> 
 
 
 def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
-    """So many examples for each of `sizes`, in the random order that the authors' stream at `address` gives."""
+    """So many examples for each of `sizes`, in the random order that the authors' stream at
+    `address` gives.
+    """
     order = data.authors_rng(*address).permutation(len(examples.labels))
     return [
         data.Split(examples.images[order[a:b]], examples.labels[order[a:b]])

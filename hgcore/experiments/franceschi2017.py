@@ -1,4 +1,6 @@
-"""What Franceschi, Donini, Frasconi and Pontil (2017) train: with hyperparameters tuned while training runs, and to count costs."""
+"""What Franceschi, Donini, Frasconi and Pontil (2017) train: with hyperparameters tuned while
+training runs, and to count costs.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,21 @@ from hgcore.nets import Dense
 from hgcore.problem import Problem
 from hgcore.projections import box
 
-UNIT = 0.0001  # of a penalty: with it all hyperparameters are numbers of about one, which one outer step size can move
+# of a penalty: with it all hyperparameters are numbers of about one, which one outer step size can
+# move
+UNIT = 0.0001
 
 
 def tuned(groups: int = 1) -> Layout:
-    """The hyperparameters of `running`, as they are, not their logarithms: one penalty for each of `groups` stretches of weights."""
+    """The hyperparameters of `running`, as they are, not their logarithms: one penalty for each of
+    `groups` stretches of weights.
+    """
     return Layout({"rate": (), "momentum": (), "penalties": (groups,)})
 
 
 def allowed(groups: int = 1, most: float = 0.99) -> Callable:
-    """Projection onto rate >= 0, penalties >= 0 and 2**-16 <= momentum <= `most`; the paper's is 0 <= momentum <= 1.
+    """Projection onto rate >= 0, penalties >= 0 and 2**-16 <= momentum <= `most`; the paper's is 0
+    <= momentum <= 1.
 
     A solver here multiplies by no decay below 2**-16. A momentum of one never lets training settle.
     """
@@ -56,11 +63,13 @@ def running(
     steps: int = 0,
     groups: int = 1,
 ) -> Problem:
-    """Training by gradient descent with momentum, v' = momentum v + g, w' = w - rate v' (Franceschi et al. 2017, sections 3, 5.3).
+    """Training by gradient descent with momentum, v' = momentum v + g, w' = w - rate v' (Franceschi
+    et al. 2017, sections 3, 5.3).
 
-    `tuned(groups)` names the hyperparameters. Inner objective: cross-entropy of a minibatch drawn at (*address, t), plus
-    UNIT * penalty * |w|**2 of each of `groups` consecutive, equal stretches of the weights; outer: cross-entropy on all of `judged`.
-    Weights start normal with variance 1 / inputs of the unit, biases at zero.
+    `tuned(groups)` names the hyperparameters. Inner objective: cross-entropy of a minibatch drawn
+    at (*address, t), plus UNIT * penalty * |w|**2 of each of `groups` consecutive, equal stretches
+    of the weights; outer: cross-entropy on all of `judged`. Weights start normal with variance 1 /
+    inputs of the unit, biases at zero.
     """
     layout, xp, start = (
         tuned(groups),
@@ -99,10 +108,13 @@ def study(
     steps: int,
     batch: int,
 ) -> tuple:
-    """(`running` with `hypers` >= 3 hyperparameters, ordinary values of them): what the costs of the methods are counted on."""
+    """(`running` with `hypers` >= 3 hyperparameters, ordinary values of them): what the costs of
+    the methods are counted on.
+    """
     if hypers < 3:
         raise ValueError(
-            f"hypers counts rate, momentum and at least one penalty, so it is 3 or more; got {hypers}"
+            "hypers counts rate, momentum and at least one penalty, so it is 3 or more; "
+            f"got {hypers}"
         )
     train, judged = (split.on(backend) for split in slices(source, *examples))
     problem = running(
@@ -129,7 +141,7 @@ def studied(solver: Callable, backend: str, device: str, dtype: str, *where, **s
 
 
 class Trial(NamedTuple):
-    """One training run stopped early: the weights of the best score, that score, what the run cost."""
+    """One training run stopped early: the weights of the best score, that score, its cost."""
 
     weights: object
     score: float
@@ -146,9 +158,11 @@ def trial(
     look: float,
     budget: float,
 ) -> Trial:
-    """Plain training, with a look at score(weights) every `every` steps, until it has not risen in `patience` looks.
+    """Plain training, with a look at score(weights) every `every` steps, until it has not risen in
+    `patience` looks.
 
-    Costs are in gradient steps: a look costs `look` of them; the run ends before it costs more than `budget`.
+    Costs are in gradient steps: a look costs `look` of them; the run ends before it costs more than
+    `budget`.
     """
     hyper = problem.hyper(hyper)
     state, best, cost, waited, done = problem.start(hyper), Trial(None, -np.inf, 0.0), 0.0, 0, 0
@@ -164,7 +178,9 @@ def trial(
 def random_search(
     problem: Problem, draws: Iterable, score: Callable, *, budget: float, every: int, **settings
 ) -> list[Trial]:
-    """Trials of one draw of hyperparameters after the other, until `budget` gradient steps are spent; the last may be cut short."""
+    """Trials of one draw of hyperparameters after the other, until `budget` gradient steps are
+    spent; the last may be cut short.
+    """
     trials = []
     for hyper in draws:
         left = budget - sum(one.cost for one in trials)

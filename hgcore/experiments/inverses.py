@@ -1,4 +1,6 @@
-"""What Lorraine et al. (2020) compare their inverse Hessian with: routines as released or as misprinted, older inverses, and wide nets to weigh."""
+"""What Lorraine et al. (2020) compare their inverse Hessian with: routines as released or as
+misprinted, older inverses, and wide nets to weigh.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ from hgcore.solvers import Implicit, Reverse
 
 @dataclass(frozen=True)
 class ReleasedConjugateGradient:
-    """Conjugate gradients as the authors released them: from x = b, and no denominator below floor / 2, `floor` in its place.
+    """Conjugate gradients as the authors released them: from x = b, and no denominator below floor
+    / 2, `floor` in its place.
 
-    Right as long as squared residuals and curvatures stay above floor / 2; below it steps and directions are too short, and it stalls.
-    Stops at a residual of tolerance |b|. No iterations: b itself.
+    Right as long as squared residuals and curvatures stay above floor / 2; below it steps and
+    directions are too short, and it stalls. Stops at a residual of tolerance |b|. No iterations: b
+    itself.
     """
 
     iterations: int
@@ -55,7 +59,9 @@ class ReleasedConjugateGradient:
 
 @dataclass(frozen=True)
 class Unscaled:
-    """A Neumann sum without its factor, sum_{j <= terms} (I - rate A)^j b: the right direction, 1 / rate times too long."""
+    """A Neumann sum without its factor, sum_{j <= terms} (I - rate A)^j b: the right direction, 1 /
+    rate times too long.
+    """
 
     terms: int
     rate: float
@@ -66,7 +72,9 @@ class Unscaled:
 
 @dataclass(frozen=True)
 class Misprinted:
-    """Algorithm 3 as the arXiv version prints it: every new term is subtracted, and the sum returned without the rate."""
+    """Algorithm 3 as the arXiv version prints it: every new term is subtracted, and the sum
+    returned without the rate.
+    """
 
     terms: int
     rate: float
@@ -77,7 +85,9 @@ class Misprinted:
 
 @dataclass(frozen=True)
 class OuterProducts:
-    """(G'G / N)^+ b in place of A^-1 b, G (N, n) the training gradients of single examples: the Hessian of Larsen et al. 1996."""
+    """(G'G / N)^+ b in place of A^-1 b, G (N, n) the training gradients of single examples: the
+    Hessian of Larsen et al. 1996.
+    """
 
     gradients: object
 
@@ -87,9 +97,11 @@ class OuterProducts:
 
 
 def exchanged(problem: Problem, hyper, state: tuple, solve: Callable):
-    """The hypergradient by Algorithm 2 as the arXiv version prints it: grad(dL/dhyper, weights, v) for grad(dL/dweights, hyper, v).
+    """The hypergradient by Algorithm 2 as the arXiv version prints it: grad(dL/dhyper, weights, v)
+    for grad(dL/dweights, hyper, v).
 
-    It exists only where there are as many hyperparameters as weights, and is right only where d2L/dhyper dweights is symmetric.
+    It exists only where there are as many hyperparameters as weights, and is right only where
+    d2L/dhyper dweights is symmetric.
     """
     hyper = problem.hyper(hyper)
     _, weights_adjoint, direct = problem.judge(state[0], hyper)
@@ -102,9 +114,11 @@ def exchanged(problem: Problem, hyper, state: tuple, solve: Callable):
 
 
 def houses(backend, address: tuple, sizes: tuple[int, int] = (409, 46)) -> tuple[tuple, tuple]:
-    """(training, validation) Boston housing, each (features (N, 14), prices (N,)); the last feature is 1, for the bias.
+    """(training, validation) Boston housing, each (features (N, 14), prices (N,)); the last feature
+    is 1, for the bias.
 
-    Drawn without replacement at `address`. Features and prices are standardised by the mean and deviation of the training rows.
+    Drawn without replacement at `address`. Features and prices are standardised by the mean and
+    deviation of the training rows.
     """
     features, prices = boston()
     rows = np.random.default_rng([*address]).permutation(len(prices))
@@ -123,7 +137,8 @@ def houses(backend, address: tuple, sizes: tuple[int, int] = (409, 46)) -> tuple
 def linear_houses(
     backend, train: tuple, valid: tuple, *, rate: float, steps: int, address: tuple
 ) -> Problem:
-    """Linear regression of prices with a log penalty on each of the 14 weights, full batch; outer objective: the validation error.
+    """Linear regression of prices with a log penalty on each of the 14 weights, full batch; outer
+    objective: the validation error.
 
     Starts as a torch.nn.Linear does, uniform within 1 / sqrt(13), at `address`.
     """
@@ -149,7 +164,9 @@ def hessian(problem: Problem, hyper, weights) -> np.ndarray:
 
 
 def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
-    """The state after so many Newton steps from the start: the minimum to rounding, where the inner objective is quadratic in the weights."""
+    """The state after so many Newton steps from the start: the minimum to rounding, where the inner
+    objective is quadratic in the weights.
+    """
     hyper = problem.hyper(hyper)
     (weights,) = problem.start(hyper)
     for _ in range(newton):
@@ -186,7 +203,8 @@ def nearness(found, true) -> tuple[float, float]:
 
 
 def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem, object]:
-    """(problem, hyper): a dense net of about so many weights with a log penalty for each, on random images and labels, on torch.
+    """(problem, hyper): a dense net of about so many weights with a log penalty for each, on random
+    images and labels, on torch.
 
     Gradient descent on all examples; the outer objective is the loss on as many others.
     """
@@ -232,9 +250,11 @@ WEIGHED: dict[str, Callable] = {
 
 
 def weigh(method: str, weights: int, terms: int = 1) -> int:
-    """Peak bytes of one `method` of WEIGHED on a dense net of so many weights, each with a penalty of its own; in a process of its own.
+    """Peak bytes of one `method` of WEIGHED on a dense net of so many weights, each with a penalty
+    of its own; in a process of its own.
 
-    terms: terms, iterations, rank or steps. Counted from before net, data and hyperparameters are made, on torch in float64.
+    terms: terms, iterations, rank or steps. Counted from before net, data and hyperparameters are
+        made, on torch in float64.
     """
     return meter.fresh(
         partial(_once, method, weights, terms), partial(_once, method, 2000, terms)

@@ -1,4 +1,6 @@
-"""What Lorraine, Vicol and Duvenaud (2020) train by alternation; their distilled data sets are `maclaurin2015.learned_data`."""
+"""What Lorraine, Vicol and Duvenaud (2020) train by alternation; their distilled data sets are
+`maclaurin2015.learned_data`.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,15 @@ def weight_decays(
     decay: float = 0.9,
     steps: int = 0,
 ) -> Problem:
-    """Any net under an L2 penalty for each of its weights, the biases among them (Lorraine et al. 2020, Figures 5, 8 and 9).
+    """Any net under an L2 penalty for each of its weights, the biases among them (Lorraine et al.
+    2020, Figures 5, 8 and 9).
 
-    net: (weights (n,), inputs) -> log-probabilities, a `Dense` or what `functional` makes of a torch module; start: its first
-    weights. hyper: the logarithms of the penalties (n,), or of one for all weights (1,).
-    Inner objective: cross-entropy on all of `train` plus sum(exp(hyper) * weights**2). Outer: cross-entropy on all of `judged`.
-    Heavy ball bears a penalty while exp(hyper) < (1 + decay) / rate, less half the curvature: keep hyper below by a projection.
+    net: (weights (n,), inputs) -> log-probabilities, a `Dense` or what `functional` makes of a
+        torch module; start: its first weights. hyper: the logarithms of the penalties (n,), or of
+        one for all weights (1,). Inner objective: cross-entropy on all of `train` plus
+        sum(exp(hyper) * weights**2). Outer: cross-entropy on all of `judged`. Heavy ball bears a
+        penalty while exp(hyper) < (1 + decay) / rate, less half the curvature: keep hyper below by
+        a projection.
     """
     xp, start = backend.xp, backend.array(start)
     return Problem(
@@ -45,7 +50,9 @@ def weight_decays(
 
 
 def first_weights(net: Dense, address: Sequence[int]) -> np.ndarray:
-    """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, drawn at that address; no biases."""
+    """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, drawn at that
+    address; no biases.
+    """
     rng = np.random.default_rng(address)
     return net.first(lambda *shape: rng.standard_normal(shape))
 

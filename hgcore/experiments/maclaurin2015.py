@@ -1,4 +1,6 @@
-"""What Maclaurin, Duvenaud and Adams (2015) train in sections 2 to 3.4; `alphabets` has section 3.5."""
+"""What Maclaurin, Duvenaud and Adams (2015) train in sections 2 to 3.4; `alphabets` has section
+3.5.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from hgcore.problem import Problem
 
 
 def valley(first, second):
-    """The loss of Maclaurin et al. 2015, Figure 1: a tilted Rosenbrock valley, squashed so that its walls stay finite."""
+    """The loss of Maclaurin et al. 2015, Figure 1: a tilted Rosenbrock valley, squashed so that its
+    walls stay finite.
+    """
     floor = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
     return 800 / (1 + namespace(first).exp(-floor / 500))
 
@@ -24,7 +28,9 @@ def slides(steps: int) -> Layout:
 
 
 def sliding(backend, steps: int) -> Problem:
-    """Momentum from (1.4, 3.9) down the `valley`, which is the outer objective too (Maclaurin et al. 2015, Figure 1)."""
+    """Momentum from (1.4, 3.9) down the `valley`, which is the outer objective too (Maclaurin et
+    al. 2015, Figure 1).
+    """
     xp, names = backend.xp, slides(steps)
     return Problem(
         backend=backend,
@@ -43,7 +49,9 @@ LOGISTIC = Dense((784, 10))
 
 
 def schedules(net: Dense, steps: int) -> Layout:
-    """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a momentum per step and block."""
+    """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a
+    momentum per step and block.
+    """
     blocks = len(net.layout)
     return Layout(
         {"log scales": (blocks,), "log rates": (steps, blocks), "momentum logits": (steps, blocks)}
@@ -53,7 +61,9 @@ def schedules(net: Dense, steps: int) -> Layout:
 def constant(
     layout: Layout, log_rate: float, momentum_logit: float, log_scale: float
 ) -> np.ndarray:
-    """The same for all blocks and steps: a schedule with the blocks of `schedules`, in these or other shapes (layout.size,)."""
+    """The same for all blocks and steps: a schedule with the blocks of `schedules`, in these or
+    other shapes (layout.size,).
+    """
     values = {"log rates": log_rate, "momentum logits": momentum_logit, "log scales": log_scale}
     return layout.join(
         {name: np.full(shape, values[name]) for name, shape in layout.shapes.items()}
@@ -70,10 +80,12 @@ def scheduled(
     batch: int,
     address: tuple,
 ) -> Problem:
-    """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin et al. 2015, section 3.1).
+    """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin
+    et al. 2015, section 3.1).
 
-    Start and minibatches, drawn with replacement, come from the random streams of the authors' code: address = (seed, k).
-    The outer objective is the loss on all of `judged`. `schedules(net, steps)` names the hyperparameters.
+    Start and minibatches, drawn with replacement, come from the random streams of the authors'
+    code: address = (seed, k). The outer objective is the loss on all of `judged`. `schedules(net,
+    steps)` names the hyperparameters.
     """
     xp, layout = backend.xp, schedules(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
@@ -110,13 +122,15 @@ def penalised(
     meta_penalty: float = 0.0,
     seed: int = 0,
 ) -> Problem:
-    """Softmax regression in which every weight and bias has an L2 penalty of its own (Maclaurin et al. 2015, section 3.2).
+    """Softmax regression in which every weight and bias has an L2 penalty of its own (Maclaurin et
+    al. 2015, section 3.2).
 
-    hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all of them (1,).
-    Inner objective: cross-entropy of the t-th consecutive batch, in cycles, plus sum(penalties * weights**2).
-    Outer: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of the authors' code (0.01)
-    that the paper does not mention.
-    Weights start normal with standard deviation `scale`, every training alike, from the authors' stream.
+    hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all
+        of them (1,). Inner objective: cross-entropy of the t-th consecutive batch, in cycles, plus
+        sum(penalties * weights**2).
+    Outer: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of the
+        authors' code (0.01) that the paper does not mention. Weights start normal with standard
+        deviation `scale`, every training alike, from the authors' stream.
     """
     xp = backend.xp
     start = _start(backend, LOGISTIC, scale, seed)
@@ -154,12 +168,14 @@ def learned_data(
     scale: float = np.exp(-4.0),
     seed: int = 0,
 ) -> Problem:
-    """Training `net`, full batch, on a training set of N examples that is a hyperparameter (Maclaurin et al. 2015, section 3.3).
+    """Training `net`, full batch, on a training set of N examples that is a hyperparameter
+    (Maclaurin et al. 2015, section 3.3).
 
-    learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits" (N, classes), whose softmax
-    is then the soft labels; given: the other ones as they are, and "labels" (N, classes) where no logits are learned.
-    Inner objective: cross-entropy plus exp(log penalty) * |weights|**2. Outer: cross-entropy on all of `judged`.
-    Weights start normal with standard deviation `scale`, every training alike, from the authors' stream.
+    learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits"
+        (N, classes), whose softmax is then the soft labels; given: the other ones as they are, and
+        "labels" (N, classes) where no logits are learned. Inner objective: cross-entropy plus
+        exp(log penalty) * |weights|**2. Outer: cross-entropy on all of `judged`. Weights start
+        normal with standard deviation `scale`, every training alike, from the authors' stream.
     """
     xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
     start = _start(backend, net, scale, seed)

@@ -1,4 +1,6 @@
-"""Exact hypergradients of one task by plain torch, by other libraries and by hgcore: whose is faster, whose keeps less."""
+"""Exact hypergradients of one task by plain torch, by other libraries and by hgcore: whose is
+faster, whose keeps less.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ OF_A_MODULE = ("module", "penalised module", "compiled")
 
 
 def network(task: Task, form: str) -> tuple[Callable, Layout]:
-    """(net: weights (n,), inputs -> log-probabilities; names of its blocks): of hg.nets, or any module if `form` says so."""
+    """(net: weights (n,), inputs -> log-probabilities; names of its blocks): of hg.nets, or any
+    module if `form` says so.
+    """
     if form not in OF_A_MODULE:
         return task.net, task.net.layout
     xp, (_, function) = task.backend.xp, functional(module(task))
@@ -59,10 +63,14 @@ def posed(
     rate: Callable | None = None,
     strength: Callable | None = None,
 ) -> tuple[Problem, object]:
-    """(the task as a problem, hyper). `form`: as CrossEntropy ("known"), or a function of one's own over hg.nets, with the penalty in it
-    ("closure") or Penalised ("penalised"), or over any module, likewise ("module", "penalised module"), or the former "compiled".
+    """(the task as a problem, hyper).
 
-    rate: (hyper, t), and strength: hyper -> one number a block, where they are not what the task says.
+    `form`: as CrossEntropy ("known"), or a function of one's own over hg.nets, with the penalty in
+    it ("closure") or Penalised ("penalised"), or over any module, likewise ("module", "penalised
+    module"), or the former "compiled".
+
+    rate: (hyper, t), and strength: hyper -> one number a block, where they are not what the task
+        says.
     """
     backend, (net, layout) = task.backend, network(task, form)
     xp, split, known = (
@@ -113,7 +121,9 @@ def ours(
 
 
 def products(task: Task) -> Callable:
-    """The matrix products of an exact reversal and nothing else, by NumPy: of each layer 12 a step, of the first, whose inputs stay, 6."""
+    """The matrix products of an exact reversal and nothing else, by NumPy: of each layer 12 a step,
+    of the first, whose inputs stay, 6.
+    """
     rng = np.random.default_rng(0)
     shapes = [(task.batch, a, b) for a, b in zip(task.sizes[:-1], task.sizes[1:], strict=True)]
     layers = [
@@ -198,7 +208,10 @@ def versions() -> dict[str, str]:
 
 
 def kernels() -> str:
-    """Whose matrix products NumPy has, and for which processor. OpenBLAS takes the best for this one unless OPENBLAS_CORETYPE names another."""
+    """Whose matrix products NumPy has, and for which processor.
+
+    OpenBLAS takes the best for this one unless OPENBLAS_CORETYPE names another.
+    """
     libraries = [
         library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"
     ]
@@ -220,7 +233,9 @@ def titled(name: str) -> str:
 
 
 def present(entrants: Mapping[str, Callable], compiled: bool = True) -> dict[str, Callable]:
-    """Those of `entrants` whose library, the first word of a name, is installed, or that need none; without what is compiled if asked to."""
+    """Those of `entrants` whose library, the first word of a name, is installed, or that need none;
+    without what is compiled if asked to.
+    """
     needed = {name: LIBRARIES.get(name.split(",")[0], "hgcore") for name in entrants}
     return {
         name: entrant
@@ -231,7 +246,9 @@ def present(entrants: Mapping[str, Callable], compiled: bool = True) -> dict[str
 
 
 class Raced(NamedTuple):
-    """By entrant: CPU seconds of each round, the hypergradient (m,), seconds on the clock that it took to prepare."""
+    """By entrant: CPU seconds of each round, the hypergradient (m,), seconds on the clock that it
+    took to prepare.
+    """
 
     seconds: dict[str, list[float]]
     grads: dict[str, np.ndarray]
@@ -239,7 +256,9 @@ class Raced(NamedTuple):
 
 
 def one_thread() -> None:
-    """From here on, for torch and for NumPy's products: several threads would race the schedulers of the libraries."""
+    """From here on, for torch and for NumPy's products: several threads would race the schedulers
+    of the libraries.
+    """
     Torch().xp.set_num_threads(1)
     threadpoolctl.threadpool_limits(1, user_api="blas")
 
@@ -248,7 +267,8 @@ def only_torch(backend) -> None:
     """Raise ValueError unless the race can be held."""
     if (backend.name, backend.device) != ("torch", "cpu"):
         raise ValueError(
-            f"the entrants are functions of torch and of jax on one core: backend must be 'torch' on 'cpu', got {backend.name!r}"
+            "the entrants are functions of torch and of jax on one core: "
+            f"backend must be 'torch' on 'cpu', got {backend.name!r}"
             f" on {backend.device!r}"
         )
 
@@ -278,7 +298,9 @@ class Held(NamedTuple):
 
 
 def held(processor: str, names: Sequence[str], task: Task, rounds: int) -> Held:
-    """`raced`, in a process whose OpenBLAS is held to its kernels for `processor`, whatever this one is: "Haswell" has AVX2, no AVX-512."""
+    """`raced`, in a process whose OpenBLAS is held to its kernels for `processor`, whatever this
+    one is: "Haswell" has AVX2, no AVX-512.
+    """
     with ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("spawn"),

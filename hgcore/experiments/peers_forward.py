@@ -1,6 +1,7 @@
 """Forward mode on the task of `peers`, by plain torch, by jax and by hgcore.
 
-Its H hyperparameters are dealt in turn to the blocks as logs of penalties, to steps and blocks as logs of rates.
+Its H hyperparameters are dealt in turn to the blocks as logs of penalties, to steps and blocks as
+logs of rates.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def shares(task: Task, count: int, array: Callable) -> tuple:
 
 
 def pushing(way, lib, known: Setting, places, penalties) -> Callable:
-    """(((weights, velocity), their tangents (H, ...)), t) -> the same after step t, by vmap of jvp; `way` is torch.func or jax."""
+    """(((weights, velocity), their tangents (H, ...)), t) -> the same after step t, by vmap of jvp;
+    `way` is torch.func or jax.
+    """
 
     def step(w, v, hyper, t):
         gradient = way.grad(

@@ -1,4 +1,6 @@
-"""What the race cannot ask of a CPU: the buffer against a GPU's memory, a large net undone against stored, a run that could not be stored."""
+"""What the race cannot ask of a CPU: the buffer against a GPU's memory, a large net undone against
+stored, a run that could not be stored.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ from hgcore.trajectory import reversible
 class OnCard(NamedTuple):
     """Numbers, or why there are none.
 
-    share: of the bandwidth of a copy, that multiplying with the buffer uses. slower: seconds of a reversible hypergradient over those of a
-    stored one. larger: bytes of the longest trajectory that was undone, had it been stored, over those of the card.
+    share: of the bandwidth of a copy, that multiplying with the buffer uses. slower: seconds of a
+        reversible hypergradient over those of a stored one. larger: bytes of the longest trajectory
+        that was undone, had it been stored, over those of the card.
     """
 
     share: object
@@ -30,7 +33,9 @@ class OnCard(NamedTuple):
 
 
 def on_card(task: Task, count: int = 10_000_000) -> OnCard:
-    """Measured on the device of `task`, whose steps are for `slower`; `count` coordinates for the buffer."""
+    """Measured on the device of `task`, whose steps are for `slower`; `count` coordinates for the
+    buffer.
+    """
     cuda = Torch().xp.cuda
     if not cuda.is_available():
         return OnCard(*[Undecided("torch sees no GPU")] * 3)
@@ -76,7 +81,9 @@ def slower(task: Task, times: int = 3) -> float:
 
 
 def undone(task: Task) -> int:
-    """Bytes of the trajectory of `task`, all of whose steps were undone, to the last bit, without storing it; 0 if they could not be."""
+    """Bytes of the trajectory of `task`, all of whose steps were undone, to the last bit, without
+    storing it; 0 if they could not be.
+    """
     try:
         Reverse(reversible)(*posed(task, "known"))
     except (ReversalError, task.backend.xp.OutOfMemoryError):
@@ -85,7 +92,9 @@ def undone(task: Task) -> int:
 
 
 def seconds(backend: Torch, call: Callable, times: int) -> float:
-    """On the clock, of one of `times` calls in a row after a first, with all that they started on a device."""
+    """On the clock, of one of `times` calls in a row after a first, with all that they started on a
+    device.
+    """
     wait = backend.xp.cuda.synchronize if backend.device != "cpu" else lambda: None
     if times > 1:
         call()

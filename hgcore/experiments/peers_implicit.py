@@ -1,4 +1,6 @@
-"""Neumann sums and conjugate gradients on the net of `peers`, by plain torch, by jax and by hgcore: a log penalty for every weight, one minibatch."""
+"""Neumann sums and conjugate gradients on the net of `peers`, by plain torch, by jax and by hgcore:
+a log penalty for every weight, one minibatch.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def at_the_end(torch, known: Setting) -> tuple:
 
 
 def by_hand(task: Task, solve: Callable) -> Callable:
-    """Plain torch with one graph of the gradient, retained; the system solved on lists of tensors by solve(apply, b)."""
+    """Plain torch with one graph of the gradient, retained; the system solved on lists of tensors
+    by solve(apply, b).
+    """
     torch, known = task.backend.xp, weighed(task, task.backend.array)
 
     def call():
@@ -83,7 +87,9 @@ def by_hand(task: Task, solve: Callable) -> Callable:
 
 
 def fixed_point(task: Task, terms: int) -> Callable:
-    """`fixed_point` of hypertorch: the adjoint of one step of gradient descent, iterated; it starts where hypertorch is after one product."""
+    """`fixed_point` of hypertorch: the adjoint of one step of gradient descent, iterated; it starts
+    where hypertorch is after one product.
+    """
     torch, known = task.backend.xp, weighed(task, task.backend.array)
 
     def call():
@@ -125,7 +131,9 @@ def linearized(task: Task, solve: Callable) -> Callable:
 
 
 def implicit(task: Task, form: str, solve: Callable) -> Callable:
-    """`Implicit(solve)` on a "closure" over hg.nets or on any "module"; its hypergradient in the order of the former's weights."""
+    """`Implicit(solve)` on a "closure" over hg.nets or on any "module"; its hypergradient in the
+    order of the former's weights.
+    """
     backend, (net, layout), transposed = task.backend, network(task, form), form == "module"
     xp, known = backend.xp, weighed(task, backend.array, transposed)
     start = layout.join(dict(zip(layout.shapes, known.start, strict=True)))

@@ -1,4 +1,6 @@
-"""The task of the race, and its mathematics on lists of the net's blocks, written once for torch and for jax (`lib`)."""
+"""The task of the race, and its mathematics on lists of the net's blocks, written once for torch
+and for jax (`lib`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ DECAY, BATCHES = float(round_decay(0.9)), 8
 
 @dataclass(frozen=True)
 class Task:
-    """Training a dense tanh net with momentum for T = `steps`; its hyperparameters: a log rate per step and block, a log penalty per block."""
+    """Training a dense tanh net with momentum for T = `steps`; its hyperparameters: a log rate per
+    step and block, a log penalty per block.
+    """
 
     sizes: tuple[int, ...]
     batch: int
@@ -47,7 +51,9 @@ class Task:
 
 
 class Setting(NamedTuple):
-    """What a task is about, as a library's arrays: `inputs` (batches, batch, features), `labels`, blocks to start from, hyper (m,)."""
+    """What a task is about, as a library's arrays: `inputs` (batches, batch, features), `labels`,
+    blocks to start from, hyper (m,).
+    """
 
     inputs: object
     labels: object
@@ -67,7 +73,9 @@ class Setting(NamedTuple):
 
 
 def setting(task: Task, array: Callable, transposed: bool = False) -> Setting:
-    """Noise, which costs what real numbers do, by `array` from NumPy's; `transposed`: matrices (outputs, inputs), as torch's modules have them."""
+    """Noise, which costs what real numbers do, by `array` from NumPy's; `transposed`: matrices
+    (outputs, inputs), as torch's modules have them.
+    """
     rng, layout = np.random.default_rng(0), task.net.layout
     inputs = rng.standard_normal((BATCHES, task.batch, task.sizes[0]))
     labels = np.eye(task.sizes[-1])[rng.integers(task.sizes[-1], size=(BATCHES, task.batch))]

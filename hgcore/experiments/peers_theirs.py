@@ -1,6 +1,8 @@
-"""The task of the race by plain torch and by other libraries, which are imported where they are used.
+"""The task of the race by plain torch and by other libraries, which are imported where they are
+used.
 
-An entrant is a function of a `Task` that prepares, compiles if it must, and returns a call: () -> hypergradient (m,).
+An entrant is a function of a `Task` that prepares, compiles if it must, and returns a call: () ->
+hypergradient (m,).
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def loop(task: Task) -> Callable:
 
 
 def stored_reverse(task: Task) -> Callable:
-    """Every state is kept, without a graph, and each step is taken once more, with one, on the way back: `reverse` of hypertorch."""
+    """Every state is kept, without a graph, and each step is taken once more, with one, on the way
+    back: `reverse` of hypertorch.
+    """
     torch, known = task.backend.xp, setting(task, task.backend.array)
     blocks = len(known.start)
 
@@ -105,7 +109,9 @@ def stored_reverse(task: Task) -> Callable:
 
 
 def higher_loop(task: Task) -> Callable:
-    """higher's way: a module and an optimiser of torch, one parameter group per block, whose rates each step overrides."""
+    """higher's way: a module and an optimiser of torch, one parameter group per block, whose rates
+    each step overrides.
+    """
     import higher
 
     torch, known = task.backend.xp, setting(task, task.backend.array, transposed=True)
@@ -139,7 +145,9 @@ def higher_loop(task: Task) -> Callable:
 
 
 def torchopt_loop(task: Task) -> Callable:
-    """TorchOpt's `FuncOptimizer`, with a gradient transformation of one's own: those it has know one rate for all blocks."""
+    """TorchOpt's `FuncOptimizer`, with a gradient transformation of one's own: those it has know
+    one rate for all blocks.
+    """
     import torchopt
 
     torch, known = task.backend.xp, setting(task, task.backend.array)
@@ -165,7 +173,9 @@ def torchopt_loop(task: Task) -> Callable:
 
 
 def with_jax() -> SimpleNamespace:
-    """jax on one core, in double precision where asked for; `lib` has its functions by the names that torch has."""
+    """jax on one core, in double precision where asked for; `lib` has its functions by the names
+    that torch has.
+    """
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     )
@@ -186,7 +196,9 @@ def ahead(jax, f: Callable, *args) -> Callable:
 
 
 def scan(task: Task, stretch: Callable | None = None) -> Callable:
-    """jax.grad of a lax.scan, compiled; `stretch`: T -> of how many steps, a divisor of T, jax.checkpoint keeps no more than the start."""
+    """jax.grad of a lax.scan, compiled; `stretch`: T -> of how many steps, a divisor of T,
+    jax.checkpoint keeps no more than the start.
+    """
     use = with_jax()
     jax, lib, known = use.jax, use.lib, setting(task, use.jax.numpy.asarray)
 
