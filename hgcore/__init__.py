@@ -2,7 +2,7 @@
 solve, on two backends.
 """
 
-from hgcore import claims, data, experiments, figures, linear, nets, profiles, server
+from hgcore import linear, nets
 from hgcore.backend import Autograd, Torch
 from hgcore.checkpoint import load, save
 from hgcore.dynamics import GradientDescent, HeavyBall, Momentum

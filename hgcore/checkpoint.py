@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from hgcore.backend import Backend
-from hgcore.figures import write
 from hgcore.outer import OuterStep
 
 # what NumPy, zip files and JSON raise on bytes that are none of theirs
@@ -63,6 +65,24 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
                 f" make the backend with dtype={str(array.dtype)!r}"
             )
     return step
+
+
+def write(path: Path, data: bytes) -> str:
+    """Put `data` at `path` whole or not at all, folders made; return its sha256."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            os.fchmod(
+                file.fileno(), 0o644
+            )  # mkstemp gives 0600, git and web servers want it readable
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return hashlib.sha256(data).hexdigest()
 
 
 def _leaf(part, arrays: dict):

@@ -1,5 +1,8 @@
 """Problems with known answers: each `case(backend)` returns (problem, hyper) with several kinds of hyperparameters at once."""
 
+import dataclasses
+import functools
+
 import numpy as np
 
 import hgcore as hg
@@ -228,3 +231,79 @@ def unrolled(problem, hyper):
 
     value, slope = backend.gradients(whole, backend.array(hyper))
     return backend.numpy(value), backend.numpy(slope)
+
+
+# ---- cases that several tests share
+
+CASES = {
+    "scalar decay": everything,
+    "decay 0.99": functools.partial(everything, decay=0.99),
+    "decay 0.3": functools.partial(everything, decay=0.3),
+    "per coordinate": functools.partial(everything, per_coordinate=True),
+    "heavy ball": functools.partial(everything, dynamics=hg.HeavyBall, decay=0.5),
+    "one weight": functools.partial(everything, n=1, per_coordinate=True),
+    "no steps": functools.partial(everything, steps=0),
+    "one step": functools.partial(everything, steps=1),
+    "layers": functools.partial(layered, steps=8),
+}
+EXACT = {
+    "stored": hg.Reverse(),
+    "checkpointed": hg.Reverse(hg.checkpointed),
+    "reversible": hg.Reverse(hg.reversible),
+    "all of truncated": hg.Reverse(functools.partial(hg.truncated, last=99)),
+    "forward": hg.Forward(),
+}
+RULES = {
+    "descent": hg.Descent(0.05),
+    "momentum": hg.Descent(0.05, 0.8),
+    "rmsprop": hg.RMSProp(0.02),
+    "adam": hg.Adam(0.05),
+    "adam as in the paper": hg.Adam(0.04, 0.9, 0.99, 1e-4, fade=1e-4),
+}
+
+
+def loops(backend):
+    """Every outer loop on a small problem, without its number of steps: (loop(steps=, rule=, resume=), what a step holds)."""
+    problem, hyper = ridge(backend, steps=5)
+    project, implicit = hg.box(-3.0, 0.0), hg.Implicit(hg.Neumann(4, 0.1))
+
+    def drifting(k):
+        return dataclasses.replace(problem, outer=lambda w, h: (1 + 0.1 * k) * problem.outer(w, h))
+
+    return {
+        "descend": functools.partial(hg.descend, hg.Reverse(), problem, hyper, project=project),
+        "descend, new problems": functools.partial(
+            hg.descend,
+            hg.Reverse(),
+            lambda k: ridge(backend, steps=3 + k)[0],
+            hyper,
+            project=project,
+        ),
+        "realtime, new problems": functools.partial(
+            hg.realtime, drifting, hyper, every=3, project=project
+        ),
+        "alternate, new problems": functools.partial(
+            hg.alternate, implicit, drifting, hyper, every=4, project=project
+        ),
+        "realtime": functools.partial(hg.realtime, problem, hyper, every=3, project=project),
+        "alternate": functools.partial(
+            hg.alternate, implicit, problem, hyper, every=4, project=project
+        ),
+    }
+
+
+def matrix(eigenvalues, seed=0):
+    """A symmetric matrix with these eigenvalues in a random basis."""
+    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(eigenvalues),) * 2))[0]
+    return (basis * eigenvalues) @ basis.T
+
+
+def solved(backend, solve, a, b):
+    a = backend.array(a)
+    return backend.numpy(solve(lambda v: a @ v, backend.array(b)))
+
+
+def gap(a, b) -> float:
+    """Largest difference, relative to the largest number."""
+    a, b = np.asarray(a), np.asarray(b)
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))

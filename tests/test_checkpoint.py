@@ -9,10 +9,14 @@ import time
 
 import numpy as np
 import pytest
-from test_outer import RULES, both, loops
+from catalogue import RULES, loops
 
 import hgcore as hg
 from hgcore.outer import OuterStep
+
+both = pytest.mark.parametrize(
+    "backend", [hg.Autograd(), hg.Torch()], ids=lambda backend: backend.name
+)
 
 
 @both
@@ -130,7 +134,7 @@ def test_what_cannot_be_kept_is_named_and_nothing_is_lost(saved):
 
 ENDLESS = """
 import sys, hgcore as hg
-from test_outer import loops
+from catalogue import loops
 for step in loops(hg.Torch())["realtime"](steps=10**9, rule=hg.Adam(1e-9)):
     hg.save(sys.argv[1], step)
 """

@@ -5,10 +5,10 @@ import shutil
 import catalogue
 import numpy as np
 import pytest
-from test_solvers import CASES, EXACT, gap
+from catalogue import CASES, EXACT, gap
 
 import hgcore as hg
-from hgcore import vectors
+from hgcore import benchmarks, vectors
 
 torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
@@ -57,8 +57,8 @@ class OnDevice(TorchDispatchMode):
 @pytest.mark.parametrize("form", ["known", "closure", "module"])
 def test_no_step_waits_for_a_device_or_makes_it_wait(form, remember, monkeypatch):
     """On torch's device without numbers whatever asks for one raises. What is asked before, after and every 64 steps is left out here."""
-    problem, hyper = hg.experiments.peers.posed(
-        hg.experiments.peers.Task((5, 4, 3), 6, 9, "float32", "meta"), form
+    problem, hyper = benchmarks.peers.posed(
+        benchmarks.peers.Task((5, 4, 3), 6, 9, "float32", "meta"), form
     )
     for owner, name, answer in [
         (hg.Problem, "hyper", hyper),

@@ -5,24 +5,13 @@ import dataclasses
 import catalogue
 import numpy as np
 import pytest
-from test_solvers import gap
+from catalogue import gap, matrix, solved
 
 import hgcore as hg
-from hgcore.experiments import exactly
+from hgcore.papers import exactly
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
-
-
-def matrix(eigenvalues, seed=0):
-    """A symmetric matrix with these eigenvalues in a random basis."""
-    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(eigenvalues),) * 2))[0]
-    return (basis * eigenvalues) @ basis.T
-
-
-def solved(backend, solve, a, b):
-    a = backend.array(a)
-    return backend.numpy(solve(lambda v: a @ v, backend.array(b)))
 
 
 @both

@@ -8,7 +8,7 @@ import catalogue
 import numpy as np
 import pytest
 import torch
-from test_solvers import gap
+from catalogue import RULES, gap, loops
 
 import hgcore as hg
 
@@ -18,13 +18,6 @@ kinds = pytest.mark.parametrize(
     "make", [np.array, functools.partial(torch.tensor, dtype=torch.float64)], ids=["numpy", "torch"]
 )
 STILL = hg.Descent(rate=0.0)
-RULES = {
-    "descent": hg.Descent(0.05),
-    "momentum": hg.Descent(0.05, 0.8),
-    "rmsprop": hg.RMSProp(0.02),
-    "adam": hg.Adam(0.05),
-    "adam as in the paper": hg.Adam(0.04, 0.9, 0.99, 1e-4, fade=1e-4),
-}
 
 
 def followed(rule, slopes, start):
@@ -274,36 +267,6 @@ def test_a_cut_box_may_be_a_single_point(make):
 def test_a_cut_box_without_points_is_refused(make, low, high, radius, message):
     with pytest.raises(ValueError, match=message):
         hg.box_l1(low, high, radius)(make([0.0, 1.0, 2.0]))
-
-
-def loops(backend):
-    """Every outer loop on a small problem, without its number of steps: (loop(steps=, rule=, resume=), what a step holds)."""
-    problem, hyper = catalogue.ridge(backend, steps=5)
-    project, implicit = hg.box(-3.0, 0.0), hg.Implicit(hg.Neumann(4, 0.1))
-
-    def drifting(k):
-        return dataclasses.replace(problem, outer=lambda w, h: (1 + 0.1 * k) * problem.outer(w, h))
-
-    return {
-        "descend": functools.partial(hg.descend, hg.Reverse(), problem, hyper, project=project),
-        "descend, new problems": functools.partial(
-            hg.descend,
-            hg.Reverse(),
-            lambda k: catalogue.ridge(backend, steps=3 + k)[0],
-            hyper,
-            project=project,
-        ),
-        "realtime, new problems": functools.partial(
-            hg.realtime, drifting, hyper, every=3, project=project
-        ),
-        "alternate, new problems": functools.partial(
-            hg.alternate, implicit, drifting, hyper, every=4, project=project
-        ),
-        "realtime": functools.partial(hg.realtime, problem, hyper, every=3, project=project),
-        "alternate": functools.partial(
-            hg.alternate, implicit, problem, hyper, every=4, project=project
-        ),
-    }
 
 
 @both

@@ -7,7 +7,7 @@ import catalogue
 import numpy as np
 import pytest
 import torch
-from test_solvers import gap
+from catalogue import gap
 
 import hgcore as hg
 

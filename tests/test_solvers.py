@@ -1,38 +1,13 @@
 """Agreement: every exact solver, on both backends, with the unrolled loop and with each other."""
 
-import functools
-
 import catalogue
 import numpy as np
 import pytest
+from catalogue import CASES, EXACT, gap
 
 import hgcore as hg
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
-CASES = {
-    "scalar decay": catalogue.everything,
-    "decay 0.99": functools.partial(catalogue.everything, decay=0.99),
-    "decay 0.3": functools.partial(catalogue.everything, decay=0.3),
-    "per coordinate": functools.partial(catalogue.everything, per_coordinate=True),
-    "heavy ball": functools.partial(catalogue.everything, dynamics=hg.HeavyBall, decay=0.5),
-    "one weight": functools.partial(catalogue.everything, n=1, per_coordinate=True),
-    "no steps": functools.partial(catalogue.everything, steps=0),
-    "one step": functools.partial(catalogue.everything, steps=1),
-    "layers": functools.partial(catalogue.layered, steps=8),
-}
-EXACT = {
-    "stored": hg.Reverse(),
-    "checkpointed": hg.Reverse(hg.checkpointed),
-    "reversible": hg.Reverse(hg.reversible),
-    "all of truncated": hg.Reverse(functools.partial(hg.truncated, last=99)),
-    "forward": hg.Forward(),
-}
-
-
-def gap(a, b) -> float:
-    """Largest difference, relative to the largest number."""
-    a, b = np.asarray(a), np.asarray(b)
-    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)

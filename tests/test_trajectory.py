@@ -7,10 +7,10 @@ import catalogue
 import numpy as np
 import pytest
 import torch
-from test_solvers import gap
+from catalogue import gap
 
 import hgcore as hg
-from hgcore import reversal
+from hgcore import papers, reversal
 
 BACKENDS = [hg.Autograd(), hg.Torch()]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -446,15 +446,14 @@ def test_train_gives_the_state_of_every_exact_solver(backend):
 def test_the_python_integers_of_2015_give_the_hypergradient_and_their_size(backend):
     problem, hyper = catalogue.everything(backend)
     old, new = (
-        hg.Reverse(remember)(problem, hyper)
-        for remember in (hg.experiments.as_in_2015, hg.reversible)
+        hg.Reverse(remember)(problem, hyper) for remember in (papers.as_in_2015, hg.reversible)
     )
     assert gap(old.grad, new.grad) < 1e-9 and old.nbytes > new.nbytes
 
 
 def test_the_python_integers_of_2015_notice_a_missed_start():
-    exact = hg.experiments.BigIntegers(np.ones(3), np.zeros(3))
-    fresh = hg.experiments.BigIntegers(np.ones(3), np.zeros(3))
+    exact = papers.BigIntegers(np.ones(3), np.zeros(3))
+    fresh = papers.BigIntegers(np.ones(3), np.zeros(3))
     exact.forth(np.arange(3.0), reversal.ratio(0.5), -0.5, 0.1)
     assert exact.misses(fresh)
     exact.back_position(0.1)

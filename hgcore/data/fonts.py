@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hgcore.data.files import note
-from hgcore.data.letters import shrunk
+from hgcore.data.omniglot import shrunk
 
 FONT_ALPHABETS = {
     "Latin": "abcdefghijklmnopqrstuvwxyz",

@@ -1,0 +1,61 @@
+"""Problems that several notebooks of a paper share, by the paper that they come from."""
+
+from hgcore.papers import drmad2016_server
+from hgcore.papers.drmad2016 import (
+    BigIntegers,
+    as_in_2015,
+    as_released,
+    dealt,
+    retrained_error,
+    scaled,
+    slices,
+    unit_penalties,
+    units,
+)
+from hgcore.papers.franceschi2017 import (
+    allowed,
+    random_search,
+    running,
+    studied,
+    study,
+    trial,
+    tuned,
+)
+from hgcore.papers.franceschi2017_cleaning import corrupted, f1, weighted_examples
+from hgcore.papers.lorraine2020 import first_weights, joined, weight_decays
+from hgcore.papers.lorraine2020_inverses import (
+    Misprinted,
+    OuterProducts,
+    ReleasedConjugateGradient,
+    Unscaled,
+    exactly,
+    exchanged,
+    hessian,
+    houses,
+    linear_houses,
+    minimum,
+    nearness,
+    weigh,
+)
+from hgcore.papers.maclaurin2015 import (
+    LOGISTIC,
+    constant,
+    learned_data,
+    loss,
+    penalised,
+    scheduled,
+    schedules,
+    slides,
+    sliding,
+    valley,
+)
+from hgcore.papers.maclaurin2015_sharing import (
+    alphabets_and_turned,
+    deal,
+    evenly,
+    losses_by_task,
+    mixed,
+    shared,
+    sharing,
+    turned,
+)

@@ -1,0 +1,207 @@
+"""What Maclaurin, Duvenaud and Adams (2015) train in sections 2 to 3.4.
+
+Section 3.5 is in `maclaurin2015_sharing`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hgcore import data
+from hgcore.arrays import namespace
+from hgcore.dynamics import Momentum
+from hgcore.layout import Layout
+from hgcore.nets import Dense, cross_entropy, log_softmax
+from hgcore.problem import Problem
+
+
+def valley(first, second):
+    """The loss of Maclaurin et al. 2015, Figure 1: a tilted Rosenbrock valley, squashed so that its
+    walls stay finite.
+    """
+    floor = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
+    return 800 / (1 + namespace(first).exp(-floor / 500))
+
+
+def slides(steps: int) -> Layout:
+    """The hyperparameters of `sliding`: a rate and a momentum per step."""
+    return Layout({"log rates": (steps,), "decay logits": (steps,)})
+
+
+def sliding(backend, steps: int) -> Problem:
+    """Momentum from (1.4, 3.9) down the `valley`, which is the outer objective too (Maclaurin et
+    al. 2015, Figure 1).
+    """
+    xp, names = backend.xp, slides(steps)
+    return Problem(
+        backend=backend,
+        inner=lambda weights, hyper, t: valley(weights[0], weights[1]),
+        outer=lambda weights, hyper: valley(weights[0], weights[1]),
+        dynamics=Momentum(
+            rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
+            decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t])),
+        ),
+        initial=lambda hyper: backend.array([1.4, 3.9]),
+        steps=steps,
+    )
+
+
+LOGISTIC = Dense((784, 10))
+
+
+def schedules(net: Dense, steps: int) -> Layout:
+    """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a
+    momentum per step and block.
+    """
+    blocks = len(net.layout)
+    return Layout(
+        {"log scales": (blocks,), "log rates": (steps, blocks), "momentum logits": (steps, blocks)}
+    )
+
+
+def constant(
+    layout: Layout, log_rate: float, momentum_logit: float, log_scale: float
+) -> np.ndarray:
+    """The same for all blocks and steps: a schedule with the blocks of `schedules`, in these or
+    other shapes (layout.size,).
+    """
+    values = {"log rates": log_rate, "momentum logits": momentum_logit, "log scales": log_scale}
+    return layout.join(
+        {name: np.full(shape, values[name]) for name, shape in layout.shapes.items()}
+    )
+
+
+def scheduled(
+    backend,
+    net: Dense,
+    train: data.Split,
+    judged: data.Split,
+    *,
+    steps: int,
+    batch: int,
+    address: tuple,
+) -> Problem:
+    """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin
+    et al. 2015, section 3.1).
+
+    Start and minibatches, drawn with replacement, come from the random streams of the authors'
+    code: address = (seed, k). The outer objective is the loss on all of `judged`. `schedules(net,
+    steps)` names the hyperparameters.
+    """
+    xp, layout = backend.xp, schedules(net, steps)
+    noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
+    batches = [
+        data.authors_rng(*address, t).randint(len(train.labels), size=batch) for t in range(steps)
+    ]
+    return Problem(
+        backend=backend,
+        inner=lambda weights, hyper, t: loss(
+            net, weights, train, slice(None) if t is None else batches[t]
+        ),
+        outer=lambda weights, hyper: loss(net, weights, judged),
+        dynamics=Momentum(
+            rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
+            decay=lambda hyper, t: net.layout.expand(
+                1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t]))
+            ),
+        ),
+        initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
+        steps=steps,
+    )
+
+
+def penalised(
+    backend,
+    train: data.Split,
+    valid: data.Split,
+    *,
+    steps: int,
+    batch: int,
+    rate: float = 1.0,
+    decay: float = 0.9,
+    scale: float = np.exp(-4.0),
+    meta_penalty: float = 0.0,
+    seed: int = 0,
+) -> Problem:
+    """Softmax regression in which every weight and bias has an L2 penalty of its own (Maclaurin et
+    al. 2015, section 3.2).
+
+    hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all
+        of them (1,). Inner objective: cross-entropy of the t-th consecutive batch, in cycles, plus
+        sum(penalties * weights**2).
+    Outer: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of the
+        authors' code (0.01) that the paper does not mention. Weights start normal with standard
+        deviation `scale`, every training alike, from the authors' stream.
+    """
+    xp = backend.xp
+    start = _start(backend, LOGISTIC, scale, seed)
+    slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
+    return Problem(
+        backend=backend,
+        inner=lambda weights, hyper, t: (
+            loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
+            + xp.sum(xp.exp(hyper) * weights**2)
+        ),
+        outer=lambda weights, hyper: (
+            loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
+        ),
+        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        initial=lambda hyper: start,
+        steps=steps,
+    )
+
+
+def _start(backend, net: Dense, scale: float, seed: int):
+    """The weights (n,) that the authors' code begins with: it draws a velocity first."""
+    return backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])
+
+
+def learned_data(
+    backend,
+    net: Dense,
+    learned: Layout,
+    given: dict,
+    judged: data.Split,
+    *,
+    steps: int,
+    rate: float = 1.0,
+    decay: float = 0.9,
+    scale: float = np.exp(-4.0),
+    seed: int = 0,
+) -> Problem:
+    """Training `net`, full batch, on a training set of N examples that is a hyperparameter
+    (Maclaurin et al. 2015, section 3.3).
+
+    learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits"
+        (N, classes), whose softmax is then the soft labels; given: the other ones as they are, and
+        "labels" (N, classes) where no logits are learned. Inner objective: cross-entropy plus
+        exp(log penalty) * |weights|**2. Outer: cross-entropy on all of `judged`. Weights start
+        normal with standard deviation `scale`, every training alike, from the authors' stream.
+    """
+    xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
+    start = _start(backend, net, scale, seed)
+
+    def inner(weights, hyper, t):
+        blocks = given | learned.split(hyper)
+        labels = (
+            xp.exp(log_softmax(blocks["label logits"]))
+            if "label logits" in blocks
+            else blocks["labels"]
+        )
+        return loss(net, weights, data.Split(blocks["images"], labels)) + xp.exp(
+            blocks["log penalty"]
+        ) * (weights @ weights)
+
+    return Problem(
+        backend=backend,
+        inner=inner,
+        outer=lambda weights, hyper: loss(net, weights, judged),
+        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        initial=lambda hyper: start,
+        steps=steps,
+    )
+
+
+def loss(net: Dense, weights, split: data.Split, rows=slice(None)):
+    """Mean cross-entropy of the net on those rows of a split."""
+    return cross_entropy(net(weights, split.images[rows]), split.labels[rows])
