@@ -6,7 +6,7 @@ JOBS ?= 2
 RUN = .venv/bin/python -m
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: figures paper test lab report clean
+.PHONY: figures paper test fence gpu lab report clean
 
 figures: .venv/installed
 	$(RUN) hgcore run --profile quick --jobs $(JOBS)
@@ -21,8 +21,22 @@ test: .venv/installed
 	$(RUN) ruff check hgcore tests notebooks conftest.py
 	$(RUN) hgcore report --check
 	OMP_NUM_THREADS=1 $(RUN) pytest -p no:nbval -p no:cacheprovider -q -n $(JOBS) tests
+	$(MAKE) fence
 	OMP_NUM_THREADS=1 $(RUN) pytest -p no:cacheprovider -q -n $(JOBS) --dist loadfile --timeout 900 \
 		--nbval --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
+
+# The tests of the library once more, in a copy without fast/: it must not be missed.
+fence: .venv/installed
+	rm -rf runs/fence && mkdir -p runs/fence
+	cp -r hgcore tests pyproject.toml runs/fence && rm -r runs/fence/hgcore/fast runs/fence/tests/fast
+	cd runs/fence && OMP_NUM_THREADS=1 PYTHONPATH=. ../../.venv/bin/python -m pytest -p no:nbval \
+		-p no:cacheprovider -q -n $(JOBS) tests/core tests/papers
+	rm -r runs/fence
+
+# On a machine with a CUDA GPU, within 8 minutes: the tests that need it, then figures/beyond/gpu.json.
+gpu: .venv/installed
+	$(RUN) pytest -p no:nbval -p no:cacheprovider -q -m cuda tests
+	$(RUN) hgcore.benchmarks.gpu
 
 lab: .venv/installed
 	$(RUN) jupyterlab --LabApp.news_url=None --notebook-dir=notebooks
@@ -35,7 +49,7 @@ report: .venv/installed
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 figures"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(RUN) pip install -q -c constraints.txt -e '.[fast,lab,test]'
+	$(RUN) pip install -q -c constraints.txt -e '.[torch,fast,suite,test]'
 	@touch .venv/installed
 
 clean:

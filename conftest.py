@@ -1,4 +1,6 @@
-"""nbval compares what readers see: not stderr, nor a second, HTML form of the same result."""
+"""nbval compares what readers see: not what goes to stderr, nor a second, HTML form of the same
+result.
+"""
 
 
 def pytest_collectstart(collector):

@@ -1,20 +1,30 @@
-"""Gradient-based hyperparameter optimisation: one backward recursion, one forward one, one linear
-solve, on two backends.
+"""Gradient-based hyperparameter optimization on two backends.
+
+One backward recursion (Reverse), one forward one (Forward), one linear solve (Implicit).
 """
 
+import importlib
+
 from hgcore import linear, nets
-from hgcore.backend import Autograd, Torch
+from hgcore.backend import Autograd
+from hgcore.backend_torch import Torch
 from hgcore.checkpoint import load, save
-from hgcore.dynamics import GradientDescent, HeavyBall, Momentum
+from hgcore.fixed_point import FixedPoint, ReversalBuffer, ReversalError
+from hgcore.hypergradient import Forward, Hypergradient, Implicit, Reverse
 from hgcore.layout import Layout
-from hgcore.linear import ConjugateGradient, Dense, Identity, Neumann, Nystrom
-from hgcore.objectives import Compiled, CrossEntropy, Penalised
-from hgcore.outer import alternate, descend, progress, realtime
+from hgcore.linear import ConjugateGradient, DenseSolve, Identity, Neumann, Nystrom
+from hgcore.optimizers import Adam, AdamW, GradientDescent, HeavyBall, Momentum, RMSProp
+from hgcore.outer import OuterStep, alternate, descend, progress, realtime
 from hgcore.problem import Diverged, Problem
 from hgcore.projections import box, box_l1, l1_ball, simplex
-from hgcore.reversal import FixedPoint, ReversalBuffer, ReversalError
-from hgcore.rules import Adam, Descent, RMSProp
-from hgcore.solvers import Forward, Hypergradient, Implicit, Reverse
-from hgcore.trajectory import checkpointed, reversible, shortcut, stored, train, truncated
+from hgcore.reversible import Reversible
+from hgcore.trajectory import Checkpointed, Shortcut, Stored, Truncated, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+
+def __getattr__(name: str):
+    """Import `hg.fast` when it is first used: it needs torch."""
+    if name == "fast":
+        return importlib.import_module("hgcore.fast")
+    raise AttributeError(f"module 'hgcore' has no attribute {name!r}")

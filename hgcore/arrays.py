@@ -1,4 +1,4 @@
-"""What can be asked of an array of either backend without knowing which."""
+"""Questions about an array that need no backend."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from types import ModuleType
 
 
 def namespace(array) -> ModuleType:
-    """The module whose functions take this array: numpy, autograd.numpy (traced values) or torch."""
+    """Return the module whose functions take `array`: numpy, autograd.numpy (traced) or torch."""
     if hasattr(array, "detach"):
-        import torch  # as torch.compile can follow
+        import torch  # a plain import: torch.compile follows it
 
         return torch
-    return _home(type(array))
+    return _numpy_like(type(array))
 
 
 @functools.cache
-def _home(kind: type) -> ModuleType:
-    return importlib.import_module(
-        "autograd.numpy" if kind.__module__.split(".")[0] == "autograd" else "numpy"
-    )
+def _numpy_like(kind: type) -> ModuleType:
+    traced = kind.__module__.split(".")[0] == "autograd"
+    return importlib.import_module("autograd.numpy" if traced else "numpy")
 
 
-def cut(vector, sizes: list[int]):
-    """`vector` (sum of sizes,) as consecutive pieces; one operation on torch, whose backward pass is one concatenation."""
-    if hasattr(vector, "split"):
+def pieces(vector, sizes: list[int]):
+    """Return consecutive pieces of `vector` (sum of sizes,); on torch one operation, one node."""
+    if hasattr(vector, "detach"):
         return vector.split(sizes)
-    return [
-        vector[stop - size : stop]
-        for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)
-    ]
+    stops = itertools.accumulate(sizes)
+    return [vector[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
 
 
-def in_reverse(array) -> bool:
-    """Whether it is a torch tensor at which nothing looks but reverse mode: transforms of torch.func and tracing need plain operations."""
-    if not hasattr(array, "detach"):
-        return False
-    torch = namespace(array)
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+def root(square):
+    """Return the square root of `square` >= 0, elementwise, with derivative 0 where it is 0."""
+    xp, positive = namespace(square), square > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, square, 1 + 0 * square)), 0 * square)
 
 
-def written_out() -> ModuleType:
-    """The nodes whose derivatives are written out; here, because they need torch."""
-    from hgcore import written
+def require_instance(name: str, value, kind: type, example: str) -> None:
+    """Raise TypeError unless `value` is a `kind`; a class in place of an object is told apart."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be an object such as {example}, got the class {value.__name__}"
+        )
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an object such as {example}, got {type(value).__name__}")
 
-    return written
+
+def is_compiling(array) -> bool:
+    """Return whether torch.compile traces the code that handles this tensor."""
+    return hasattr(array, "detach") and namespace(array).compiler.is_compiling()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 from hgcore.backend import Backend
 from hgcore.outer import OuterStep
 
-# what NumPy, zip files and JSON raise on bytes that are none of theirs
+# what NumPy, zip files and JSON raise on bytes that are not theirs
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -33,69 +32,64 @@ _DAMAGE = (
 def save(path: str | Path, step: OuterStep) -> None:
     """Write `step` to `path`, a file of NumPy arrays (.npz), whole or not at all.
 
-    for step in hg.alternate(..., resume=hg.load(path, backend) if path.exists() else None): hg.save(path, step)
+    for step in hg.descend(..., resume=hg.load(path, backend) if path.exists() else None):
+        hg.save(path, step)
     """
     arrays, file = {}, io.BytesIO()
     tree = [_leaf(part, arrays) for part in step]
-    if len(kinds := {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}) > 1:
-        raise TypeError(
-            f"a checkpoint has one precision, got {' and '.join(sorted(kinds))}: let the rule's memory be like hyper"
-        )
+    kinds = {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}
+    if len(kinds) > 1:
+        found = " and ".join(sorted(kinds))
+        raise TypeError(f"a checkpoint has one precision, got {found}: keep all vectors like hyper")
     np.savez(file, tree=np.array(json.dumps(tree)), **arrays)
-    write(Path(path), file.getvalue())
+    write_atomically(Path(path), file.getvalue())
 
 
 def load(path: str | Path, backend: Backend) -> OuterStep:
-    """The step that `save` wrote, for `resume=`.  ValueError: not such a file, damaged, or of another precision than `backend`."""
+    """Return the step that `save` wrote, for `resume=`.
+
+    Raises ValueError for a damaged file, another file, or another precision than the backend's.
+    """
     content = Path(path).read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        step = OuterStep(
-            *(_grown(leaf, arrays, backend) for leaf in json.loads(str(arrays.pop("tree"))))
-        )
+        tree = json.loads(str(arrays.pop("tree")))
+        step = OuterStep(*(_grown(leaf, arrays, backend) for leaf in tree))
     except _DAMAGE as error:
         raise ValueError(
             f"{path} is damaged, or was not written by hgcore.save; delete it to start afresh"
         ) from error
     for array in arrays.values():
         if array.dtype.kind == "f" and str(array.dtype) != backend.dtype:
-            raise ValueError(
-                f"the checkpoint holds {array.dtype}, this backend is {backend.dtype}: the run would go on with other bits;"
-                f" make the backend with dtype={str(array.dtype)!r}"
-            )
+            raise ValueError(f"{path} holds {array.dtype}, this backend is {backend.dtype}")
     return step
 
 
-def write(path: Path, data: bytes) -> str:
-    """Put `data` at `path` whole or not at all, folders made; return its sha256."""
-    path = Path(path)
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, whole or not at all; make the folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            os.fchmod(
-                file.fileno(), 0o644
-            )  # mkstemp gives 0600, git and web servers want it readable
-        os.replace(temporary, path)
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600, git wants it readable
+        os.replace(part, path)
     except BaseException:
-        os.unlink(temporary)
+        os.unlink(part)
         raise
-    return hashlib.sha256(data).hexdigest()
 
 
 def _leaf(part, arrays: dict):
-    """JSON for one part of a step: a tuple as a list, a number as it is, a vector by its name among `arrays`."""
+    """Return JSON for one part of a step: a tuple as a list, a vector by its name in `arrays`."""
     if type(part) is tuple:
         return [_leaf(one, arrays) for one in part]
     part = part.item() if isinstance(part, np.generic) else part
     if isinstance(part, bool | int | float | str | None):
         return {"plain": part}
     if not hasattr(part, "dtype"):
-        raise TypeError(
-            f"a checkpoint holds plain tuples, numbers and vectors, got {type(part).__name__}: let the rule's memory be of these"
-        )
+        kind = type(part).__name__
+        raise TypeError(f"a checkpoint holds plain tuples, numbers and vectors, got {kind}")
     name = f"array {len(arrays)}"
     arrays[name] = part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
     return {"array": name}

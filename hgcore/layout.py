@@ -6,14 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hgcore.arrays import cut, in_reverse, namespace, written_out
+import numpy as np
+
+from hgcore.arrays import namespace, pieces
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the blocks of a vector (size,), in order: `Layout({"weights": (784, 10), "biases": (10,)})`.
+    """Names and shapes of the blocks of a vector (size,), in order.
 
-    Works on vectors of either backend, traced or not; a block of shape () is one number.
+    Works on vectors of either backend, traced or not. A block of shape () is one number.
+
+    >>> layout = Layout({"weights": (2, 3), "bias": ()})
+    >>> layout.size, list(layout.split(np.arange(7.0)))
+    (7, ['weights', 'bias'])
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -21,6 +27,9 @@ class Layout:
     size: int = field(init=False)
 
     def __post_init__(self):
+        for name, shape in self.shapes.items():
+            if not isinstance(shape, tuple):
+                raise TypeError(f"the shape of block {name!r} must be a tuple, got {shape!r}")
         object.__setattr__(self, "sizes", [math.prod(shape) for shape in self.shapes.values()])
         object.__setattr__(self, "size", sum(self.sizes))
 
@@ -28,50 +37,42 @@ class Layout:
         return len(self.shapes)
 
     def split(self, vector) -> dict:
-        """{name: block in its shape}; views of `vector` (size,).
+        """Return {name: block in its shape}, views of `vector` (size,).
 
-        One operation on torch: slices v[a:b] of one's own fill a whole vector of zeros each in every backward pass.
+        One operation on torch: a slice v[a:b] fills a whole vector of zeros in a backward pass.
         """
-        if vector.shape != (self.size,):
-            raise ValueError(
-                f"this layout takes a vector of shape ({self.size},), got {tuple(vector.shape)}"
-            )
-        pieces = cut(vector, self.sizes)
-        return {
-            name: piece.reshape(shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
+        if tuple(vector.shape) != (self.size,):
+            got = tuple(vector.shape)
+            raise ValueError(f"this layout takes a vector of shape ({self.size},), got {got}")
+        parts = pieces(vector, self.sizes)
+        blocks = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.reshape(shape) for (name, shape), part in blocks}
 
     def join(self, blocks: Mapping):
-        """The inverse of `split`: one vector (size,) out of all named blocks."""
+        """Return the vector (size,) of all named blocks (arrays, or numbers): undoes `split`."""
         if set(blocks) != set(self.shapes):
             raise ValueError(f"blocks must be {list(self.shapes)}, got {list(blocks)}")
-        if wrong := [name for name, shape in self.shapes.items() if blocks[name].shape != shape]:
-            raise ValueError(
-                f"block {wrong[0]!r} must have shape {self.shapes[wrong[0]]}, got {tuple(blocks[wrong[0]].shape)}"
-            )
-        xp = namespace(next(iter(blocks.values())))
-        return xp.concatenate([blocks[name].reshape((-1,)) for name in self.shapes])
+        arrays = {name: _array(blocks[name]) for name in self.shapes}
+        for name, shape in self.shapes.items():
+            if tuple(arrays[name].shape) != shape:
+                got = tuple(arrays[name].shape)
+                raise ValueError(f"block {name!r} must have shape {shape}, got {got}")
+        xp = namespace(next(iter(arrays.values())))
+        return xp.concatenate([array.reshape((-1,)) for array in arrays.values()])
 
     def expand(self, values):
-        """One value per block (len(layout),) -> one value per coordinate (size,)."""
-        if values.shape != (len(self),):
-            raise ValueError(
-                f"expected one value per block, shape ({len(self)},), got {tuple(values.shape)}"
-            )
-        if in_reverse(values) and values.device.type == "cpu":
-            return written_out().Expand.apply(values, self.sizes)
-        xp = namespace(values)
-        pieces = cut(values, [1] * len(self))
-        return xp.concatenate(
-            [
-                xp.broadcast_to(piece, (size,))
-                for piece, size in zip(pieces, self.sizes, strict=True)
-            ]
-        )
+        """Return one value per coordinate (size,) from one per block (len(layout),)."""
+        if tuple(values.shape) != (len(self),):
+            got = tuple(values.shape)
+            raise ValueError(f"expected one value per block, shape ({len(self)},), got {got}")
+        xp, parts = namespace(values), pieces(values, [1] * len(self))
+        blocks = [(part, size) for part, size in zip(parts, self.sizes, strict=True) if size]
+        return xp.concatenate([xp.broadcast_to(part, (size,)) for part, size in blocks])
 
     def sums(self, vector):
-        """The sum of each block: (size,) -> (len(layout),); `sums(w * w)` for a penalty of each."""
-        if in_reverse(vector) and vector.device.type == "cpu":
-            return written_out().Sums.apply(vector, self.sizes)
-        return namespace(vector).stack([piece.sum() for piece in cut(vector, self.sizes)])
+        """Return the sum of each block, (size,) -> (len(layout),)."""
+        return namespace(vector).stack([part.sum() for part in pieces(vector, self.sizes)])
+
+
+def _array(block):
+    return block if hasattr(block, "shape") else np.asarray(block, dtype=float)

@@ -1,27 +1,52 @@
-"""Solutions of A x = b, where A (n, n), symmetric, is known only by its products: solve(apply, b) with apply(v) = A v."""
+"""Solutions of A x = b with A (n, n) symmetric, known by its products: solve(apply, b)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from hgcore.arrays import namespace
 from hgcore.problem import Diverged
 
-SLACK = 0.02  # squared lengths that grow by less, a hundredth in length, are rounding or do no harm
+SLACK = 0.02  # squared lengths that grow by less are rounding, or do no harm
 
 
-def _like(values, b):
-    """NumPy's `values` as an array of the kind of b."""
-    return namespace(b).asarray(values, dtype=b.dtype, device=b.device)
+@dataclass(frozen=True)
+class Neumann:
+    """rate * sum_{j <= terms} (I - rate A)^j b, an approximation of A^-1 b; one product a term.
+
+    Converges if 0 < rate < 2 / largest eigenvalue and A is positive definite. Equals unrolling
+    terms + 1 steps of gradient descent from the optimum (Theorem 2). rate=None takes 1 / largest
+    eigenvalue, by 20 more products. Raises Diverged, with the rate to use, if the terms grow.
+    Implements: Lorraine et al. 2020, Algorithm 3 (corrected: the printed one subtracts the terms
+    and leaves out the rate).
+    """
+
+    terms: int
+    rate: float | None = None
+
+    def __post_init__(self):
+        if self.terms < 0 or self.rate is not None and not self.rate > 0:
+            raise ValueError(
+                f"Neumann needs terms >= 0 and rate > 0 or None, got {self.terms} and {self.rate}"
+            )
+
+    def __call__(self, apply: Callable, b):
+        rate = self.rate or 1 / positive_eigenvalue(apply, b)
+        term = total = before = b
+        for _ in range(self.terms):
+            before, term = term, term - rate * apply(term)
+            total = total + term
+        require_not_grown(apply, b, before, term, rate, self.terms)
+        return rate * total
 
 
-def largest(apply: Callable, like, products: int = 20) -> float:
-    """A lower bound of max |eigenvalue| of A, by so many products: power iteration from one random vector (of the kind of `like`).
+def largest_eigenvalue(apply: Callable, like, products: int = 20) -> float:
+    """Return a lower bound of max |eigenvalue| of A by power iteration from a random vector.
 
-    The largest |A v| / |v| that was seen: never above the truth, so that 2 / bound never refuses a rate below 2 / truth.
+    It is the largest |A v| / |v| seen. like: a vector (n,) of the kind that apply takes.
     """
     vector, found = _like(np.random.default_rng(len(like)).standard_normal(len(like)), like), 0.0
     for _ in range(products):
@@ -32,85 +57,52 @@ def largest(apply: Callable, like, products: int = 20) -> float:
     return found
 
 
-@dataclass(frozen=True)
-class Neumann:
-    """rate * sum_{j <= terms} (I - rate A)^j b.  One product a term.
+def positive_eigenvalue(apply: Callable, like) -> float:
+    """Return `largest_eigenvalue`; raise Diverged if it is zero."""
+    found = largest_eigenvalue(apply, like)
+    if not found > 0:
+        raise Diverged("the inner Hessian is zero or not finite: it has no inverse")
+    return found
 
-    Converges to A^-1 b if 0 < rate < 2 / largest eigenvalue and A is positive definite. With `terms` terms beyond the first it equals
-    unrolling terms + 1 steps of gradient descent from the optimum (Theorem 2).  Lorraine et al. 2020, Algorithm 3 (corrected: the
-    printed one subtracts the terms and leaves out the rate).
 
-    A rate that diverges is refused: `Diverged` names the eigenvalue at fault and the rate to use. The first solve of a size looks for
-    the largest eigenvalue by `power` products (0: not at all), later ones trust that the Hessian changes slowly and look at their terms,
-    at no cost: these are a power iteration of I - rate A, their lengths fall as long as the series converges, and once they grow they
-    go on. So a last term that is longer, by a hundredth, than b or the term before it is refused too. rate=None takes 1 / largest
-    eigenvalue, found by `power` products in every solve: sound once they see half of it.
+def require_not_grown(apply, b, before, last, rate: float, terms: int) -> None:
+    """Raise Diverged if the last Neumann term is longer than b or than the term before it.
+
+    The terms are a power iteration of I - rate A: as long as the series converges they shrink, and
+    once they grow they go on growing. This costs no product unless they do.
     """
-
-    terms: int
-    rate: float | None = None
-    power: int = 20
-    _seen: set = field(
-        default_factory=set, init=False, repr=False, compare=False
-    )  # sizes that were looked at
-
-    def __post_init__(self):
-        if self.terms < 0 or self.power < 0 or self.rate is not None and not self.rate > 0:
-            raise ValueError(
-                f"a Neumann series needs terms >= 0, rate > 0 or None, power >= 0, got {self.terms}, {self.rate}, {self.power}"
-            )
-
-    def __call__(self, apply: Callable, b):
-        rate = self._rate(apply, b)
-        term = total = b
-        first = before = last = b @ b
-        for _ in range(self.terms):
-            term = term - rate * apply(term)
-            total = total + term
-            before, last = last, term @ term
-        if not bool((last <= (1 + SLACK) * before) & (last <= (1 + SLACK) * first)):
-            raise Diverged(_grown(rate, _fastest(apply, b, rate, self.terms + 20)))
-        return rate * total
-
-    def _rate(self, apply, b) -> float:
-        if self.rate and (not self.power or len(b) in self._seen):
-            return self.rate
-        found = largest(apply, b, self.power or 20)
-        if not found > 0:
-            raise Diverged("the inner Hessian is zero or not finite: it has no inverse")
-        if self.rate and self.rate * found >= 2:
-            raise Diverged(_grown(self.rate, found))
-        self._seen.add(len(b))
-        return self.rate or 1 / found
+    first, before, length = b @ b, before @ before, last @ last
+    if bool((length <= (1 + SLACK) * before) & (length <= (1 + SLACK) * first)):
+        return
+    eigenvalue = _fastest_growing(apply, b, rate, terms + 20)
+    series = f"the Neumann series grows with rate {rate:.4g}"
+    if eigenvalue > 0:
+        raise Diverged(
+            f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is about"
+            f" {eigenvalue:.4g}; use rate={1 / eigenvalue:.4g}, or rate=None to have it found"
+        )
+    raise Diverged(
+        f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
+        " positive definite, which no rate helps; train on to a minimum, add a penalty, or take"
+        " fewer terms"
+    )
 
 
-def _fastest(apply: Callable, vector, rate: float, products: int) -> float:
-    """The eigenvalue of A whose direction grows fastest in the Neumann series, by power iteration of I - rate A from `vector`."""
+def _fastest_growing(apply: Callable, vector, rate: float, products: int) -> float:
+    """Return the eigenvalue of A whose direction grows fastest in the Neumann series."""
     for _ in range(products):
         vector = vector / (vector @ vector) ** 0.5
         vector = vector / rate - apply(vector)  # not vector - rate A vector: a rate may be huge
     return float(vector @ apply(vector)) / float(vector @ vector)
 
 
-def _grown(rate: float, eigenvalue: float) -> str:
-    series = f"the Neumann series grows with rate {rate:.4g}"
-    if eigenvalue > 0:
-        return (
-            f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is about {eigenvalue:.4g};"
-            f" use rate={1 / eigenvalue:.4g}, or rate=None to have it found"
-        )
-    return (
-        f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not positive definite, which no rate"
-        " helps; train on to a minimum, add a penalty, or take fewer terms"
-    )
-
-
 @dataclass(frozen=True)
 class ConjugateGradient:
-    """Conjugate gradients: at most `iterations` products, until |A x - b| <= tolerance |b|.  For A positive definite.
+    """Conjugate gradients: at most `iterations` products, until |A x - b| <= tolerance |b|.
 
-    The error of x is at most the condition number times the larger of tolerance and rounding: with these defaults small systems are
-    solved as well as by `Dense`. A direction of negative curvature raises `Diverged`: no minimum there, use Neumann or a better optimum.
+    For A positive definite. The error of x is at most the condition number times the larger of
+    tolerance and rounding. A direction of negative curvature raises Diverged: there is no minimum;
+    use Neumann, or train on.
     """
 
     iterations: int = 100
@@ -127,7 +119,8 @@ class ConjugateGradient:
             curvature = float(direction @ image)
             if not curvature > 0:
                 raise Diverged(
-                    f"conjugate gradients met curvature {curvature:.3g}: the inner Hessian is not positive definite"
+                    f"conjugate gradients met curvature {curvature:.3g}: the inner Hessian is not"
+                    " positive definite"
                 )
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
@@ -137,23 +130,24 @@ class ConjugateGradient:
 
 
 def columns(rng: np.random.Generator, rank: int, n: int) -> np.ndarray:
-    """`rank` different unit vectors (rank, n): their products are columns of A."""
+    """Return `rank` different unit vectors (rank, n): their products are columns of A."""
     return (np.arange(n) == rng.permutation(n)[:rank, None]).astype(float)
 
 
 def gaussian(rng: np.random.Generator, rank: int, n: int) -> np.ndarray:
-    """`rank` random directions (rank, n): they see every coordinate, which pays where A is far from diagonal."""
+    """Return `rank` random directions (rank, n), better where A is far from diagonal."""
     return rng.standard_normal((rank, n))
 
 
 @dataclass(frozen=True)
 class Nystrom:
-    """(A_k + rho I)^-1 b, where A_k = C W^+ C' has rank k = `rank`: C = A S', W = S A S', S (k, n) = draw(rng, k, n).
+    """(A_k + rho I)^-1 b with A_k = C W^+ C' of rank k: C = A S', W = S A S', S (k, n) drawn.
 
-    Hataya and Yamada 2023, Nystrom method for accurate and scalable implicit differentiation (draw=`columns`); draw=`gaussian` as
-    Frangella, Tropp and Udell 2023. `rank` products that do not depend on each other, some 4 k n numbers at the peak, and no rate to choose.
-    Differs from (A + rho I)^-1 b by at most e / (rho (rho + e)) |b|, e = |A - A_k|, for A positive semidefinite; with rank = n and
-    rho -> 0 it is A^-1 b. seed, a number or a list such as [seed, k], is the address of the draw.
+    `rank` products that do not depend on each other, about 4 k n numbers, and no rate. Differs
+    from (A + rho I)^-1 b by at most e / (rho (rho + e)) |b|, e = |A - A_k|, for A positive
+    semidefinite. seed: a number or a list such as [seed, k], the address of the draw. Not for
+    single precision with rank = n and condition numbers above 1e3.
+    Implements: Hataya and Yamada 2023 (draw=columns); Frangella et al. 2023 (draw=gaussian).
     """
 
     rank: int
@@ -163,45 +157,43 @@ class Nystrom:
 
     def __post_init__(self):
         if self.rank < 1 or not self.rho >= 0:
-            raise ValueError(
-                f"rank must be at least 1 and rho >= 0, got {self.rank} and {self.rho}"
-            )
+            raise ValueError(f"rank must be >= 1 and rho >= 0, got {self.rank} and {self.rho}")
 
     def __call__(self, apply: Callable, b):
         xp, n = namespace(b), len(b)
-        sketch = _like(
-            self.draw(np.random.default_rng([*np.atleast_1d(self.seed), n]), min(self.rank, n), n),
-            b,
-        )
-        image = xp.stack([apply(row) for row in sketch])
-        basis, values = _factors(xp, image, sketch)
+        rng = np.random.default_rng([*np.atleast_1d(self.seed), n])
+        sketch = _like(self.draw(rng, min(self.rank, n), n), b)
+        basis, values = _factors(xp, xp.stack([apply(row) for row in sketch]), sketch)
         inside = basis.T @ b
         x = basis @ (inside / (values + self.rho))
-        if self.rank >= n:  # then nothing lies outside but rounding
+        if self.rank >= n:  # nothing lies outside but rounding
             return x
         if not self.rho > 0:
             raise ValueError(
-                f"rho must be positive for a rank below the number of weights ({self.rank} < {n}), got {self.rho}"
+                f"rho must be positive for a rank below the number of weights ({self.rank} < {n}),"
+                f" got {self.rho}"
             )
         return x + (b - basis @ inside) / self.rho
 
 
 def _factors(xp, image, sketch) -> tuple:
-    """(Q (n, k) orthonormal, eigenvalues (k,)) of C W^+ C', C' = `image` (k, n), W = `sketch` C."""
+    """Return (Q (n, k) orthonormal, eigenvalues (k,)) of C W^+ C', C' = `image`, W = sketch C."""
     core = sketch @ image.T
     values, vectors = xp.linalg.eigh((core + core.T) / 2)
     kept = abs(values) > len(values) * xp.finfo(values.dtype).eps * abs(values).max()
-    inverse = (
-        vectors * xp.where(kept, 1 / xp.where(kept, values, 1 + 0 * values), 0 * values)
-    ) @ vectors.T
+    inverses = xp.where(kept, 1 / xp.where(kept, values, 1 + 0 * values), 0 * values)
     basis, triangle = xp.linalg.qr(image.T)
-    values, vectors = xp.linalg.eigh(triangle @ inverse @ triangle.T)
+    small = triangle @ ((vectors * inverses) @ vectors.T) @ triangle.T
+    values, vectors = xp.linalg.eigh(small)
     return basis @ vectors, values
 
 
 @dataclass(frozen=True)
 class Identity:
-    """rate * b: the inverse replaced by a multiple of the identity (Luketina et al. 2016, T1-T2), a Neumann sum of no terms."""
+    """rate * b: the inverse replaced by a multiple of the identity, a Neumann sum of no terms.
+
+    Implements: Luketina et al. 2016, T1-T2.
+    """
 
     rate: float = 1.0
 
@@ -210,7 +202,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseSolve:
     """Solves with the whole matrix, n products and n**2 numbers: the reference for small n."""
 
     def __call__(self, apply: Callable, b):
@@ -220,5 +212,11 @@ class Dense:
             return xp.linalg.solve(matrix, b)
         except xp.linalg.LinAlgError as error:
             raise Diverged(
-                f"the inner Hessian has no inverse ({error}): add a penalty, or solve with Nystrom or few Neumann terms"
+                f"the inner Hessian has no inverse ({error}): add a penalty, or solve with Nystrom"
+                " or few Neumann terms"
             ) from error
+
+
+def _like(values, b):
+    """Return NumPy's `values` as an array of the kind of b."""
+    return namespace(b).asarray(values, dtype=b.dtype, device=b.device)

@@ -1,18 +1,21 @@
-"""Networks as functions of one flat weight vector: dense nets over either backend, and any torch module without batch statistics."""
+"""Networks as functions of one flat weight vector: dense nets, and any torch module."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.arrays import in_reverse, namespace, written_out
+from hgcore.arrays import is_compiling, namespace
+from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
 
 
 def log_softmax(scores):
-    """log of the softmax over the last axis of scores (batch, classes)."""
+    """Return the log of the softmax over the last axis of scores (batch, classes)."""
     xp = namespace(scores)
     if hasattr(xp, "log_softmax"):
         return xp.log_softmax(scores, -1)
@@ -21,23 +24,23 @@ def log_softmax(scores):
 
 
 def cross_entropy(log_probabilities, labels):
-    """Mean negative log-likelihood of one-hot (or soft) labels; both (batch, classes)."""
+    """Return the mean negative log-likelihood of one-hot or soft labels; both (batch, classes)."""
     return namespace(log_probabilities).sum(log_probabilities * labels) / -len(labels)
 
 
 def error_rate(log_probabilities, labels) -> float:
-    """Share of the batch whose most likely class is not the labelled one."""
+    """Return the share of a batch whose likeliest class is not the labeled one."""
     xp = namespace(log_probabilities)
-    return 1 - float(
-        (xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)).sum()
-    ) / len(labels)
+    right = xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)
+    return 1 - float(right.sum()) / len(labels)
 
 
 @dataclass(frozen=True)
-class Dense:
-    """A dense tanh net with log-softmax output: net(weights (n,), inputs (batch, sizes[0])) -> (batch, sizes[-1]).
+class DenseNet:
+    """A dense tanh net with log-softmax output: net(weights (n,), inputs) -> log-probabilities.
 
-    `layout` names its blocks 'weights 1', 'biases 1', ... in the order of the layers, n = layout.size.
+    inputs (batch, sizes[0]) -> (batch, sizes[-1]). `layout` names the blocks of the weights,
+    'weights 1', 'biases 1', ... in the order of the layers; n = layout.size.
     """
 
     sizes: Sequence[int]
@@ -45,25 +48,22 @@ class Dense:
 
     def __post_init__(self):
         shapes = {}
-        for layer, (rows, columns) in enumerate(
-            zip(self.sizes[:-1], self.sizes[1:], strict=True), start=1
-        ):
+        pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
+        for layer, (rows, columns) in enumerate(pairs, start=1):
             shapes |= {f"weights {layer}": (rows, columns), f"biases {layer}": (columns,)}
         object.__setattr__(self, "layout", Layout(shapes))
 
     def __call__(self, weights, inputs):
-        if (
-            in_reverse(weights)
-            and weights.requires_grad
-            and not inputs.requires_grad
-            and inputs.ndim == 2
-            and inputs.dtype == weights.dtype
-        ):
-            return written_out().LogProbabilities.apply(weights, inputs, self.layout)
+        plain = is_compiling(weights) or not reverse_mode.get()
+        if not plain and (fast := _hand_written()) and fast.fits(weights, inputs):
+            return fast.log_probabilities(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
 
-    def first(self, normal: Callable) -> np.ndarray:
-        """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, where normal(*shape) draws; no biases."""
+    def initial_weights(self, normal: Callable) -> np.ndarray:
+        """Return weights (n,) of variance 1 / inputs in each layer, and biases of zero.
+
+        normal: *shape -> numbers of a standard normal distribution.
+        """
         return self.layout.join(
             {
                 name: normal(*shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
@@ -73,36 +73,49 @@ class Dense:
 
     @staticmethod
     def through(blocks: Sequence, inputs):
-        """The log-probabilities of a net whose weights and biases are these blocks, in turn."""
+        """Return the log-probabilities of a net with these weights and biases, in turn."""
         hidden = inputs
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
             hidden = namespace(matrix).tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
 
 
-def functional(module) -> tuple:
-    """(weights (n,), function(weights, *inputs)) of a `torch.nn.Module`, for use in a Problem on the Torch backend.
+class HandWritten(NamedTuple):
+    """A dense net with hand-written derivatives, and what it takes."""
 
-    The module is called by `torch.func.functional_call`, its parameters being views of the flat vector, but for those that require no
-    gradient: they stay as they are. `function.layout` has the names. Modules that change while they run cannot be trained twice with the
-    same bits and are refused: batch statistics, and dropout or spectral norms in training mode. So is weight_norm, whose second
-    derivative torch has wrong. Attention is the plain one: torch's fused kernels have no second derivative.
+    fits: Callable
+    log_probabilities: Callable
+
+
+@functools.cache
+def _hand_written() -> HandWritten | None:
+    try:
+        from hgcore.fast.dense_net import fits, log_probabilities
+    except ImportError:
+        return None
+    return HandWritten(fits, log_probabilities)
+
+
+def functional(module) -> tuple:
+    """Return (weights (n,), function(weights, *inputs)) of a torch.nn.Module, for a Problem.
+
+    The parameters are views of the flat vector; those that require no gradient stay as they are.
+    `function.layout` has the names. Modules that change while they run cannot give the same bits
+    twice and raise ValueError: batch statistics, and dropout or spectral norms in training mode.
+    So does weight_norm, whose second derivative torch gets wrong. Attention uses torch's plain
+    kernel: the fused ones have no second derivative.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for name, part in module.named_modules():
         if why := _unfit(part):
-            raise ValueError(
-                f"module {name or type(part).__name__!r} ({type(part).__name__}) {why}"
-            )
-    parameters = {
-        name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
-    }
+            kind = type(part).__name__
+            raise ValueError(f"module {name or kind!r} ({kind}) {why}")
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not parameters:
-        raise ValueError(
-            f"{type(module).__name__} has no parameters to train, none that requires a gradient"
-        )
+        kind = type(module).__name__
+        raise ValueError(f"{kind} has no parameters to train, none that requires a gradient")
     layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
     weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
@@ -115,24 +128,26 @@ def functional(module) -> tuple:
 
 
 def _unfit(part) -> str | None:
-    """What forbids this module, if anything: it draws random numbers, uses batch statistics, updates what it keeps, or is wrongly differentiated."""
+    """Return what forbids this module, None if nothing does."""
     import torch
 
     modules = torch.nn.modules
-    kinds = {
-        type(one).__name__.removeprefix("_") for one in (part, *part._forward_pre_hooks.values())
-    }  # a norm is a hook or a part
+    parts = (part, *part._forward_pre_hooks.values())  # a norm is a hook or a module
+    kinds = {type(one).__name__.removeprefix("_") for one in parts}
     if "WeightNorm" in kinds:
-        return "has second derivatives that torch gets wrong: remove the weight_norm, or divide by the norm in a module of your own"
-    dropout = (
-        part.p if isinstance(part, modules.dropout._DropoutNd) else getattr(part, "dropout", 0)
-    )
-    random = (
-        isinstance(part, (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d))
-        or "SpectralNorm" in kinds
-    )
-    draws = part.training and (random or isinstance(dropout, float) and dropout > 0)
+        return (
+            "has second derivatives that torch gets wrong: remove the weight_norm, or divide by the"
+            " norm in a module of your own"
+        )
+    dropout = getattr(part, "p" if isinstance(part, modules.dropout._DropoutNd) else "dropout", 0)
+    random = (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d)
+    draws = isinstance(part, random) or "SpectralNorm" in kinds
+    draws = draws or isinstance(dropout, float) and dropout > 0
     batch = isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None
-    if draws or batch or (part.training and getattr(part, "track_running_stats", False)):
-        return "gives other results when called again or in another batch: put it in eval() mode, or use GroupNorm or LayerNorm"
+    tracks = getattr(part, "track_running_stats", False)
+    if batch or part.training and (draws or tracks):
+        return (
+            "gives other results when called again or in another batch: put it in eval() mode, or"
+            " use GroupNorm or LayerNorm"
+        )
     return None

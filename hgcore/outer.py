@@ -1,27 +1,27 @@
-"""Outer loops: what to do with a hypergradient. Each yields one `OuterStep` per outer step and can be resumed from any.
+"""Outer loops: what to do with a hypergradient.
 
-`descend`: a fresh training run per outer step; `realtime`: updates while training (forward mode); `alternate`: a warm start
-and a hypergradient every few steps (implicit differentiation). Rules are in rules.py, projections in projections.py.
+`descend` trains afresh for each outer step, `realtime` updates while training (forward mode),
+`alternate` goes on from the last weights (implicit differentiation). Each yields one OuterStep an
+outer step and can be resumed from any.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from hgcore.problem import Diverged, Watch
-from hgcore.solvers import Forward, Implicit, require_finite
+from hgcore.arrays import require_instance
+from hgcore.hypergradient import Forward, Implicit, require_finite
+from hgcore.optimizers import Optimizer
+from hgcore.problem import Diverged, Problem
+from hgcore.trajectory import states_after
 
 
 class OuterStep(NamedTuple):
-    """Outer step k: the hypergradient `grad` and outer objective `value` at `hyper`, and `updated`, the next hyper.
+    """Outer step k: the hypergradient `grad` and outer loss `value` at `hyper`.
 
-    state: flat, after training; nbytes: what the solver kept; carry: what a resumed loop needs besides `updated`.
+    updated: the next hyper; state: flat, after training; nbytes: what the solver kept; carry: what
+    a resumed loop needs besides.
     """
 
     k: int
@@ -35,153 +35,119 @@ class OuterStep(NamedTuple):
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
-    """The items, with a bar on stderr for a person at a terminal, or lines for the suite's runner; otherwise silent."""
-    total = len(items) if total is None else total
-    if "HGCORE_PROGRESS" not in os.environ:
-        yield from tqdm(items, desc=what, total=total, disable=None, leave=False)
-        return
-    shown = -1.0
-    for k, item in enumerate(items):
-        if time.monotonic() - shown > 0.5:
-            shown = time.monotonic()
-            print(f"@progress {k + 1}/{total} {what}", file=sys.stderr, flush=True)
-        yield item
-
-
-def _update(rule, project, hyper, grad, memory) -> tuple:
-    hyper, memory = rule(hyper, grad, memory)
-    allowed = hyper if project is None else project(hyper)
-    if (kind := type(allowed)) is not type(hyper) or allowed.shape != hyper.shape:
-        raise TypeError(
-            f"project must return what it was given, a {type(hyper).__name__} of shape {tuple(hyper.shape)}, got a {kind.__name__}"
-        )
-    return allowed, memory
-
-
-def _named(k: int, problem: Diverged) -> Diverged:
-    return type(problem)(f"outer step {k}: {problem}")
+    """Yield the items, with a bar on stderr for a person at a terminal if tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iter(items)
+    return iter(tqdm(items, desc=what, total=total, disable=None, leave=False))
 
 
 def descend(
-    solver: Callable,
-    problem,
-    hyper,
-    *,
-    rule,
-    steps: int,
-    project: Callable | None = None,
-    resume: OuterStep | None = None,
+    solver, problem, hyper, *, optimizer, steps, project=None, resume=None
 ) -> Iterator[OuterStep]:
-    """`steps` outer steps, each a fresh training run.  problem: a Problem, or k -> Problem (new seeds, new batches).
+    """Yield `steps` outer steps, each with a fresh training run.
 
-    rule: Descent, RMSProp, Adam or your own; project: onto the allowed set; resume: an earlier OuterStep to go on from.
-    Raises `Diverged` naming the outer and the inner step.
+    problem: a Problem, or k -> Problem (new seeds, new batches). optimizer: as for training, with
+    hyper for the weights and k for t. project: hyper -> the nearest allowed one. resume: an earlier
+    OuterStep to go on from. Raises Diverged naming the outer and the inner step.
     """
-    at = _at(problem)
-    first, hyper = (0, at(0).hyper(hyper)) if resume is None else (resume.k + 1, resume.updated)
-    memory = rule.start(hyper) if resume is None else resume.carry[0]
-    for k in progress(range(first, steps), "outer step"):
-        try:
-            result = solver(at(k), hyper)
-        except Diverged as error:
-            raise _named(k, error) from error
-        updated, memory = _update(rule, project, hyper, result.grad, memory)
-        yield OuterStep(k, hyper, *result, updated, (memory,))
-        hyper = updated
+    require_instance("solver", solver, Callable, "hg.Reverse()")
+
+    def advance(now: Problem, k: int, hyper, carry: tuple) -> tuple:
+        return *solver(now, hyper), carry
+
+    return _loop(problem, hyper, lambda *_: (), advance, optimizer, steps, project, resume)
 
 
 def realtime(
-    problem,
-    hyper,
-    *,
-    rule,
-    steps: int,
-    every: int = 1,
-    project: Callable | None = None,
-    solver: Forward | None = None,
-    resume: OuterStep | None = None,
+    problem, hyper, *, optimizer, steps, every=1, project=None, solver=None, resume=None
 ) -> Iterator[OuterStep]:
-    """Train once, and update hyper every `every` inner steps along the tangents so far (Franceschi et al. 2017, RTHO).
+    """Train once and update hyper every `every` inner steps along the tangents so far.
 
-    problem: a Problem, or k -> Problem (what is asked for changes, or the data: its outer objective may take a batch of outer
-    step k). `steps` outer steps, so steps * every inner ones (problem.steps does not count). Tangents and weights are never
-    reset, so the hypergradient mixes earlier hypers: biased, and available at once. With a rule that moves nothing it is plain
-    training.
+    `steps` outer steps, so steps * every inner ones (problem.steps is not used). Tangents and
+    weights are never reset: the hypergradient mixes earlier hypers, it is biased and available at
+    once. Other arguments as in `descend`. Implements: Franceschi et al. 2017, RTHO.
     """
-    _require_steps(every)
-    solver, at = solver or Forward(), _at(problem)
-    hyper = at(0).hyper(hyper) if resume is None else resume.updated
-    if resume is None:
-        first, state, tangents, memory = (
-            0,
-            at(0).start(hyper),
-            at(0).push_start(hyper),
-            rule.start(hyper),
-        )
-    else:
-        first, (state, tangents, memory) = resume.k + 1, resume.carry
-    watch = Watch(at(0).backend)
-    for k in progress(range(first, steps), "outer step"):
-        now, span = at(k), range(k * every, (k + 1) * every)
-        try:
-            now.check(hyper, state, span)
-            for t in span:
-                state, tangents = solver.step(now, hyper, state, tangents, t)
-                watch.weights(t, state[0])
-            watch.look()
-            value, grad = solver.along(now, hyper, state, tangents)
-            require_finite(now, value, grad)
-        except Diverged as error:
-            raise _named(k, error) from error
-        updated, memory = _update(rule, project, hyper, grad, memory)
+    solver, spans = solver or Forward(), _spans(every)
+
+    def start(now: Problem, hyper) -> tuple:
+        return now.initial_state(hyper), now.jvp_initial(hyper)
+
+    def advance(now: Problem, k: int, hyper, carry: tuple) -> tuple:
+        now.smallest_decays(hyper, carry[0], spans(k))
+        state, tangents = solver.advance(now, hyper, *carry, spans(k))
+        value, grad = solver.outer_jvp(now, hyper, state, tangents)
+        require_finite(now, value, grad)
         kept, flat = solver.nbytes(state, tangents), now.backend.xp.concatenate(state)
-        yield OuterStep(k, hyper, value, grad, flat, kept, updated, (state, tangents, memory))
-        hyper = updated
+        return value, grad, flat, kept, (state, tangents)
+
+    return _loop(problem, hyper, start, advance, optimizer, steps, project, resume)
 
 
 def alternate(
-    solver: Implicit,
-    problem,
-    hyper,
-    *,
-    rule,
-    steps: int,
-    every: int = 1,
-    project: Callable | None = None,
-    resume: OuterStep | None = None,
+    solver, problem, hyper, *, optimizer, steps, every=1, project=None, resume=None
 ) -> Iterator[OuterStep]:
-    """`every` inner steps from where the last ones ended, then one implicit hypergradient (Lorraine et al. 2020, Algorithm 1).
+    """Alternate `every` inner steps from the last weights with one implicit hypergradient.
 
-    problem: a Problem, or k -> Problem for stochastic hypergradients: its inner objective at t = None and its outer one then
-    take the batches of outer step k. Inner step t = k * every + i is a batch by itself in any case.
+    problem: a Problem, or k -> Problem for stochastic hypergradients: its inner loss at t = None
+    and its outer loss then take the batches of outer step k. Inner step t = k * every + i is a
+    batch by itself in any case. Other arguments as in `descend`.
+    Implements: Lorraine et al. 2020, Algorithm 1.
     """
-    _require_steps(every)
-    at = _at(problem)
-    hyper = at(0).hyper(hyper) if resume is None else resume.updated
-    first = 0 if resume is None else resume.k + 1
-    state, memory = (at(0).start(hyper), rule.start(hyper)) if resume is None else resume.carry
-    watch = Watch(at(0).backend)
+    require_instance("solver", solver, Implicit, "hg.Implicit(hg.Neumann(20, 0.1))")
+    spans = _spans(every)
+
+    def start(now: Problem, hyper) -> tuple:
+        return (now.initial_state(hyper),)
+
+    def advance(now: Problem, k: int, hyper, carry: tuple) -> tuple:
+        (state,), gradient = carry, now.objective(hyper).gradient
+        now.smallest_decays(hyper, state, spans(k))
+        for after in states_after(now, hyper, state, spans(k), gradient):
+            state = after
+        return *solver(now, hyper, state), (state,)
+
+    return _loop(problem, hyper, start, advance, optimizer, steps, project, resume)
+
+
+def _spans(every: int) -> Callable:
+    """Return k -> the inner steps of outer step k."""
+    if every < 1:
+        raise ValueError(f"every must be a number of inner steps >= 1, got {every}")
+    return lambda k: range(k * every, (k + 1) * every)
+
+
+def _loop(problem, hyper, start, advance, optimizer, steps, project, resume):
+    """Yield outer steps. carry: what start(problem, hyper) returns and `advance` hands on."""
+    require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
+    at = problem if callable(problem) else lambda k: problem
+    if resume is None:
+        first, hyper = 0, at(0).as_hyper(hyper)
+        carry, slots = start(at(0), hyper), tuple(0 * hyper for _ in optimizer.slots)
+    else:
+        first, hyper, (*carry, slots) = resume.k + 1, resume.updated, resume.carry
+    if len(slots) != len(optimizer.slots):
+        name = type(optimizer).__name__
+        raise ValueError(f"resume holds {len(slots)} slots, {name} has {len(optimizer.slots)}")
     for k in progress(range(first, steps), "outer step"):
-        now, span = at(k), range(k * every, (k + 1) * every)
+        now = at(k)
         try:
-            now.check(hyper, state, span)
-            for t in span:
-                state = now.step(state, hyper, t)
-                watch.weights(t, state[0])
-            watch.look()
-            result = solver(now, hyper, state)
+            value, grad, state, nbytes, carry = advance(now, k, hyper, tuple(carry))
         except Diverged as error:
-            raise _named(k, error) from error
-        updated, memory = _update(rule, project, hyper, result.grad, memory)
-        yield OuterStep(k, hyper, *result, updated, (state, memory))
+            raise type(error)(f"outer step {k}: {error}") from error
+        c = optimizer.coefficients(now.backend, hyper, k)
+        moved, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), grad, c)
+        updated = moved if project is None else _projected(project, moved)
+        yield OuterStep(k, hyper, value, grad, state, nbytes, updated, (*carry, tuple(slots)))
         hyper = updated
 
 
-def _require_steps(every: int) -> None:
-    if every < 1:
-        raise ValueError(f"every must be a number of inner steps >= 1, got {every}")
-
-
-def _at(problem) -> Callable:
-    """A Problem, or k -> Problem, as the latter."""
-    return problem if callable(problem) else lambda k: problem
+def _projected(project: Callable, hyper):
+    allowed = project(hyper)
+    kind, like, shape = type(allowed).__name__, type(hyper).__name__, tuple(hyper.shape)
+    if kind != like or allowed.shape != hyper.shape:
+        raise TypeError(
+            f"project must return a {like} of shape {shape} like its input, got a {kind}"
+        )
+    return allowed

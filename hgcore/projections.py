@@ -1,4 +1,6 @@
-"""Euclidean projections onto the sets in which hyperparameters are allowed, as functions of a vector."""
+"""Euclidean projections onto the sets in which hyperparameters are allowed, as functions of a
+vector.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def box(low, high) -> Callable:
 
 
 def simplex(total: float = 1.0) -> Callable:
-    """Euclidean projection onto {hyper >= 0, sum = total > 0}: Michelot 1986, exact in finitely many passes."""
+    """Euclidean projection onto {hyper >= 0, sum = total > 0}: Michelot 1986, exact in finitely
+    many passes.
+    """
     if not total > 0:
         raise ValueError(f"the sum must be positive, got {total}")
 
@@ -53,10 +57,12 @@ def l1_ball(radius: float = 1.0) -> Callable:
 
 
 def box_l1(low, high, radius: float) -> Callable:
-    """Euclidean projection onto {low <= hyper <= high, sum of hyper <= radius}, for 0 <= low: a box cut off by an L1 ball.
+    """Euclidean projection onto {low <= hyper <= high, sum of hyper <= radius}, for 0 <= low: a box
+    cut off by an L1 ball.
 
-    It is clip(hyper - m, low, high) with the least m >= 0 that brings the sum down to the radius. As m grows, the sum falls in straight
-    lines between the 2n places where a coordinate leaves `high` or comes to `low`: these are sorted and bisected, O(n log n).
+    It is clip(hyper - m, low, high) with the least m >= 0 that brings the sum down to the radius.
+    As m grows, the sum falls in straight lines between the 2n places where a coordinate leaves
+    `high` or comes to `low`: these are sorted and bisected, O(n log n).
     """
     if not radius >= 0:
         raise ValueError(f"the radius must be a number >= 0, got {radius}")
@@ -95,7 +101,8 @@ def _require_points(least, most, radius: float) -> None:
     """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
     if bool((least < 0).any()):
         raise ValueError(
-            f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or l1_ball"
+            f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or"
+            " l1_ball"
         )
     if bool((least > most).any()):
         raise ValueError(
@@ -103,5 +110,6 @@ def _require_points(least, most, radius: float) -> None:
         )
     if float(least.sum()) > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
         raise ValueError(
-            f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}"
+            f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the"
+            f" radius {radius:.6g}"
         )

@@ -1,335 +1,352 @@
-"""Answers to the one question of a backward pass: what was the state before step t?
+"""What was the state before step t?  Answers that keep states, or guess them.
 
-`stored`, `checkpointed` and `reversible` answer exactly, `shortcut` (DrMAD) by a straight line, `truncated` only for the last
-steps. Each is called as remember(problem, hyper), trains, and returns a `Trajectory`; bind options with `functools.partial`.
+A strategy is a frozen record with `train(problem, hyper)`, which trains and returns a Trajectory.
+Stored and Checkpointed answer exactly, Truncated for the last steps only, Shortcut (DrMAD) by a
+straight line. Reversible, in reversible.py, runs the training backwards.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from hgcore.arrays import namespace
-from hgcore.problem import Problem, Watch
-from hgcore.reversal import RANGE, ExactMomentum, ReversalError, ratio
+from hgcore.backend import Linearized
+from hgcore.fixed_point import ReversalError
+from hgcore.problem import DivergenceMonitor, Problem, quiet
 
 
 class Trajectory(Protocol):
-    """A finished training run that can be walked backwards, once, over the steps in `replayed`; if `whole`, to the initial state.
+    """A finished training run that can be undone once, for each of `steps`, last first.
 
-    For each step t, last first: `weights(t, coefficients)`, then, with the gradient found there, `state(t, gradient)`.
-    `final`: the state after training; `nbytes`: what is kept between the two passes; `close()` after the last step.
-    It may have `graphs`, {t: `Problem.second_order` of step t}: these are not found again.
+    final: the state after training; steps: those that `undo` knows; whole: whether they lead back
+    to the initial state; nbytes: what is kept between the two passes.
     """
 
     final: tuple
-    replayed: Sequence[int]
+    steps: Sequence[int]
     whole: bool
     nbytes: int
 
-    def weights(self, t, coefficients): ...
-    def state(self, t, gradient) -> tuple: ...
-    def close(self) -> None: ...
+    def undo(self, t: int) -> tuple[tuple, Linearized]:
+        """Return the state before step t and the inner loss linearized there."""
+
+    def close(self) -> None:
+        """Raise ReversalError unless the way back was that of the way forth."""
 
 
-def _size(state: tuple) -> int:
-    return sum(vector.nbytes for vector in state)
-
-
-class Graphs(dict):
-    """The gradient of a training run, (weights, hyper, t) -> (n,): that of `plain` up to the last `count` steps, whose second order it keeps."""
-
-    def __init__(self, problem: Problem, count: int, plain: Callable):
-        if count < 0:
-            raise ValueError(f"graphs must be a number of steps >= 0, got {count}")
-        self.problem, self.first, self.plain = problem, problem.steps - count, plain
-
-    def __call__(self, weights, hyper, t):
-        if t < self.first:
-            return self.plain(weights, hyper, t)
-        self[t] = self.problem.second_order(weights, hyper, t)
-        return self[t].gradient
-
-
-def _states(problem: Problem, hyper, state: tuple, steps: range, gradient: Callable | None = None):
-    """The states after each of `steps`, starting from `state`; raises `Diverged`."""
-    watch, gradient = Watch(problem.backend), problem.gradient if gradient is None else gradient
-    for t in steps:
-        state = problem.step(state, hyper, t, gradient(state[0], hyper, t))
-        watch.weights(t, state[0])
-        yield state
-    watch.look()
+# ---- training
 
 
 def train(problem: Problem, hyper) -> tuple:
-    """The state after training; nothing is kept on the way."""
-    state = problem.start(hyper)
-    problem.check(hyper, state)
-    return _last(state, _states(problem, hyper, state, range(problem.steps)))
+    """Return the state after training, (weights, *slots), each (n,); nothing else is kept."""
+    state = problem.initial_state(hyper)
+    problem.smallest_decays(hyper, state)
+    gradient = problem.objective(hyper).gradient
+    return _last(state, states_after(problem, hyper, state, range(problem.steps), gradient))
 
 
-def _last(state: tuple, states) -> tuple:
+def _last(state: tuple, states: Iterator[tuple]) -> tuple:
     for after in states:
         state = after
     return state
 
 
-class stored:
-    """Every state is kept: T + 1 of them (Franceschi et al. 2017, Reverse-HG).
+def states_after(problem, hyper, state, steps, gradient: Callable) -> Iterator[tuple]:
+    """Yield the state after each of `steps`, starting from `state`; may raise Diverged.
 
-    graphs: of how many steps, the last ones, the graph of the gradient is kept as well. The way back need not make them again, which
-    saves a third of such a step and costs memory like an unrolled loop; `nbytes` leaves it out.
+    gradient: (weights (n,), t) -> (n,).
+    """
+    monitor, gradient = DivergenceMonitor(problem.backend), quiet(gradient)
+    for t in steps:
+        state = problem.step(state, gradient(state[0], t), hyper, t)
+        monitor.weights(t, state[0])
+        yield state
+    monitor.flush()
+
+
+def state_nbytes(state: tuple) -> int:
+    """Return the bytes of a state."""
+    return sum(vector.nbytes for vector in state)
+
+
+def require_count(name: str, steps: int) -> None:
+    """Raise ValueError unless `steps` is a number of steps."""
+    if steps < 0:
+        raise ValueError(f"{name} must be a number of steps >= 0, got {steps}")
+
+
+class Gradients:
+    """The gradients of a run, (weights, t) -> (n,), and what is kept of them for the way back.
+
+    graphs: of how many of the last of `steps` steps the graph is kept. plain: (weights, t) -> (n,),
+    for the steps before.
     """
 
-    first, whole = 0, True
+    def __init__(self, problem: Problem, hyper, graphs: int = 0, plain: Callable | None = None):
+        self.backend, self.objective = problem.backend, problem.objective(hyper)
+        self.first, self.plain = problem.steps - graphs, plain or self.objective.gradient
+        self.kept, self.lengths, self.found = {}, {}, {}
 
-    def __init__(self, problem: Problem, hyper, graphs: int = 0):
-        state = problem.start(hyper)
-        problem.check(hyper, state)
-        self._train(problem, hyper, state, graphs)
+    def __call__(self, weights, t: int):
+        if t < self.first:
+            gradient = self.plain(weights, t)
+        else:
+            self.kept[t] = self.objective.linearize(weights, t)
+            gradient = self.kept[t].gradient
+        self.lengths.setdefault(t, self._square(gradient))
+        return gradient
 
-    def _train(self, problem, hyper, state, graphs=0):
-        self.replayed, self.graphs = (
-            range(self.first, problem.steps),
-            Graphs(problem, graphs, problem.gradient),
-        )
-        shape = len(self.replayed) + 1, len(state), len(state[0])
-        # one block, made beforehand: vectors that stay between temporary ones leave holes that nobody can use
-        self.states = namespace(state[0]).empty(shape, dtype=state[0].dtype, device=state[0].device)
+    def linearized(self, weights, t: int) -> Linearized:
+        """Return the inner loss linearized at step t, from its graph if that was kept."""
+        found = self.kept.pop(t) if t in self.kept else self.objective.linearize(weights, t)
+        self.found[t] = self._square(found.gradient)
+        return found
+
+    def _square(self, gradient):
+        return self.backend.host_view(gradient @ gradient)
+
+    def compare(self) -> None:
+        """Raise ReversalError unless the gradients linearized are as long as those of training.
+
+        They may differ by rounding, at most sqrt(eps) of the longest gradient.
+        """
+        pairs = [x for t, square in self.found.items() for x in (self.lengths[t], square)]
+        lengths = np.sqrt(np.abs(self.backend.floats(pairs))).reshape(-1, 2)
+        allowed = np.finfo(self.backend.dtype).eps ** 0.5 * lengths.max(initial=0)
+        for t, (ours, theirs) in zip(self.found, lengths, strict=True):
+            if abs(ours - theirs) > allowed:
+                raise ReversalError(
+                    f"at step {t} the inner loss gave another gradient on the way back than in"
+                    " training: draw what is random (batches, dropout, noise) from a seed made of t"
+                )
+
+
+# ---- Stored and Truncated
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Keeps all T + 1 states: exact, the fastest, (T + 1) n (1 + slots) numbers.
+
+    graphs: of how many steps, the last ones, the graph of the gradient is kept too. Each saves a
+    third of the time of a step and costs memory like an unrolled loop (not in `nbytes`).
+    Implements: Franceschi et al. 2017, Reverse-HG.
+    """
+
+    graphs: int = 0
+
+    def __post_init__(self):
+        require_count("graphs", self.graphs)
+
+    def train(self, problem: Problem, hyper) -> Trajectory:
+        """Train and return the trajectory."""
+        return _StoredRun(problem, hyper, first=0, graphs=self.graphs)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Keeps and differentiates the last `last` steps only: biased and cheap.
+
+    Implements: Shaban et al. 2019, truncated back-propagation.
+    """
+
+    last: int
+
+    def __post_init__(self):
+        require_count("last", self.last)
+
+    def train(self, problem: Problem, hyper) -> Trajectory:
+        """Train and return the trajectory."""
+        return _StoredRun(problem, hyper, first=max(0, problem.steps - self.last), graphs=0)
+
+
+class _StoredRun:
+    def __init__(self, problem: Problem, hyper, first: int, graphs: int):
+        self.first, self.steps, self.whole = first, range(first, problem.steps), first == 0
+        state, self.gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
+        self.states = _block(problem.backend, len(self.steps) + 1, state)
         self.nbytes = self.states.nbytes
-        # strict, so that zip asks for one state too many: only then are the last steps looked at (see `_states`)
-        for place, after in zip(
-            self.states,
-            itertools.chain([state], _states(problem, hyper, state, self.replayed, self.graphs)),
-            strict=True,
-        ):
+        problem.smallest_decays(hyper, state)
+        state = _last(state, states_after(problem, hyper, state, range(first), self.gradients))
+        late = states_after(problem, hyper, state, self.steps, self.gradients)
+        # zip takes the states last: only when it asks for one too many is the monitor flushed
+        for place, after in zip(self.states, itertools.chain([state], late), strict=True):
             for kept, vector in zip(place, after, strict=True):
                 kept[:] = vector
         self.final = after
 
-    def weights(self, t, coefficients):
-        return self.states[t - self.first, 0]
-
-    def state(self, t, gradient) -> tuple:
-        return tuple(self.states[t - self.first])
+    def undo(self, t: int) -> tuple[tuple, Linearized]:
+        state = tuple(self.states[t - self.first])
+        return state, self.gradients.linearized(state[0], t)
 
     def close(self) -> None:
-        del self.states
+        self.gradients.compare()
 
 
-class truncated(stored):
-    """Only the last `last` steps are kept and differentiated: biased, cheap (Shaban et al. 2019)."""
-
-    def __init__(self, problem: Problem, hyper, last: int = 1):
-        if last < 0:
-            raise ValueError(f"last must be a number of steps >= 0, got {last}")
-        self.first = max(0, problem.steps - last)
-        self.whole = self.first == 0
-        state = problem.start(hyper)
-        problem.check(hyper, state)
-        self._train(problem, hyper, _last(state, _states(problem, hyper, state, range(self.first))))
-
-
-class checkpointed:
-    """About 2 sqrt(T) states are kept, and each stretch between two of them is run again on the way back."""
-
-    whole = True
-
-    def __init__(self, problem: Problem, hyper, every: int | None = None):
-        self.problem, self.hyper = problem, hyper
-        self.every = max(1, math.isqrt(problem.steps)) if every is None else every
-        if self.every < 1:
-            raise ValueError(f"every must be a number of steps >= 1, got {every}")
-        state = problem.start(hyper)
-        problem.check(hyper, state)
-        self.marks, self.stretch, self.final = {0: state}, [], state
-        for t, after in enumerate(_states(problem, hyper, state, range(problem.steps)), start=1):
-            self.final = after
-            if t % self.every == 0 and t < problem.steps:
-                self.marks[t] = after
-        self.replayed = range(problem.steps)
-        self.nbytes = (len(self.marks) + min(self.every, problem.steps)) * _size(state)
-
-    def weights(self, t, coefficients):
-        if not self.stretch:
-            mark = t - t % self.every
-            state = self.marks.pop(mark)
-            self.stretch = [state, *_states(self.problem, self.hyper, state, range(mark, t))]
-        return self.stretch[-1][0]
-
-    def state(self, t, gradient) -> tuple:
-        return self.stretch.pop()
-
-    def close(self) -> None:
-        self.marks.clear()
+def _block(backend, count: int, state: tuple):
+    """Return memory for `count` states in one block, which does not fragment the heap."""
+    needed, there = count * state_nbytes(state), backend.memory()
+    if needed > there:
+        raise MemoryError(
+            f"Stored keeps {count} states, {needed / 1e9:.1f} GB, and {backend.device} has"
+            f" {there / 1e9:.1f} GB; use Checkpointed() or Reversible()"
+        )
+    like, shape = state[0], (count, len(state), len(state[0]))
+    return backend.xp.empty(shape, dtype=like.dtype, device=like.device)
 
 
-class reversible:
-    """Nothing is kept but what the decays lose, log2(1/decay) bits a weight and step (Maclaurin et al. 2015).
+# ---- Checkpointed
 
-    State and additions are fixed point (see reversal.py), so the run differs from a `stored` one by rounding, 2**-53 a step.
-    Needs an inner objective that always gives the same bits: same thread count, no unseeded randomness. The rewound start is
-    compared with the true one, bit for bit, and a difference raises `ReversalError`.
-    joint: train with the gradient that the way back finds, which is slower; otherwise only if the plain one is seen to have other bits
-    at two places.
-    graphs: of how many steps, the last ones, the graph is kept, as in `stored`: what memory there is to spare buys time.
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """Keeps `states` states, the initial one included, and computes the others again: exact.
+
+    By default about 2 sqrt(T) of them, which costs one replay of the run. The schedule needs the
+    fewest replayed steps that any with so many states can have, r T - binomial(c + r, r - 1) with
+    c = states and r the number of times that a step is run at most.
+    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
 
+    states: int | None = None
+
+    def __post_init__(self):
+        if self.states is not None and self.states < 1:
+            raise ValueError(f"states must be a number of states >= 1, got {self.states}")
+
+    def train(self, problem: Problem, hyper) -> Trajectory:
+        """Train and return the trajectory."""
+        return _CheckpointedRun(problem, hyper, self.states or 2 * math.isqrt(problem.steps) + 1)
+
+
+def next_checkpoint(steps: int, free: int) -> int:
+    """Return after how many of `steps` steps to keep the next state, with `free` places left.
+
+    With b(c, r) = binomial(c + r, c) and r the least with steps <= b(free + 1, r), any distance d
+    with b(c, r-2) <= d <= b(c, r-1) and b(c-1, r-1) <= steps - d <= b(c-1, r), c = free + 1, is
+    optimal; this is the smallest one.
+    """
+    c = free + 1
+    r = next(r for r in itertools.count() if steps <= math.comb(c + r, c))
+    fewest = math.comb(c + r - 2, c) if r >= 2 else 1
+    return max(1, fewest, steps - math.comb(c - 1 + r, c - 1))
+
+
+class _CheckpointedRun:
     whole = True
 
-    def __init__(self, problem: Problem, hyper, graphs: int = 0, joint: bool = False):
-        if not problem.dynamics.reversible:
-            name = type(problem.dynamics).__name__
-            raise ValueError(
-                f"{name} cannot be run backwards: use Momentum or HeavyBall, or remember the run as `stored`"
-            )
-        self.problem, self.hyper, self.backend = problem, hyper, problem.backend
-        start = problem.start(hyper)
-        self.least, self.replayed = problem.check(hyper, start), range(problem.steps)
-        self.exact = self._begin(start)
-        self.graphs = Graphs(
-            problem, graphs, problem.joint_gradient if joint else self._agreeing(start[0])
-        )
-        self._forward()
-        self.final = self.floats()
-        self.nbytes = self.exact.nbytes
+    def __init__(self, problem: Problem, hyper, states: int):
+        self.problem, self.hyper, self.steps = problem, hyper, range(problem.steps)
+        self.gradients, self.free = Gradients(problem, hyper), states - 1
+        self.final = state = problem.initial_state(hyper)
+        problem.smallest_decays(hyper, state)
+        self.kept, last = [(0, state)], problem.steps - 1
+        self.nbytes = min(states, max(1, problem.steps)) * state_nbytes(state)
+        self.latest = (last, self._advance(last)) if problem.steps else (None, None)
+        if problem.steps:
+            self.final = self._run(self.latest[1], range(last, last + 1))
 
-    def _begin(self, start: tuple) -> ExactMomentum:
-        return ExactMomentum(*(self.backend.exact(vector) for vector in start))
+    def _run(self, state: tuple, steps: range) -> tuple:
+        return _last(state, states_after(self.problem, self.hyper, state, steps, self.gradients))
 
-    def _forward(self) -> None:
-        watch = Watch(self.backend, RANGE)
-        watch(-1, self.exact.reach)
-        for t in self.replayed:
-            weights = self.backend.array(self.exact.weights)
-            decay, gain, rate = self._used(t, self.problem.coefficients(weights, self.hyper, t))
-            slope = self.backend.exact(self.graphs(weights, self.hyper, t))
-            watch(t, self.exact.forth(slope, decay, gain, rate))
-        watch.look()
+    def _advance(self, t: int) -> tuple:
+        """Return the state before step t, from the last one kept; keeps more on the way."""
+        at, state = self.kept[-1]
+        while at < t:
+            stop = min(t, at + next_checkpoint(t + 1 - at, self.free)) if self.free else t
+            at, state = stop, self._run(state, range(at, stop))
+            if self.free and at < t:
+                self.kept.append((at, state))
+                self.free -= 1
+        return state
 
-    def _agreeing(self, weights):
-        """The gradient to train with: the plain one if its bits are those that the way back will find, else that very call."""
-        for _ in self.replayed[:2]:
-            plain, joint = (
-                find(weights, self.hyper, 0)
-                for find in (self.problem.gradient, self.problem.joint_gradient)
-            )
-            if not bool((plain == joint).all()):
-                return self.problem.joint_gradient
-            weights = (
-                weights - plain
-            )  # once more away from the start, where too much may be zero to tell
-        return self.problem.gradient
-
-    def _used(self, t, coefficients) -> tuple:
-        """(decay, gain, signed rate) of step t, where integers live."""
-        rate, decay = (self.backend.exact(c) for c in coefficients)
-        dynamics = self.problem.dynamics
-        return (
-            ratio(decay, self.least[t]),
-            dynamics.gain(decay),
-            rate if dynamics.sign > 0 else -rate,
-        )
-
-    def floats(self) -> tuple:
-        """The present state in the backend's type."""
-        return self.backend.array(self.exact.weights), self.backend.array(self.exact.speed)
-
-    def weights(self, t, coefficients):
-        self.used = self._used(t, coefficients)
-        self.exact.back_position(self.used[2])
-        return self.backend.array(self.exact.weights)
-
-    def state(self, t, gradient) -> tuple:
-        decay, gain, _ = self.used
-        self.exact.back_velocity(self.backend.exact(gradient), decay, gain)
-        return self.floats()
+    def undo(self, t: int) -> tuple[tuple, Linearized]:
+        state = self.latest[1] if self.latest[0] == t else self._advance(t)
+        self.latest = None, None
+        if self.kept[-1][0] == t:
+            self.kept.pop()
+            self.free += 1
+        return state, self.gradients.linearized(state[0], t)
 
     def close(self) -> None:
-        """Raise unless the rewound start is the true one to the last bit."""
-        misses = self.exact.misses(self._begin(self.problem.start(self.hyper)))
-        if misses:
-            numbers = 2 * len(self.exact.weights)
-            raise ReversalError(
-                f"the run backwards missed its start in {min(misses, numbers)} of {numbers} numbers: the inner objective"
-                " did not give the same bits twice. Keep one thread count, seed what is random by t, on a GPU ask for"
-                " deterministic algorithms; if its gradient alone rounds otherwise than with a graph, use"
-                " functools.partial(hg.reversible, joint=True); or remember the run as `stored`"
-            )
+        self.gradients.compare()
 
 
-class shortcut:
-    """The straight line from the first to the last weights in place of the true path: approximate (DrMAD, Fu et al. 2016).
+# ---- Shortcut
 
-    share: how many of the T steps are replayed, N = share * T and at least one. Fewer replay a shorter run: the hypergradient of
-    something added up over all steps (a penalty, a rate) shrinks with N.
-    minibatches: "spread" replays every (T/N)th step's batch and coefficients, "first" those of steps 0..N-1.
-    ends: None puts the weights before replayed step j at j/N of the line; a number e puts them at N even places from e to 1 - e.
-    Over long runs at small momentum share=1 can explode: the line lingers where curvature is negative (notebooks/drmad2016).
-    The authors' release has share=0.1, minibatches="first", ends=0.001. The velocity is that of a steady walk along the line in T
-    steps, (w_T - w_0) / (T rate), where the rate is not zero; at the start it is the true one. Only two states are kept.
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Puts the straight line from the first to the last weights in place of the path: approximate.
+
+    share: the part of the T steps that is replayed, N = share * T, at least one. Fewer replay a
+    shorter run: the hypergradient of what adds up over the steps (a penalty, a rate) shrinks with
+    N. minibatches: "spread" replays the batches and coefficients of every (T/N)th step, "first"
+    those of steps 0..N-1. ends: None puts the weights before replayed step j at j/N of the line;
+    a number e puts them at N even places from e to 1 - e.
+
+    Slots are those of a steady walk along the line where the optimizer has such (Momentum,
+    HeavyBall), otherwise on the line from the first to the last slots (Adam: ours, no paper's).
+    Only two states are kept. Not for long runs at small decay with share=1, which can explode: the
+    line lingers where curvature is negative.
+    Implements: Fu et al. 2016 (DrMAD), Algorithm 2; as released with share=0.1,
+    minibatches="first", ends=0.001.
     """
 
+    share: float = 1.0
+    minibatches: str = "spread"
+    ends: float | None = None
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie in (0, 1], the steps to replay, got {self.share}")
+        if self.minibatches not in ("spread", "first"):
+            raise ValueError(f"minibatches must be 'spread' or 'first', got {self.minibatches!r}")
+        if self.ends is not None and not 0 <= self.ends < 0.5:
+            raise ValueError(f"ends must be None or lie in [0, 0.5), got {self.ends}")
+
+    def places(self, steps: int) -> dict[int, float]:
+        """Return {step to replay: place on the line, from 0 to 1} of a run of `steps` steps."""
+        # rounded: 0.29 of 100 are 29, though 0.29 * 100 is less
+        count = min(steps, max(1, int(round(self.share * steps, 9))))
+        spread = [j * steps // count for j in range(count)]
+        replayed = spread if self.minibatches == "spread" else range(count)
+        even = np.arange(count) / max(1, count)
+        places = even if self.ends is None else np.linspace(self.ends, 1 - self.ends, count)
+        return dict(zip(replayed, places.tolist(), strict=True))
+
+    def train(self, problem: Problem, hyper) -> Trajectory:
+        """Train and return the trajectory."""
+        return _ShortcutRun(problem, hyper, self.places(problem.steps))
+
+
+class _ShortcutRun:
     whole = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        hyper,
-        share: float = 1.0,
-        minibatches: str = "spread",
-        ends: float | None = None,
-    ):
-        steps = problem.steps
-        count = min(
-            steps, max(1, int(round(share * steps, 9)))
-        )  # 0.29 of 100 are 29, though 0.29 * 100 is less
-        if not 0 < share <= 1:
-            raise ValueError(
-                f"share must lie in (0, 1], the part of the steps to replay, got {share}"
-            )
-        if minibatches not in ("spread", "first"):
-            raise ValueError(f"minibatches must be 'spread' or 'first', got {minibatches!r}")
-        if ends is not None and not 0 <= ends < 0.5:
-            raise ValueError(f"ends must be None or lie in [0, 0.5), got {ends}")
-        self.replayed = (
-            [j * steps // count for j in range(count)] if minibatches == "spread" else range(count)
-        )
-        places = (
-            np.arange(count) / max(1, count) if ends is None else np.linspace(ends, 1 - ends, count)
-        )
-        self.places = dict(zip(self.replayed, places.tolist(), strict=True))
-        self.problem, self.hyper, self.start, self.final = (
-            problem,
-            hyper,
-            problem.start(hyper),
-            train(problem, hyper),
-        )
-        self.nbytes = _size(self.start) + _size(self.final)
+    def __init__(self, problem: Problem, hyper, places: dict[int, float]):
+        self.problem, self.hyper, self.places, self.steps = problem, hyper, places, list(places)
+        self.first, self.final = problem.initial_state(hyper), train(problem, hyper)
+        self.objective = problem.objective(hyper)
+        self.nbytes = state_nbytes(self.first) + state_nbytes(self.final)
 
-    def weights(self, t, coefficients):
-        return self._on_the_line(self.places[t])
+    def undo(self, t: int) -> tuple[tuple, Linearized]:
+        place, pairs = self.places[t], zip(self.first, self.final, strict=True)
+        weights, *slots = ((1 - place) * first + place * last for first, last in pairs)
+        if t == 0:
+            slots = self.first[1:]
+        elif (steady := self._steady_slots(t - 1)) is not None:
+            slots = steady
+        return (weights, *slots), self.objective.linearize(weights, t)
 
-    def _on_the_line(self, place: float):
-        return (1 - place) * self.start[0] + place * self.final[0]
-
-    def state(self, t, gradient) -> tuple:
-        weights = self._on_the_line(self.places[t])
-        return (
-            (weights, *(self._velocity(t) for _ in self.start[1:]))
-            if t
-            else (weights, *self.start[1:])
-        )
-
-    def _velocity(self, t):
-        """After step t - 1; zero where nothing moves because the rate is zero."""
-        rate = self.problem.coefficients(self.start[0], self.hyper, t - 1)[0]
-        stride = self.problem.dynamics.sign * (self.final[0] - self.start[0]) / self.problem.steps
-        return stride / self.problem.backend.xp.where(rate != 0, rate, math.inf)
+    def _steady_slots(self, t: int) -> tuple | None:
+        stride = (self.final[0] - self.first[0]) / self.problem.steps
+        c = self.problem.backend.evaluate(self.problem.coefficients, stride, self.hyper, t)
+        return self.problem.optimizer.steady_slots(c, stride)
 
     def close(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The races against other libraries and the atlas of methods."""
+"""Races with other libraries, and one problem on which every method is measured (the atlas)."""
 
 from hgcore.benchmarks import peers, peers_buffer, peers_forward, peers_gpu, peers_implicit
 from hgcore.benchmarks.atlas import (

@@ -13,14 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import SecondOrder, Torch
-from hgcore.dynamics import GradientDescent, HeavyBall
+from hgcore.backend import Linearized
+from hgcore.backend_torch import Torch
+from hgcore.hypergradient import Implicit
 from hgcore.layout import Layout
-from hgcore.linear import Dense
+from hgcore.linear import DenseSolve
 from hgcore.nets import cross_entropy, log_softmax
+from hgcore.optimizers import GradientDescent, HeavyBall
 from hgcore.papers.lorraine2020_inverses import hessian, minimum
 from hgcore.problem import Problem
-from hgcore.solvers import Implicit
 from hgcore.suite import meter
 
 CLASSES = 10
@@ -44,15 +45,15 @@ class Counting:
         self.gradients_seen += 1
         return self.backend.gradient(f, weights, hyper)
 
-    def second_order(self, f, weights, hyper) -> SecondOrder:
+    def linearize(self, f, weights, hyper) -> Linearized:
         self.gradients_seen += 1
-        gradient, product = self.backend.second_order(f, weights, hyper)
-        return SecondOrder(gradient, self._counted(product))
+        gradient, *products = self.backend.linearize(f, weights, hyper)
+        return Linearized(gradient, *map(self._counted, products))
 
-    def gradient_along(self, f, weights, hyper) -> tuple:
+    def pushforward(self, f, weights, hyper) -> tuple:
         self.gradients_seen += 1
-        gradient, along = self.backend.gradient_along(f, weights, hyper)
-        return gradient, self._counted(along)
+        gradient, push = self.backend.pushforward(f, weights, hyper)
+        return gradient, self._counted(push)
 
     def _counted(self, product: Callable) -> Callable:
         def counted(*args, **keywords):
@@ -121,7 +122,7 @@ def with_momentum(problem: Problem, steps: int, decay: float) -> Problem:
     return replace(
         problem,
         steps=steps,
-        dynamics=HeavyBall(rate=problem.dynamics.rate, decay=lambda hyper, t: held),
+        optimizer=HeavyBall(rate=problem.optimizer.rate, decay=held),
     )
 
 
@@ -190,9 +191,11 @@ def regression(
         backend=backend,
         steps=0,
         initial=lambda hyper: start,
-        dynamics=GradientDescent(rate=lambda hyper, t: xp.exp(hyper[-1])),
-        inner=lambda w, hyper, t: loss(w, inputs, labels) + xp.exp(hyper[:-1]) @ layout.sums(w * w),
-        outer=lambda w, hyper: loss(w, seen, truth),
+        optimizer=GradientDescent(rate=lambda hyper, t: xp.exp(hyper[-1])),
+        inner_loss=lambda w, hyper, t: (
+            loss(w, inputs, labels) + xp.exp(hyper[:-1]) @ layout.sums(w * w)
+        ),
+        outer_loss=lambda w, hyper: loss(w, seen, truth),
     )
     return problem, np.append(np.full(bands, np.log(0.025 / condition)), 0.0)
 
@@ -208,7 +211,7 @@ def dialled(backend, *where, **size) -> Dialled:
         hyper,
         optimum,
         curvatures,
-        backend.numpy(Implicit(Dense())(problem, hyper, (optimum,)).grad),
+        backend.numpy(Implicit(DenseSolve())(problem, hyper, (optimum,)).grad),
     )
 
 
@@ -228,7 +231,7 @@ def _growth(solve: Callable, steps: int, decay: float, *where, **size) -> float:
     solve(with_momentum(problem, 2, decay), hyper)
     meter.release()
     return meter.cost(lambda: solve(with_momentum(problem, steps, decay), hyper)).peak / (
-        2 * problem.start(problem.hyper(hyper))[0].nbytes
+        2 * problem.initial_state(problem.as_hyper(hyper))[0].nbytes
     )
 
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import threadpoolctl
 
-from hgcore.backend import Torch
+from hgcore.backend_torch import Torch
 from hgcore.benchmarks.peers_task import DECAY, Task, module, setting
 from hgcore.benchmarks.peers_theirs import (
     higher_loop,
@@ -29,16 +30,15 @@ from hgcore.benchmarks.peers_theirs import (
     torchopt_loop,
     training,
 )
-from hgcore.dynamics import Momentum
+from hgcore.hypergradient import Reverse
 from hgcore.layout import Layout
 from hgcore.nets import cross_entropy, functional
-from hgcore.objectives import Compiled, CrossEntropy, Penalised
+from hgcore.optimizers import Momentum
 from hgcore.problem import Problem
-from hgcore.reversal import ExactMomentum, ratio
-from hgcore.solvers import Reverse
+from hgcore.reversible import ExactState, Reversible
 from hgcore.suite import meter
 from hgcore.suite.content import installed
-from hgcore.trajectory import checkpointed, reversible, stored
+from hgcore.trajectory import Checkpointed, Stored
 
 # ---- hgcore
 
@@ -72,6 +72,8 @@ def posed(
     rate: (hyper, t), and strength: hyper -> one number a block, where they are not what the task
         says.
     """
+    from hgcore.fast import Compiled, CrossEntropy, Penalized
+
     backend, (net, layout) = task.backend, network(task, form)
     xp, split, known = (
         backend.xp,
@@ -96,23 +98,19 @@ def posed(
     inner = {"known": CrossEntropy(net, known.rows, strength), "compiled": Compiled(whole)}.get(
         form
     )
-    inner = inner or (Penalised(plain, layout, strength) if "penalised" in form else whole)
-    dynamics = Momentum(
-        rate=lambda hyper, t: layout.expand(rate(hyper, t)), decay=lambda hyper, t: DECAY
-    )
+    inner = inner or (Penalized(plain, layout, strength) if "penalised" in form else whole)
+    dynamics = Momentum(rate=lambda hyper, t: layout.expand(rate(hyper, t)), decay=DECAY)
     return Problem(
         backend, inner, outer, dynamics, lambda hyper: start, task.steps
     ), known.hyper if hyper is None else hyper
 
 
 def ours(
-    task: Task, form: str = "known", remember: Callable = reversible, graphs: float = 0
+    task: Task, form: str = "known", strategy: type = Reversible, graphs: float = 0
 ) -> Callable:
-    """`Reverse(remember)`, which may keep the graphs of so many steps."""
+    """Reverse on a trajectory that may keep the graphs of so many steps."""
     problem, hyper = posed(task, form)
-    solver = Reverse(
-        functools.partial(remember, graphs=min(graphs, task.steps)) if graphs else remember
-    )
+    solver = Reverse(strategy(graphs=min(graphs, task.steps)) if graphs else strategy())
     solver(replace(problem, steps=min(2, task.steps)), hyper)  # compiles what is compiled
     return lambda: solver(problem, hyper).grad
 
@@ -149,23 +147,17 @@ def products(task: Task) -> Callable:
 def arithmetic(task: Task) -> Callable:
     """The exact steps of a reversible run, forth and back, and nothing else."""
     backend, n = task.backend, task.net.layout.size
-    start, gradient, rate = (
-        backend.array(np.full(n, 0.1)),
-        backend.array(np.full(n, 1e-3)),
-        backend.array(np.full(n, 0.05)),
-    )
-    decay, gain = ratio(DECAY), -(1 - DECAY)
+    view, optimizer = backend.host_view, Momentum(0.05, DECAY)
+    start, gradient = view(backend.array(np.full(n, 0.1))), view(backend.array(np.full(n, 1e-3)))
+    c, smallest = SimpleNamespace(t=0, rate=0.05, decay=DECAY), {"decay": DECAY}
 
     def call():
-        exact = ExactMomentum(backend.exact(start), backend.exact(0 * start))
+        exact = ExactState(optimizer, (start, 0 * start))
         for _ in range(task.steps):
-            exact.forth(backend.exact(gradient), decay, gain, backend.exact(rate))
-            backend.array(exact.weights)
+            exact.step(gradient, c, smallest)
         for _ in range(task.steps):
-            exact.back_position(backend.exact(rate))
-            backend.array(exact.weights)
-            exact.back_velocity(backend.exact(gradient), decay, gain)
-            backend.array(exact.speed)
+            exact.undo_weights(c)
+            exact.undo_slots(gradient, c, smallest)
 
     return call
 
@@ -183,16 +175,18 @@ PEERS = {
     "jax, checkpoint every root of T": functools.partial(scan, stretch=root),
 }
 OURS = {
-    "Reverse(stored)": functools.partial(ours, remember=stored),
-    "Reverse(stored), graphs kept": functools.partial(ours, remember=stored, graphs=math.inf),
-    "Reverse(checkpointed)": functools.partial(ours, remember=checkpointed),
-    "Reverse(reversible)": ours,
-    "Reverse(reversible), 30 graphs kept": functools.partial(ours, graphs=30),
-    "Reverse(reversible), closure": functools.partial(ours, form="closure"),
-    "Reverse(reversible), closure, Penalised": functools.partial(ours, form="penalised"),
-    "Reverse(reversible), any module": functools.partial(ours, form="module"),
-    "Reverse(reversible), any module, Penalised": functools.partial(ours, form="penalised module"),
-    "Reverse(reversible), module compiled": functools.partial(ours, form="compiled"),
+    "Reverse(Stored())": functools.partial(ours, strategy=Stored),
+    "Reverse(Stored()), graphs kept": functools.partial(ours, strategy=Stored, graphs=math.inf),
+    "Reverse(Checkpointed())": functools.partial(ours, strategy=Checkpointed),
+    "Reverse(Reversible())": ours,
+    "Reverse(Reversible()), 30 graphs kept": functools.partial(ours, graphs=30),
+    "Reverse(Reversible()), closure": functools.partial(ours, form="closure"),
+    "Reverse(Reversible()), closure, Penalised": functools.partial(ours, form="penalised"),
+    "Reverse(Reversible()), any module": functools.partial(ours, form="module"),
+    "Reverse(Reversible()), any module, Penalised": functools.partial(
+        ours, form="penalised module"
+    ),
+    "Reverse(Reversible()), module compiled": functools.partial(ours, form="compiled"),
 }
 PARTS = {
     "plain training": training,

@@ -10,9 +10,9 @@ from unittest import mock
 
 import numpy as np
 
-from hgcore import reversal
+from hgcore import fixed_point
+from hgcore.fixed_point import DENOMINATOR, UNIT, ReversalBuffer, as_decay
 from hgcore.papers.drmad2016 import BigIntegers
-from hgcore.vectors import UNIT
 
 
 class Undone(NamedTuple):
@@ -24,7 +24,7 @@ class Undone(NamedTuple):
 
 
 def _machine_words(values) -> SimpleNamespace:
-    buffer, held, decay = reversal.ReversalBuffer(), [values], reversal.ratio(0.9)
+    buffer, held, decay = ReversalBuffer(), [values], as_decay(0.9)
     return SimpleNamespace(
         held=held,
         multiply=lambda: held.append(buffer.multiply(held.pop(), decay)),
@@ -33,17 +33,20 @@ def _machine_words(values) -> SimpleNamespace:
 
 
 def _python_integers(values) -> SimpleNamespace:
-    kept, (n, _) = BigIntegers(np.zeros(len(values)), values * UNIT), reversal.ratio(0.9)
+    kept, (n, _) = BigIntegers(values * UNIT), as_decay(0.9)
     return SimpleNamespace(
-        held=[kept.velocity],
-        multiply=lambda: kept._multiply(n, reversal.DENOMINATOR),
-        divide=lambda: kept._multiply(reversal.DENOMINATOR, n),
+        held=[kept],
+        multiply=lambda: kept.multiply(n, DENOMINATOR),
+        divide=lambda: kept.multiply(DENOMINATOR, n),
     )
 
 
 BUFFERS = {
     "numba": (_machine_words, nullcontext),
-    "NumPy": (_machine_words, lambda: mock.patch.object(reversal, "loops", lambda: None)),
+    "NumPy": (
+        _machine_words,
+        lambda: mock.patch.object(fixed_point, "_fast", lambda: lambda bits, plain: plain),
+    ),
     "Python integers, as in 2015": (_python_integers, nullcontext),
 }
 

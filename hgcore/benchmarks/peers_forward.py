@@ -13,7 +13,7 @@ import numpy as np
 from hgcore.benchmarks.peers import posed
 from hgcore.benchmarks.peers_task import Setting, Task, leaves, loss, moved, penalised, setting
 from hgcore.benchmarks.peers_theirs import ahead, with_jax
-from hgcore.solvers import Forward, Reverse
+from hgcore.hypergradient import Forward, Reverse
 
 RATE, PENALTY = 0.05, np.exp(-6.0)
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from hgcore.backend import Torch
+from hgcore.backend_torch import Torch
 from hgcore.benchmarks.peers import posed
 from hgcore.benchmarks.peers_task import DECAY, Task
-from hgcore.reversal import ReversalBuffer, ReversalError, ratio
-from hgcore.solvers import Reverse
+from hgcore.fixed_point import ReversalBuffer, ReversalError, as_decay
+from hgcore.hypergradient import Reverse
+from hgcore.reversible import Reversible
 from hgcore.suite.claims import Undecided
-from hgcore.trajectory import reversible
 
 
 class OnCard(NamedTuple):
@@ -59,7 +59,7 @@ def share(backend: Torch, count: int, times: int = 20) -> float:
         xp.arange(count, device=backend.device),
         xp.empty(count, device=backend.device, dtype=xp.int64),
     )
-    buffer, decay = ReversalBuffer(), ratio(DECAY)
+    buffer, decay = ReversalBuffer(), as_decay(DECAY)
     copying = seconds(backend, lambda: there.copy_(values), times)
     multiplying = seconds(backend, lambda: buffer.multiply(values, decay), times)
     return (
@@ -70,7 +70,7 @@ def share(backend: Torch, count: int, times: int = 20) -> float:
 def slower(task: Task, times: int = 3) -> float:
     """Seconds of a reversible hypergradient over those of a stored one, in turn."""
     problem, hyper = posed(task, "known")
-    spent = {solver: [] for solver in (Reverse(), Reverse(reversible))}
+    spent = {solver: [] for solver in (Reverse(), Reverse(Reversible()))}
     for solver in spent:
         solver(replace(problem, steps=min(2, task.steps)), hyper)  # loads and compiles
     for _ in range(times):
@@ -85,7 +85,7 @@ def undone(task: Task) -> int:
     storing it; 0 if they could not be.
     """
     try:
-        Reverse(reversible)(*posed(task, "known"))
+        Reverse(Reversible())(*posed(task, "known"))
     except (ReversalError, task.backend.xp.OutOfMemoryError):
         return 0
     return task.state * (task.steps + 1)

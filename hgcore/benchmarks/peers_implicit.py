@@ -11,11 +11,11 @@ import numpy as np
 from hgcore.benchmarks.peers import network
 from hgcore.benchmarks.peers_task import Setting, Task, leaves, loss, setting
 from hgcore.benchmarks.peers_theirs import ahead, with_jax
-from hgcore.dynamics import GradientDescent
+from hgcore.hypergradient import Implicit
 from hgcore.linear import ConjugateGradient, Neumann
 from hgcore.nets import cross_entropy
+from hgcore.optimizers import GradientDescent
 from hgcore.problem import Problem
-from hgcore.solvers import Implicit
 
 SERIES = 0.1  # the rate of the Neumann series
 LOG_DECAY = -1.0  # log penalty of every weight: so high that the Hessian is positive definite
@@ -151,7 +151,7 @@ def implicit(task: Task, form: str, solve: Callable) -> Callable:
             backend,
             inner,
             outer,
-            GradientDescent(rate=lambda hyper, t: SERIES),
+            GradientDescent(rate=SERIES),
             lambda hyper: start,
             0,
         ),
@@ -180,7 +180,7 @@ def neumann(terms: int) -> dict[str, Callable]:
     def solve(apply, b):
         return series(apply, b, terms)
 
-    own = Neumann(terms, SERIES, power=0)
+    own = Neumann(terms, SERIES)
     return {
         "plain torch loop": lambda task: by_hand(task, solve),
         "fixed point, as hypertorch": lambda task: fixed_point(task, terms),

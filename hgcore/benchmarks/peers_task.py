@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.backend import Torch, make
+from hgcore.backend_torch import Torch
+from hgcore.fixed_point import round_decay
 from hgcore.layout import Layout
-from hgcore.nets import Dense
-from hgcore.reversal import round_decay
+from hgcore.nets import DenseNet
 
 DECAY, BATCHES = float(round_decay(0.9)), 8
 
@@ -33,11 +33,11 @@ class Task:
 
     @property
     def backend(self) -> Torch:
-        return make("torch", self.device, self.dtype)
+        return Torch(self.device, self.dtype)
 
     @property
-    def net(self) -> Dense:
-        return Dense(self.sizes)
+    def net(self) -> DenseNet:
+        return DenseNet(self.sizes)
 
     @property
     def hypers(self) -> Layout:

@@ -1,6 +1,5 @@
-"""Problems that several notebooks of a paper share, by the paper that they come from."""
+"""What the notebooks train, measure and draw, by the paper that it comes from."""
 
-from hgcore.papers import drmad2016_server
 from hgcore.papers.drmad2016 import (
     BigIntegers,
     as_in_2015,

@@ -4,97 +4,92 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
 from hgcore import data, trajectory
 from hgcore.arrays import namespace
-from hgcore.dynamics import Momentum
+from hgcore.fixed_point import DENOMINATOR, FixedPoint
 from hgcore.layout import Layout
-from hgcore.nets import Dense, error_rate
+from hgcore.nets import DenseNet, error_rate
+from hgcore.optimizers import Momentum
 from hgcore.papers.maclaurin2015 import loss
 from hgcore.problem import Problem
-from hgcore.reversal import DENOMINATOR, ExactMomentum
-from hgcore.trajectory import reversible, shortcut
+from hgcore.reversible import Reversible, ReversibleRun
+from hgcore.trajectory import Shortcut
 
 
-class BigIntegers(ExactMomentum):
-    """`ExactMomentum` with the buffer of 2015, Algorithm 3 as printed: per weight one Python
-    integer, of any size.
+class BigIntegers(FixedPoint):
+    """A FixedPoint with the buffer of 2015: per weight one Python integer, of any size.
+
+    Implements: Maclaurin et al. 2015, Algorithm 3 as printed.
     """
 
-    def __init__(self, weights, speed):
-        super().__init__(weights, speed)
-        self.digits = np.zeros(len(weights), dtype=object)
+    def __init__(self, values):
+        super().__init__(values)
+        self.digits = np.zeros(len(values), dtype=object)
 
-    def forth(self, gradient, decay, gain, rate):
-        self._multiply(decay.numerator, DENOMINATOR)
-        kicked = self.velocity.add(np.multiply(gain, gradient, dtype=float))
-        drifted = self.position.add(rate * self.velocity.floats())
-        self.weights, self.speed = (
-            part.floats().astype(self.dtype) for part in (self.position, self.velocity)
-        )
-        return np.maximum(kicked, drifted)
+    def decay_add(self, buffer, decay, amount, dtype) -> tuple:
+        self.multiply(decay.numerator, DENOMINATOR)
+        reach = self.add(amount)
+        return self.floats(dtype), reach
 
-    def back_velocity(self, gradient, decay, gain) -> None:
-        self.velocity.subtract(np.multiply(gain, gradient, dtype=float))
-        self._multiply(DENOMINATOR, decay.numerator)
-        self.speed = self.velocity.floats().astype(self.dtype)
+    def undo_decay_add(self, buffer, decay, amount, dtype):
+        self.subtract(amount)
+        self.multiply(DENOMINATOR, decay.numerator)
+        return self.floats(dtype)
 
-    def _multiply(self, n: int, d: int) -> None:
-        """velocity * n / d; undone by the same with n and d exchanged."""
-        bits = self.velocity.bits
-        self.digits = self.digits * d + bits % d
-        self.velocity.bits = bits // d * n + (self.digits % n).astype(np.int64)
+    def multiply(self, n: int, d: int) -> None:
+        """Multiply by n / d; undone by the same with n and d exchanged."""
+        self.digits = self.digits * d + self.bits % d
+        self.bits = self.bits // d * n + (self.digits % n).astype(np.int64)
         self.digits = self.digits // n
 
-    def misses(self, other: ExactMomentum) -> int:
-        return super().misses(other) + bool((self.digits != 0).any())
+    def mismatches(self, other: FixedPoint) -> int:
+        return super().mismatches(other) + bool((self.digits != 0).any())
 
     @property
     def nbytes(self) -> int:
         """With the pointers and the heads of the integer objects."""
-        return (
-            self.position.nbytes
-            + self.velocity.nbytes
-            + self.digits.nbytes
-            + sum(map(sys.getsizeof, self.digits))
-        )
+        return super().nbytes + self.digits.nbytes + sum(map(sys.getsizeof, self.digits))
 
 
-as_released = partial(
-    shortcut, share=0.1, minibatches="first", ends=0.001
-)  # DrMAD by the authors' code
+as_released = Shortcut(share=0.1, minibatches="first", ends=0.001)  # DrMAD by the authors' code
 
 
-class as_in_2015(reversible):
-    """The trajectory of Maclaurin et al. 2015 as they released it: slow and large, for comparison.
+@dataclass(frozen=True)
+class ReversibleOf2015(Reversible):
+    """Reversible as Maclaurin et al. released it: slow and large, for comparison. CPU only."""
 
-    CPU only.
-    """
-
-    def __init__(self, problem: Problem, hyper, **options):
+    def train(self, problem: Problem, hyper):
+        """Train and return the trajectory."""
         if problem.backend.device != "cpu":
-            raise ValueError(
-                "the buffer of 2015 holds Python integers, device must be 'cpu', "
-                f"got {problem.backend.device!r}"
-            )
-        super().__init__(problem, hyper, **options)
-
-    def _begin(self, start: tuple) -> BigIntegers:
-        return BigIntegers(*(self.backend.exact(vector) for vector in start))
+            device = problem.backend.device
+            raise ValueError(f"the buffer of 2015 needs device 'cpu', got {device!r}")
+        return _RunOf2015(problem, hyper, self)
 
 
-def units(net: Dense) -> Layout:
+class _RunOf2015(ReversibleRun):
+    def _begin(self, start: tuple):
+        exact = super()._begin(start)
+        exact.values = [BigIntegers(self.backend.host_view(slot)) for slot in start[1:]]
+        return exact
+
+
+as_in_2015 = ReversibleOf2015()
+
+
+def units(net: DenseNet) -> Layout:
     """The hyperparameters of `unit_penalties`: a number for every unit that weights go out from,
     inputs first.
     """
     return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
 
 
-def scaled(net: Dense, free, hyper, biases: float = 0.2):
+def scaled(net: DenseNet, free, hyper, biases: float = 0.2):
     """The weights z exp(t) of free weights z (n,): t is hyper (m,) for what leaves a unit, and the
     number `biases` for a bias.
 
@@ -114,7 +109,7 @@ def scaled(net: Dense, free, hyper, biases: float = 0.2):
 
 def unit_penalties(
     backend,
-    net: Dense,
+    net: DenseNet,
     train: data.Split,
     judged: data.Split,
     *,
@@ -142,22 +137,22 @@ def unit_penalties(
     penalty, rate, decay = np.exp(log_penalty), backend.array(rate), backend.array(decay)
     return Problem(
         backend=backend,
-        inner=lambda free, hyper, t: (
+        inner_loss=lambda free, hyper, t: (
             loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
             + penalty * (free @ free)
         ),
-        outer=lambda free, hyper: loss(net, scaled(net, free, hyper), judged),
-        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        outer_loss=lambda free, hyper: loss(net, scaled(net, free, hyper), judged),
+        optimizer=Momentum(rate=rate, decay=decay),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
-def retrained_error(problem: Problem, net: Dense, hyper, judged: data.Split) -> float:
+def retrained_error(problem: Problem, net: DenseNet, hyper, judged: data.Split) -> float:
     """Train `unit_penalties` once more with these hyperparameters: the percentage of `judged` that
     the net then gets wrong.
     """
-    hyper = problem.hyper(hyper)
+    hyper = problem.as_hyper(hyper)
     return 100 * error_rate(
         net(scaled(net, trajectory.train(problem, hyper)[0], hyper), judged.images), judged.labels
     )

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.solvers import Hypergradient
+from hgcore.backend import Autograd
+from hgcore.hypergradient import Hypergradient
 
 BEGUN = "hgcore task begun"  # the topic under which workers tell the scheduler
 
@@ -32,9 +33,11 @@ class Round(NamedTuple):
 
     tasks: Sequence[tuple]
 
+    backend = Autograd()  # the server works in NumPy, whatever the clients' backend
+
     @staticmethod
-    def hyper(hyper) -> np.ndarray:
-        """The server works in NumPy, whatever the clients' backend."""
+    def as_hyper(hyper) -> np.ndarray:
+        """The vector (m,) in NumPy."""
         return np.asarray(hyper, dtype=np.float64)
 
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore import data
-from hgcore.backend import make
-from hgcore.dynamics import HeavyBall
 from hgcore.layout import Layout
-from hgcore.nets import Dense
+from hgcore.nets import DenseNet
+from hgcore.optimizers import HeavyBall
 from hgcore.papers.drmad2016 import slices
 from hgcore.papers.maclaurin2015 import loss
 from hgcore.problem import Problem
 from hgcore.projections import box
+from hgcore.suite.backends import make
 
 # of a penalty: with it all hyperparameters are numbers of about one, which one outer step size can
 # move
@@ -54,7 +54,7 @@ def allowed(groups: int = 1, most: float = 0.99) -> Callable:
 
 def running(
     backend,
-    net: Dense,
+    net: DenseNet,
     train: data.Split,
     judged: data.Split,
     *,
@@ -74,7 +74,7 @@ def running(
     layout, xp, start = (
         tuned(groups),
         backend.xp,
-        backend.array(net.first(data.authors_rng(*address, "start").randn)),
+        backend.array(net.initial_weights(data.authors_rng(*address, "start").randn)),
     )
     stretch = backend.array(np.ones((1, -(-net.layout.size // groups))))
 
@@ -87,9 +87,9 @@ def running(
 
     return Problem(
         backend=backend,
-        inner=inner,
-        outer=lambda weights, hyper: loss(net, weights, judged),
-        dynamics=HeavyBall(
+        inner_loss=inner,
+        outer_loss=lambda weights, hyper: loss(net, weights, judged),
+        optimizer=HeavyBall(
             rate=lambda hyper, t: layout.split(hyper)["rate"],
             decay=lambda hyper, t: layout.split(hyper)["momentum"],
         ),
@@ -119,7 +119,7 @@ def study(
     train, judged = (split.on(backend) for split in slices(source, *examples))
     problem = running(
         backend,
-        Dense((784, *hidden, 10)),
+        DenseNet((784, *hidden, 10)),
         train,
         judged,
         address=(0, 1),
@@ -128,7 +128,7 @@ def study(
         groups=hypers - 2,
     )
     names = tuned(hypers - 2)
-    return problem, problem.hyper(
+    return problem, problem.as_hyper(
         names.join(
             {"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(hypers - 2)}
         )
@@ -164,11 +164,18 @@ def trial(
     Costs are in gradient steps: a look costs `look` of them; the run ends before it costs more than
     `budget`.
     """
-    hyper = problem.hyper(hyper)
-    state, best, cost, waited, done = problem.start(hyper), Trial(None, -np.inf, 0.0), 0.0, 0, 0
+    hyper = problem.as_hyper(hyper)
+    state, best, cost, waited, done = (
+        problem.initial_state(hyper),
+        Trial(None, -np.inf, 0.0),
+        0.0,
+        0,
+        0,
+    )
+    gradient = problem.objective(hyper).gradient
     while waited < patience and cost + every + look <= budget:
         for t in range(done, done + every):
-            state = problem.step(state, hyper, t)
+            state = problem.step(state, gradient(state[0], t), hyper, t)
         done, cost, waited, seen = done + every, cost + every + look, waited + 1, score(state[0])
         if seen > best.score:
             best, waited = Trial(state[0], seen, cost), 0

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from hgcore import data
-from hgcore.dynamics import GradientDescent
-from hgcore.nets import Dense, cross_entropy
+from hgcore.nets import DenseNet, cross_entropy
+from hgcore.optimizers import GradientDescent
 from hgcore.problem import Problem
 
 
@@ -28,7 +28,7 @@ def corrupted(
 
 
 def weighted_examples(
-    backend, net: Dense, train: data.Split, judged: data.Split, *, steps: int, rate: float
+    backend, net: DenseNet, train: data.Split, judged: data.Split, *, steps: int, rate: float
 ) -> Problem:
     """Full-batch gradient descent from zero on (1/N) sum_i hyper_i NLL_i: hyper (N,) holds a weight
     for each of the N examples.
@@ -43,11 +43,11 @@ def weighted_examples(
     )
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: (
+        inner_loss=lambda weights, hyper, t: (
             -xp.sum(hyper * xp.sum(net(weights, train.images) * train.labels, axis=1)) / count
         ),
-        outer=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
-        dynamics=GradientDescent(rate=lambda hyper, t: rate),
+        outer_loss=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
+        optimizer=GradientDescent(rate=rate),
         initial=lambda hyper: start,
         steps=steps,
     )

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hgcore import data
-from hgcore.dynamics import HeavyBall
-from hgcore.nets import Dense, cross_entropy
+from hgcore.nets import DenseNet, cross_entropy
+from hgcore.optimizers import HeavyBall
 from hgcore.problem import Problem
 
 
@@ -28,33 +28,32 @@ def weight_decays(
     """Any net under an L2 penalty for each of its weights, the biases among them (Lorraine et al.
     2020, Figures 5, 8 and 9).
 
-    net: (weights (n,), inputs) -> log-probabilities, a `Dense` or what `functional` makes of a
-        torch module; start: its first weights. hyper: the logarithms of the penalties (n,), or of
-        one for all weights (1,). Inner objective: cross-entropy on all of `train` plus
-        sum(exp(hyper) * weights**2). Outer: cross-entropy on all of `judged`. Heavy ball bears a
-        penalty while exp(hyper) < (1 + decay) / rate, less half the curvature: keep hyper below by
-        a projection.
+    net: (weights (n,), inputs) -> log-probabilities, a `DenseNet` or what `functional` makes of a
+    torch module; start: its first weights. hyper: the logarithms of the penalties (n,), or of one
+    for all weights (1,). Inner objective: cross-entropy on all of `train` plus sum(exp(hyper) *
+    weights**2). Outer: cross-entropy on all of `judged`. Heavy ball bears a penalty while
+    exp(hyper) < (1 + decay) / rate, less half the curvature: keep hyper below by a projection.
     """
     xp, start = backend.xp, backend.array(start)
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: (
+        inner_loss=lambda weights, hyper, t: (
             cross_entropy(net(weights, train.images), train.labels)
             + xp.sum(xp.exp(hyper) * weights**2)
         ),
-        outer=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
-        dynamics=HeavyBall(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        outer_loss=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
+        optimizer=HeavyBall(rate=rate, decay=decay),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
-def first_weights(net: Dense, address: Sequence[int]) -> np.ndarray:
+def first_weights(net: DenseNet, address: Sequence[int]) -> np.ndarray:
     """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, drawn at that
     address; no biases.
     """
     rng = np.random.default_rng(address)
-    return net.first(lambda *shape: rng.standard_normal(shape))
+    return net.initial_weights(lambda *shape: rng.standard_normal(shape))
 
 
 def joined(*splits: data.Split) -> data.Split:

@@ -13,12 +13,12 @@ import numpy as np
 
 from hgcore import linear
 from hgcore.arrays import namespace
-from hgcore.backend import Torch
+from hgcore.backend_torch import Torch
 from hgcore.data import boston
-from hgcore.dynamics import GradientDescent
-from hgcore.nets import Dense, cross_entropy
+from hgcore.hypergradient import Implicit, Reverse
+from hgcore.nets import DenseNet, cross_entropy
+from hgcore.optimizers import GradientDescent
 from hgcore.problem import Problem
-from hgcore.solvers import Implicit, Reverse
 from hgcore.suite import meter
 
 
@@ -104,14 +104,11 @@ def exchanged(problem: Problem, hyper, state: tuple, solve: Callable):
     It exists only where there are as many hyperparameters as weights, and is right only where
     d2L/dhyper dweights is symmetric.
     """
-    hyper = problem.hyper(hyper)
-    _, weights_adjoint, direct = problem.judge(state[0], hyper)
-    _, product = problem.second_order(state[0], hyper, None)
-    inverse = solve(lambda q: product(q, mixed=False)[0], weights_adjoint)
-    _, turned = problem.backend.second_order(
-        lambda h, w: problem.inner(w, h, None), hyper, state[0]
-    )
-    return direct - turned(inverse)[1]
+    hyper = problem.as_hyper(hyper)
+    _, weights_adjoint, direct = problem.outer_gradients(state[0], hyper)
+    inverse = solve(problem.objective(hyper).linearize(state[0], None).hvp, weights_adjoint)
+    turned = problem.backend.linearize(lambda h, w: problem.inner_loss(w, h, None), hyper, state[0])
+    return direct - turned.mixed(inverse)
 
 
 def houses(backend, address: tuple, sizes: tuple[int, int] = (409, 46)) -> tuple[tuple, tuple]:
@@ -148,33 +145,31 @@ def linear_houses(
     return Problem(
         backend=backend,
         steps=steps,
-        dynamics=GradientDescent(rate=lambda hyper, t: step),
+        optimizer=GradientDescent(rate=step),
         initial=lambda hyper: start,
-        inner=lambda w, hyper, t: (
+        inner_loss=lambda w, hyper, t: (
             xp.mean((train[0] @ w - train[1]) ** 2) + xp.sum(xp.exp(hyper) * w**2)
         ),
-        outer=lambda w, hyper: xp.mean((valid[0] @ w - valid[1]) ** 2),
+        outer_loss=lambda w, hyper: xp.mean((valid[0] @ w - valid[1]) ** 2),
     )
 
 
 def hessian(problem: Problem, hyper, weights) -> np.ndarray:
     """d2L/dw2 (n, n) of the full inner objective, for small n."""
-    _, product = problem.second_order(weights, problem.hyper(hyper), None)
+    hvp = problem.objective(problem.as_hyper(hyper)).linearize(weights, None).hvp
     rows = problem.backend.array(np.eye(len(weights)))
-    return np.stack([problem.backend.numpy(product(row, mixed=False)[0]) for row in rows])
+    return np.stack([problem.backend.numpy(hvp(row)) for row in rows])
 
 
 def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
     """The state after so many Newton steps from the start: the minimum to rounding, where the inner
     objective is quadratic in the weights.
     """
-    hyper = problem.hyper(hyper)
-    (weights,) = problem.start(hyper)
+    hyper = problem.as_hyper(hyper)
+    (weights,) = problem.initial_state(hyper)
     for _ in range(newton):
-        gradient, product = problem.second_order(weights, hyper, None)
-        weights = weights - linear.Dense()(
-            lambda q, product=product: product(q, mixed=False)[0], gradient
-        )
+        linearized = problem.objective(hyper).linearize(weights, None)
+        weights = weights - linear.DenseSolve()(linearized.hvp, linearized.gradient)
     return (weights,)
 
 
@@ -210,7 +205,7 @@ def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem,
     Gradient descent on all examples; the outer objective is the loss on as many others.
     """
     backend, rng = Torch(), np.random.default_rng([0])
-    net = Dense((784, max(1, (weights - 10) // 795), 10))
+    net = DenseNet((784, max(1, (weights - 10) // 795), 10))
     inputs, judged = (backend.array(rng.standard_normal((examples, 784))) for _ in range(2))
     labels, truth = (backend.array(np.eye(10)[rng.integers(10, size=examples)]) for _ in range(2))
     start = backend.array(0.01 * rng.standard_normal(net.layout.size))
@@ -218,12 +213,12 @@ def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem,
     problem = Problem(
         backend=backend,
         steps=1,
-        dynamics=GradientDescent(rate=lambda hyper, t: step),
+        optimizer=GradientDescent(rate=step),
         initial=lambda hyper: start,
-        inner=lambda w, hyper, t: (
+        inner_loss=lambda w, hyper, t: (
             cross_entropy(net(w, inputs), labels) + xp.sum(xp.exp(hyper) * w * w)
         ),
-        outer=lambda w, hyper: cross_entropy(net(w, judged), truth),
+        outer_loss=lambda w, hyper: cross_entropy(net(w, judged), truth),
     )
     return problem, backend.array(
         np.ones(net.layout.size)
@@ -231,7 +226,9 @@ def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem,
 
 
 WEIGHED: dict[str, Callable] = {
-    "training step": lambda problem, hyper, state, terms: problem.step(state, hyper, 0),
+    "training step": lambda problem, hyper, state, terms: problem.step(
+        state, problem.objective(hyper).gradient(state[0], 0), hyper, 0
+    ),
     "identity": lambda problem, hyper, state, terms: Implicit(linear.Identity(0.1))(
         problem, hyper, state
     ),
@@ -264,4 +261,4 @@ def weigh(method: str, weights: int, terms: int = 1) -> int:
 
 def _once(method: str, weights: int, terms: int) -> None:
     problem, hyper = _wide(weights)
-    WEIGHED[method](problem, hyper, problem.start(hyper), terms)
+    WEIGHED[method](problem, hyper, problem.initial_state(hyper), terms)

@@ -1,6 +1,5 @@
-"""What Maclaurin, Duvenaud and Adams (2015) train in sections 2 to 3.4.
-
-Section 3.5 is in `maclaurin2015_sharing`.
+"""What Maclaurin, Duvenaud and Adams (2015) train in sections 2 to 3.4; `maclaurin2015_sharing` has
+section 3.5.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ import numpy as np
 
 from hgcore import data
 from hgcore.arrays import namespace
-from hgcore.dynamics import Momentum
 from hgcore.layout import Layout
-from hgcore.nets import Dense, cross_entropy, log_softmax
+from hgcore.nets import DenseNet, cross_entropy, log_softmax
+from hgcore.optimizers import Momentum
 from hgcore.problem import Problem
 
 
@@ -35,9 +34,9 @@ def sliding(backend, steps: int) -> Problem:
     xp, names = backend.xp, slides(steps)
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: valley(weights[0], weights[1]),
-        outer=lambda weights, hyper: valley(weights[0], weights[1]),
-        dynamics=Momentum(
+        inner_loss=lambda weights, hyper, t: valley(weights[0], weights[1]),
+        outer_loss=lambda weights, hyper: valley(weights[0], weights[1]),
+        optimizer=Momentum(
             rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
             decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t])),
         ),
@@ -46,10 +45,10 @@ def sliding(backend, steps: int) -> Problem:
     )
 
 
-LOGISTIC = Dense((784, 10))
+LOGISTIC = DenseNet((784, 10))
 
 
-def schedules(net: Dense, steps: int) -> Layout:
+def schedules(net: DenseNet, steps: int) -> Layout:
     """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a
     momentum per step and block.
     """
@@ -73,7 +72,7 @@ def constant(
 
 def scheduled(
     backend,
-    net: Dense,
+    net: DenseNet,
     train: data.Split,
     judged: data.Split,
     *,
@@ -95,11 +94,11 @@ def scheduled(
     ]
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: loss(
+        inner_loss=lambda weights, hyper, t: loss(
             net, weights, train, slice(None) if t is None else batches[t]
         ),
-        outer=lambda weights, hyper: loss(net, weights, judged),
-        dynamics=Momentum(
+        outer_loss=lambda weights, hyper: loss(net, weights, judged),
+        optimizer=Momentum(
             rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
             decay=lambda hyper, t: net.layout.expand(
                 1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t]))
@@ -138,27 +137,27 @@ def penalised(
     slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
     return Problem(
         backend=backend,
-        inner=lambda weights, hyper, t: (
+        inner_loss=lambda weights, hyper, t: (
             loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
             + xp.sum(xp.exp(hyper) * weights**2)
         ),
-        outer=lambda weights, hyper: (
+        outer_loss=lambda weights, hyper: (
             loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
         ),
-        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        optimizer=Momentum(rate=rate, decay=decay),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
-def _start(backend, net: Dense, scale: float, seed: int):
+def _start(backend, net: DenseNet, scale: float, seed: int):
     """The weights (n,) that the authors' code begins with: it draws a velocity first."""
     return backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])
 
 
 def learned_data(
     backend,
-    net: Dense,
+    net: DenseNet,
     learned: Layout,
     given: dict,
     judged: data.Split,
@@ -194,14 +193,14 @@ def learned_data(
 
     return Problem(
         backend=backend,
-        inner=inner,
-        outer=lambda weights, hyper: loss(net, weights, judged),
-        dynamics=Momentum(rate=lambda hyper, t: rate, decay=lambda hyper, t: decay),
+        inner_loss=inner,
+        outer_loss=lambda weights, hyper: loss(net, weights, judged),
+        optimizer=Momentum(rate=rate, decay=decay),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
-def loss(net: Dense, weights, split: data.Split, rows=slice(None)):
+def loss(net: DenseNet, weights, split: data.Split, rows=slice(None)):
     """Mean cross-entropy of the net on those rows of a split."""
     return cross_entropy(net(weights, split.images[rows]), split.labels[rows])

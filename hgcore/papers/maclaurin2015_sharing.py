@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore import data
-from hgcore.arrays import cut
-from hgcore.dynamics import Momentum
+from hgcore.arrays import pieces
 from hgcore.layout import Layout
-from hgcore.nets import Dense, cross_entropy
+from hgcore.nets import DenseNet, cross_entropy
+from hgcore.optimizers import Momentum
 from hgcore.problem import Problem
 
 
@@ -97,7 +97,7 @@ def shared(hyper: np.ndarray, tasks: int) -> dict[str, np.ndarray]:
 
 def sharing(
     backend,
-    net: Dense,
+    net: DenseNet,
     train: Sequence[Letters],
     judged: Sequence[Letters],
     rng,
@@ -122,11 +122,11 @@ def sharing(
     start = backend.array(rng.randn(len(train) * net.layout.size) * np.exp(log_scale))
     return Problem(
         backend=backend,
-        inner=lambda free, hyper, t: (
+        inner_loss=lambda free, hyper, t: (
             sum(_losses(net, free, hyper, train)) + penalty * (free @ free)
         ),
-        outer=lambda free, hyper: sum(_losses(net, free, hyper, judged)) / len(judged),
-        dynamics=Momentum(
+        outer_loss=lambda free, hyper: sum(_losses(net, free, hyper, judged)) / len(judged),
+        optimizer=Momentum(
             rate=lambda hyper, t: backend.array(rate), decay=lambda hyper, t: backend.array(decay)
         ),
         initial=lambda hyper: start,
@@ -143,7 +143,7 @@ def _examples(backend, task: Letters) -> data.Split:
     )
 
 
-def _losses(net: Dense, free, hyper, tasks: Sequence[data.Split]) -> list:
+def _losses(net: DenseNet, free, hyper, tasks: Sequence[data.Split]) -> list:
     """The mean cross-entropy of each task's net."""
     nets = mixed(net, free, hyper, len(tasks))
     return [
@@ -152,7 +152,7 @@ def _losses(net: Dense, free, hyper, tasks: Sequence[data.Split]) -> list:
     ]
 
 
-def losses_by_task(backend, net: Dense, free, hyper, tasks: Sequence[Letters]) -> np.ndarray:
+def losses_by_task(backend, net: DenseNet, free, hyper, tasks: Sequence[Letters]) -> np.ndarray:
     """What `sharing` judges by, of every task on its own: (tasks,)."""
     return np.array(
         [
@@ -162,7 +162,7 @@ def losses_by_task(backend, net: Dense, free, hyper, tasks: Sequence[Letters]) -
     )
 
 
-def mixed(net: Dense, free, hyper, tasks: int):
+def mixed(net: DenseNet, free, hyper, tasks: int):
     """For each task the weights and biases of its net: per block of the net (tasks, size), matrix
     of its layer @ free weights.
     """
@@ -177,7 +177,7 @@ def mixed(net: Dense, free, hyper, tasks: int):
         (matrices[i // 2] @ block).reshape((-1,)) for i, block in enumerate(blocks.values())
     ]
     rows = [
-        cut(mixture, tasks * [size])
+        pieces(mixture, tasks * [size])
         for mixture, size in zip(mixtures, net.layout.sizes, strict=True)
     ]
     return [

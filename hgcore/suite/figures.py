@@ -2,13 +2,15 @@
 numbers that were drawn.
 """
 
+import hashlib
 import io
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.checkpoint import write
+from hgcore.checkpoint import write_atomically
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, the full page
 PALETTE = (
@@ -64,6 +66,12 @@ class Saved(NamedTuple):
 
     products: dict[str, str]
     series: dict[str, dict]
+
+
+def write(path: Path, data: bytes) -> str:
+    """Put `data` at `path`, whole or not at all, folders made; return its sha256."""
+    write_atomically(Path(path), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def use() -> None:

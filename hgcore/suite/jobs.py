@@ -10,8 +10,7 @@ import fnmatch
 import json
 from dataclasses import dataclass, field
 
-from hgcore import backend
-from hgcore.suite import claims, figures, notebook, profiles, tidy
+from hgcore.suite import backends, claims, figures, notebook, profiles, tidy
 
 SIGNATURE = "hgcore"
 
@@ -92,7 +91,7 @@ def plan(names, root, **parameters):
             "use --backend torch"
         )
     if parameters.get("device", "cpu") != "cpu":
-        backend.make("torch", parameters["device"])  # ValueError if it is not there
+        backends.make("torch", parameters["device"])  # ValueError if it is not there
     jobs = [Job(name, **parameters) for name in names]
     reasons = [reason for job in jobs if (reason := _reason(job, root))]
     if reasons:

@@ -2,36 +2,25 @@
 log file.
 """
 
-import re
 import time
 
 from tqdm import tqdm
 
-PROGRESS = re.compile(r"^@progress (\S.*?)\s*$", re.MULTILINE)
-
 
 class Watch:
-    """One running notebook as seen from outside: its cell and its last `@progress` line.
+    """One running notebook as seen from outside: its cell.
 
-    It is papermill's stderr sink (write, flush) and nbclient's on_cell_execute hook (enter).
+    `enter` is nbclient's on_cell_execute hook.
     """
 
     def __init__(self, name, cells):
         self.name, self.cells = name, cells
-        self.cell, self.id, self.progress, self.rest = 0, "", "", ""
+        self.cell, self.id = 0, ""
         self.over = False
         self.began = self.spoke = time.perf_counter()
 
     def enter(self, cell, cell_index):
-        self.cell, self.id, self.progress = self.cell + 1, cell.get("id", ""), ""
-
-    def write(self, text):
-        head, _, self.rest = (self.rest + text).rpartition("\n")
-        if found := PROGRESS.findall(head):
-            self.progress = found[-1]
-
-    def flush(self):
-        pass
+        self.cell, self.id = self.cell + 1, cell.get("id", "")
 
     @property
     def seconds(self):
@@ -48,9 +37,7 @@ class Watch:
 
     def line(self):
         where = f"cell {self.cell} of {self.cells}" if self.cell else "starting"
-        return "  ".join(
-            filter(None, [f"{self.name:<40}", f"{self.seconds:5.0f} s", where, self.progress])
-        )
+        return f"{self.name:<40}  {self.seconds:5.0f} s  {where}"
 
 
 class Bars:

@@ -48,7 +48,7 @@ class Run:
     @cached_property
     def backend(self):
         """The backend, made on first use."""
-        from hgcore.backend import make
+        from hgcore.suite.backends import make
 
         return make(self.backend_name, self.device, self.dtype)
 

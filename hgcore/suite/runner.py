@@ -158,7 +158,6 @@ def _papermill(job, root, target, watch, stop):
                 record_timing=False,
                 iopub_timeout=60,
                 resources={"metadata": {"path": str(root)}},
-                stderr_file=watch,
                 on_cell_execute=watch.enter,
                 extra_arguments=[
                     "--IPKernelApp.log_level=50"
@@ -188,7 +187,6 @@ def environment(root, workers):
         os.environ[folder] = os.path.abspath(before[folder])  # a kernel has another working folder
     os.environ.update(
         HGCORE_ROOT=str(root),
-        HGCORE_PROGRESS="1",
         JUPYTER_PREFER_ENV_PATH="1",
         PYDEVD_DISABLE_FILE_VALIDATION="1",
     )

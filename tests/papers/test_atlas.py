@@ -17,7 +17,6 @@ from hgcore.suite import claims, notebook
 
 NAME = "beyond/method_atlas"
 ROOT = notebook.find_root()
-both = pytest.mark.parametrize("backend", [hg.Autograd(), hg.Torch()], ids=lambda b: b.name)
 small = functools.partial(benchmarks.dialled, features=5, bands=2)
 
 
@@ -38,16 +37,15 @@ def test_features_are_made_equally_large_and_then_stretched():
     ) < 1e-12 and second.shape == (40, 4)
 
 
-@both
 @pytest.mark.parametrize(
     "solve, gradients, products",
     [
         (hg.Reverse(), 12, 6),
-        (hg.Reverse(functools.partial(hg.stored, graphs=6)), 6, 6),
-        (hg.Reverse(hg.shortcut), 12, 6),
+        (hg.Reverse(hg.Stored(graphs=6)), 6, 6),
+        (hg.Reverse(hg.Shortcut()), 12, 6),
         (hg.Forward(), 6, 12),
-        (hg.Reverse(functools.partial(hg.truncated, last=2)), 8, 2),
-        (hg.Implicit(hg.Neumann(3, 0.01, power=0)), 7, 4),
+        (hg.Reverse(hg.Truncated(last=2)), 8, 2),
+        (hg.Implicit(hg.Neumann(3, 0.01)), 7, 4),
     ],
     ids=lambda x: type(x).__name__,
 )
@@ -64,14 +62,13 @@ def test_counts_are_those_of_the_algorithm_and_change_nothing(backend, solve, gr
 def test_training_done_before_is_counted_all_the_same():
     problem, hyper = catalogue.ridge(hg.Torch())
     solve = hg.Implicit(hg.ConjugateGradient(3))
-    before = benchmarks.spent(solve, problem, hyper, hg.train(problem, problem.hyper(hyper)))
+    before = benchmarks.spent(solve, problem, hyper, hg.train(problem, problem.as_hyper(hyper)))
     assert (
         before[1:] == benchmarks.spent(solve, problem, hyper)[1:]
         and gap(before.grad, benchmarks.spent(solve, problem, hyper).grad) < 1e-14
     )
 
 
-@both
 def test_dialled_is_at_an_optimum_and_knows_its_truth(backend):
     tame, wild = (
         small(backend, "mnist_small", [60, 40], condition=condition) for condition in (3, 300)
@@ -81,8 +78,8 @@ def test_dialled_is_at_an_optimum_and_knows_its_truth(backend):
         assert (
             abs(
                 backend.numpy(
-                    ground.problem.gradient(
-                        ground.optimum, ground.problem.hyper(ground.hyper), None
+                    ground.problem.objective(ground.problem.as_hyper(ground.hyper)).gradient(
+                        ground.optimum, None
                     )
                 )
             ).max()

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import http.server
-import importlib
 import os
 import signal
 import subprocess
@@ -19,8 +18,9 @@ import pytest
 from hgcore import data
 from hgcore.data import files
 
-# by name: in the package, mnist and boston are the functions
-mnist, boston = (importlib.import_module(f"hgcore.data.{name}") for name in ("mnist", "boston"))
+digits, houses = (
+    sys.modules[f"hgcore.data.{name}"] for name in ("mnist", "boston")
+)  # their functions hide them
 
 NAME, CONTENT = "set/file.bin", b"a small file" * 1000
 MIRROR = os.environ.get("HGCORE_DATA_MIRROR")
@@ -296,7 +296,7 @@ def test_mnist_as_published(tiny_mnist):
 @pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
 def test_real_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
-    pixels, labels, n = mnist._mnist()
+    pixels, labels, n = digits._mnist()
     assert (pixels.shape, n) == ((70_000, 784), 60_000)
     assert np.bincount(labels[:n]).tolist() == [
         5923,
@@ -333,7 +333,7 @@ def test_mnist_small_is_balanced_shuffled_and_always_the_same(cached):
 
 
 def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
-    monkeypatch.setattr(mnist, "MNIST_SMALL", 64 * "0")
+    monkeypatch.setattr(digits, "MNIST_SMALL", 64 * "0")
     with pytest.raises(data.DataError, match="altered.*0000, found .5000, 785.*force-reinstall"):
         data.mnist_small()
     put(tmp_path / "data/data/mnist_5k.csv.gz", gzip.compress(b"1,2,3\n")[:-9])
@@ -364,12 +364,12 @@ def test_boston_is_what_was_published(cached):
         396.9,
         4.98,
     ]
-    assert round(prices.mean(), 4) == 22.5328 and prices[0] == 24.0 and len(boston.FEATURES) == 13
+    assert round(prices.mean(), 4) == 22.5328 and prices[0] == 24.0 and len(houses.FEATURES) == 13
     assert data.used() == {"boston": data.BOSTON}
 
 
 def test_boston_missing_or_altered(monkeypatch, tmp_path):
-    monkeypatch.setattr(boston, "BOSTON", 64 * "0")
+    monkeypatch.setattr(houses, "BOSTON", 64 * "0")
     with pytest.raises(data.DataError, match="altered.*0000, found .506, 14.*force-reinstall"):
         data.boston()
     put(tmp_path / "data/data/boston_housing.csv", b"1,2,x\n")

@@ -20,15 +20,13 @@ def client(task, hyper):
     target = backend.array(TARGETS[number])
     problem = hg.Problem(
         backend,
-        inner=lambda w, h, t: ((w - target) ** 2).sum() + (h.exp() * w**2).sum(),
-        outer=lambda w, h: ((w - target - 0.3 * k) ** 2).sum(),
-        dynamics=hg.Momentum(
-            rate=lambda h, t: backend.array(0.1), decay=lambda h, t: backend.array(0.5)
-        ),
+        inner_loss=lambda w, h, t: ((w - target) ** 2).sum() + (h.exp() * w**2).sum(),
+        outer_loss=lambda w, h: ((w - target - 0.3 * k) ** 2).sum(),
+        optimizer=hg.Momentum(rate=0.1, decay=0.5),
         initial=lambda h: 0 * target,
         steps=10,
     )
-    result = hg.Reverse(hg.shortcut)(problem, hyper)
+    result = hg.Reverse(hg.Shortcut())(problem, hyper)
     time.sleep(0.1)
     return float(result.value), backend.numpy(result.grad)
 
@@ -39,7 +37,7 @@ def served(function=client, dask=None):
         server.Server(function, dask),
         lambda k: server.Round([(i, k) for i in range(CLIENTS)]),
         np.zeros(6),
-        rule=hg.Descent(0.1),
+        optimizer=hg.GradientDescent(0.1),
         steps=STEPS,
     )
     return np.array([[*step.hyper, step.value, *step.grad] for step in steps])

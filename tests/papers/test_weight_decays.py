@@ -8,8 +8,7 @@ from catalogue import unrolled
 import hgcore as hg
 from hgcore import data, papers
 
-both = pytest.mark.parametrize("backend", [hg.Autograd(), hg.Torch()], ids=lambda b: b.name)
-net = hg.nets.Dense((6, 4, 3))
+net = hg.nets.DenseNet((6, 4, 3))
 rng = np.random.default_rng(0)
 TRAIN, JUDGED = (
     data.Split(rng.standard_normal((20, 6)), np.eye(3)[rng.integers(3, size=20)]) for _ in range(2)
@@ -24,16 +23,14 @@ def problem(backend, steps=7):
     )
 
 
-@both
 def test_derivatives_through_training(backend):
     made = problem(backend)
-    value, slope = unrolled(made, made.hyper(HYPER))
+    value, slope = unrolled(made, made.as_hyper(HYPER))
     found = hg.Reverse()(made, HYPER)
     assert float(found.value) == pytest.approx(float(value), rel=1e-12)
     np.testing.assert_allclose(backend.numpy(found.grad), slope, rtol=1e-9, atol=1e-12)
 
 
-@both
 def test_penalties_of_all_weights_add_up_to_the_single_one(backend):
     made = problem(backend)
     each, single = (
@@ -45,7 +42,7 @@ def test_penalties_of_all_weights_add_up_to_the_single_one(backend):
 
 def test_at_the_optimum_implicit_is_reverse():
     made = problem(hg.Torch(), steps=3000)
-    exact, implicit = hg.Reverse()(made, HYPER).grad, hg.Implicit(hg.Dense())(made, HYPER).grad
+    exact, implicit = hg.Reverse()(made, HYPER).grad, hg.Implicit(hg.DenseSolve())(made, HYPER).grad
     np.testing.assert_allclose(implicit.numpy(), exact.numpy(), rtol=1e-6, atol=1e-9)
 
 
@@ -70,7 +67,7 @@ def test_a_torch_module_is_taken_as_it_is():
 
 
 def test_first_weights():
-    wide = hg.nets.Dense((900, 40, 10))
+    wide = hg.nets.DenseNet((900, 40, 10))
     blocks = wide.layout.split(papers.first_weights(wide, (0, 0)))
     assert blocks["weights 1"].std() == pytest.approx(1 / 30, rel=0.02)
     assert blocks["weights 2"].std() == pytest.approx(40**-0.5, rel=0.1)

@@ -11,7 +11,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from sample import SERIES, drawn
+from toy import SERIES, drawn
 
 from hgcore.suite import figures
 
@@ -41,7 +41,7 @@ SCRIPT = """
 import matplotlib; matplotlib.use("Agg")
 import sys, pathlib; sys.path.insert(0, sys.argv[1])
 from types import SimpleNamespace
-from hgcore.suite import figures; from sample import drawn, SERIES
+from hgcore.suite import figures; from toy import drawn, SERIES
 figures.use()
 run = SimpleNamespace(destination=pathlib.Path(sys.argv[2]), figures={})
 figures.save(run, "fig01", drawn(), SERIES)

@@ -7,11 +7,31 @@ import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from sample import NAME, PARAMETERS, SETUP, made, put
 
 from hgcore.suite import figures, notebook
 
+PARAMETERS = 'profile: str = "quick"  # quick or paper\nseed: int = 0  # base random seed\noverrides: dict = {}  # any name of the table'
+SETUP = (
+    "import hgcore as hg\nfrom hgcore.suite import profiles\n"
+    'run = profiles.start("some2015/fig01", profile=profile, seed=seed, overrides=overrides,\n'
+    '    quick=dict(steps=3, rate=2**-3, names=["a"]), paper={"steps": 50, "rate": -0.5, "names": ["a", "b"]})'
+)
 ASKED = dict(profile="quick", backend="torch", device="cpu", seed=0, overrides={})
+NAME = "some2015/fig01"
+
+
+def made(*sources, parameters=PARAMETERS):
+    cells = [
+        new_markdown_cell("# Title", id="title"),
+        new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+    ]
+    return new_notebook(
+        cells=cells + [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    )
+
+
+def put(nb, root, name=NAME):
+    notebook.write(nb, notebook.path(name, root))
 
 
 @pytest.fixture
@@ -106,9 +126,9 @@ def test_there_is_one_parameters_cell():
     "source, message",
     [
         ("%matplotlib inline", "no profiles.start"),
-        ("suite.profiles.start('a', quick=table, paper=table)", "write the scale table"),
-        ("suite.profiles.start('a', quick=dict(a=1))", "as paper=dict"),
-        ("suite.profiles.start('a', quick=dict(**a), paper={})", "as quick=dict"),
+        ("profiles.start('a', quick=table, paper=table)", "write the scale table"),
+        ("profiles.start('a', quick=dict(a=1))", "as paper=dict"),
+        ("profiles.start('a', quick=dict(**a), paper={})", "as quick=dict"),
     ],
 )
 def test_a_scale_that_cannot_be_read_is_refused(source, message):
@@ -217,7 +237,7 @@ def packaged(tmp_path_factory, monkeypatch, **modules):
     """A package hgcore of these modules and what SETUP calls, in place of the true one."""
     package = tmp_path_factory.mktemp("lib") / "hgcore"
     (package / "suite").mkdir(parents=True)
-    (package / "suite" / "__init__.py").write_text("from hgcore.suite import profiles\n")
+    (package / "suite" / "__init__.py").touch()
     (package / "suite" / "profiles.py").write_text("def start():\n    pass\n")
     for name, source in modules.items():
         (package / f"{name}.py").write_text(source)

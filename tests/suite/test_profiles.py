@@ -6,11 +6,12 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import toy
 import yaml
-from sample import NAME, SETUP, made, put
 
 from hgcore.suite import claims, figures, notebook, profiles
 
+NAME = "some2015/fig01"
 QUICK = dict(steps=3, rate=0.5, label="a", sizes=[1, 2], flag=False, best=None)
 PAPER = dict(steps=50, rate=0.25, label="b", sizes=[3], flag=True, best=2)
 ASKED = dict(
@@ -20,8 +21,7 @@ ASKED = dict(
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2"\n')
-    put(made(SETUP), tmp_path)
+    toy.add(toy.root(tmp_path), NAME)
     monkeypatch.setenv("HGCORE_ROOT", str(tmp_path))
     return tmp_path.resolve()
 
@@ -227,5 +227,5 @@ def test_from_start_to_done(root):
     }
     assert (
         set(record["versions"]) == {"python", "numpy", "torch", "autograd", "matplotlib", "hgcore"}
-        and record["versions"]["hgcore"] == "1.2"
+        and record["versions"]["hgcore"] == "0"
     )

@@ -199,57 +199,26 @@ def test_fails_shows(root):
     )
 
 
-@pytest.mark.parametrize(
-    "value, shown",
-    [
-        (0.000123456, "0.0001235"),
-        (-3.0, "\u22123"),
-        (12, "12"),
-        (True, "yes"),
-        (None, "none"),
-        ("nan", "nan"),
-        ([1, 2], "1, 2"),
-        (list(range(20)), "0, 1, 2, … 19 (20 values)"),
-        ({"min": 0.1, "max": 2.0, "len": 99}, "0.1 to 2 (99 values)"),
-        ([[1.0, 2.0], [3.0]], "1, 2, 3"),
-    ],
-)
+@pytest.mark.parametrize("value, shown", [
+    (0.000123456, "0.0001235"), (-3.0, "\u22123"), (12, "12"), (True, "yes"), (None, "none"), ("nan", "nan"), ([1, 2], "1, 2"),
+    (list(range(20)), "0, 1, 2, … 19 (20 values)"), ({"min": 0.1, "max": 2.0, "len": 99}, "0.1 to 2 (99 values)"), ([[1.0, 2.0], [3.0]], "1, 2, 3"),
+])  # fmt: skip
 def test_values_are_short(value, shown):
     assert report._shown(value) == shown
 
 
-@pytest.mark.parametrize(
-    "rule, words",
-    [
-        (None, ""),
-        ({"min": 1, "max": 2.5}, "1 to 2.5"),
-        ({"max": 0}, "at most 0"),
-        ({"min": 3}, "at least 3"),
-        ({"equals": 4}, "exactly 4"),
-        ({"order": "increasing"}, "increasing"),
-        ({"order": "decreasing", "margin": 0.1}, "decreasing, by at least 0.1"),
-        ({"true": True}, "yes"),
-    ],
-)
+@pytest.mark.parametrize("rule, words", [
+    (None, ""), ({"min": 1, "max": 2.5}, "1 to 2.5"), ({"max": 0}, "at most 0"), ({"min": 3}, "at least 3"), ({"equals": 4}, "exactly 4"),
+    ({"order": "increasing"}, "increasing"), ({"order": "decreasing", "margin": 0.1}, "decreasing, by at least 0.1"), ({"true": True}, "yes"),
+])  # fmt: skip
 def test_acceptances_in_words(rule, words):
     assert report.accepted(rule) == words
 
 
-@pytest.mark.parametrize(
-    "source, formulas",
-    [
-        ("$a_1*b*c_2$ and $x$", 2),
-        ("$$\\frac{a}{b}$$", 1),
-        ("over\n$$\na\n$$\nlines", 1),
-        ("\\begin{align}\na &= b\n\\end{align}", 1),
-        ("$a$: $b$, ($c$)", 3),
-        ("`$a$` and ```\n$b$\n```", 0),
-        ("it costs $5 and $6", 0),
-        ("\\$a$ b", 0),
-        ("$ a $", 0),
-        ("$$\\begin{aligned}a &= b\\\\ c &= d\\end{aligned}$$", 1),
-    ],
-)
+@pytest.mark.parametrize("source, formulas", [
+    ("$a_1*b*c_2$ and $x$", 2), ("$$\\frac{a}{b}$$", 1), ("over\n$$\na\n$$\nlines", 1), ("\\begin{align}\na &= b\n\\end{align}", 1), ("$a$: $b$, ($c$)", 3),
+    ("`$a$` and ```\n$b$\n```", 0), ("it costs $5 and $6", 0), ("\\$a$ b", 0), ("$ a $", 0), ("$$\\begin{aligned}a &= b\\\\ c &= d\\end{aligned}$$", 1),
+])  # fmt: skip
 def test_formulas_are_found(source, formulas):
     html = str(pages.inline(source))
     assert html.count("<math") == formulas and "<mi>&" not in html

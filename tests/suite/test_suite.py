@@ -14,7 +14,7 @@ import pytest
 import toy
 
 from hgcore.suite import jobs, live, notebook, runner
-from hgcore.suite.cli import main
+from hgcore.suite.cli import main, override
 
 HERE = Path(__file__).resolve().parents[2]
 FAST = ["--backend", "autograd"]  # no torch in the kernels
@@ -37,11 +37,7 @@ def command(root, *words):
 def ran(tmp_path_factory):
     """A root, in a folder with a space and braces, after one run of a good notebook, one that raises and one whose kernel dies."""
     root = toy.root(tmp_path_factory.mktemp("suite") / "a {root}")
-    toy.add(
-        root,
-        "paper/good",
-        "for k in (1, 2):\n    print(f'@progress {k}/2 outer step', file=sys.stderr, flush=True)",
-    )
+    toy.add(root, "paper/good")
     toy.add(root, "paper/raises", "print('so far')\nraise ArithmeticError('it broke\\nhere')")
     toy.add(root, "dies", "import os\nos.kill(os.getpid(), 9)")
     return root, *command(root, "run", "--jobs", "2", *FAST)
@@ -118,27 +114,18 @@ def test_update_writes_outputs_into_the_notebook_and_keeps_its_prose(ran):
     assert jobs.Job("paper/raises", backend="autograd").done(root)
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["fig1_fox"], "no notebook or figure is called 'fig1_fox'; did you mean fig1_dog"),
-        (
-            ["one/fig1_dog", "--set", "stepz=3"],
-            "one/fig1_dog: override must be one of rate, steps; got 'stepz'",
-        ),
-        (
-            ["one/fig1_dog", "--set", "steps=many"],
-            "override steps must be like its default 5, got 'many'",
-        ),
-        (["--set", "steps"], "'steps' is not KEY=VALUE"),
-        (["--jobs", "0"], "must be a whole number of at least 1, got '0'"),
-        (["--backend", "autograd", "--device", "cuda"], "backend autograd runs on the cpu only"),
-        (["--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
-        (["--update", "--seed", "1"], "--update writes into notebooks/"),
-        (["--profile", "papr"], "invalid choice: 'papr'"),
-        (["two"], "two/bare: its parameters cell lacks seed"),
-    ],
-)
+@pytest.mark.parametrize("words, said", [
+    (["fig1_fox"], "no notebook or figure is called 'fig1_fox'; did you mean fig1_dog"),
+    (["one/fig1_dog", "--set", "stepz=3"], "one/fig1_dog: override must be one of rate, steps; got 'stepz'"),
+    (["one/fig1_dog", "--set", "steps=many"], "override steps must be like its default 5, got 'many'"),
+    (["--set", "steps"], "'steps' is not KEY=VALUE"),
+    (["--jobs", "0"], "must be a whole number of at least 1, got '0'"),
+    (["--backend", "autograd", "--device", "cuda"], "backend autograd runs on the cpu only"),
+    (["--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
+    (["--update", "--seed", "1"], "--update writes into notebooks/"),
+    (["--profile", "papr"], "invalid choice: 'papr'"),
+    (["two"], "two/bare: its parameters cell lacks seed"),
+])  # fmt: skip
 def test_refused_before_starting(tmp_path, words, said):
     root = toy.root(tmp_path / "r")
     toy.add(root, "one/fig1_dog")
@@ -156,16 +143,10 @@ def test_names_patterns_and_figures_select(tmp_path):
     ledger = root / "notebooks/one/claims.yml"
     ledger.write_text(ledger.read_text().replace("figure: fig10_fox", "figure: foxes"))
     for words, meant in {
-        "": "00_tour one/fig10_fox one/fig1_dog two/fig1_owl",
-        "one": "one/fig10_fox one/fig1_dog",
-        "one/fig1_dog": "one/fig1_dog",
-        "fig10": "one/fig10_fox",
-        "*fig1_*": "one/fig1_dog two/fig1_owl",
-        "one/foxes": "one/fig10_fox",
-        "foxes": "one/fig10_fox",
-        "notebooks/two/fig1_owl.ipynb 00": "00_tour two/fig1_owl",
-        "tour/00_tour": "00_tour",
-    }.items():
+        "": "00_tour one/fig10_fox one/fig1_dog two/fig1_owl", "one": "one/fig10_fox one/fig1_dog", "one/fig1_dog": "one/fig1_dog",
+        "fig10": "one/fig10_fox", "*fig1_*": "one/fig1_dog two/fig1_owl", "one/foxes": "one/fig10_fox", "foxes": "one/fig10_fox",
+        "notebooks/two/fig1_owl.ipynb 00": "00_tour two/fig1_owl", "tour/00_tour": "00_tour",
+    }.items():  # fmt: skip
         assert jobs.select(words.split(), root) == meant.split(), words
 
 
@@ -207,15 +188,13 @@ def gone(pid):
 def test_interrupted_and_killed_runs_go_on_where_they_stopped(tmp_path):
     root = toy.root(tmp_path / "r")
     toy.add(root, "a_first")
-    toy.add(
-        root,
-        "b_slow",
-        "import os, time\nfrom pathlib import Path\nwith open('begun', 'a') as f:\n    print(os.getpid(), file=f)\n"
-        "while not Path('go').exists():\n    time.sleep(0.05)",
-    )
+    toy.add(root, "b_slow", "import os, time\nfrom pathlib import Path\nwith open('begun', 'a') as f:\n    print(os.getpid(), file=f)\n"
+                            "while not Path('go').exists():\n    time.sleep(0.05)")  # fmt: skip
     call = [sys.executable, "-m", "hgcore", "run", "--jobs", "1", *FAST]
     free = {"HGCORE_ROOT": str(root), "PYTHONPATH": str(HERE)}
-    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  a shell's background jobs do not hear it
+
+    def heard():  # a shell's background jobs do not hear it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start():
         return subprocess.Popen(
@@ -249,13 +228,11 @@ def test_interrupted_and_killed_runs_go_on_where_they_stopped(tmp_path):
     ] == ["unchanged", "done"]
 
 
-def test_watch_reads_progress_from_any_pieces():
+def test_a_watch_knows_the_cell():
     watch = live.Watch("one", 5)
-    for piece in ("noise\n@prog", "ress 3/50 outer", " step\n@progress 4/"):
-        watch.write(piece)
-    assert watch.progress == "3/50 outer step"
+    assert watch.place == ""
     watch.enter({"id": "compute"}, 4)
-    assert (watch.place, watch.progress) == ("cell In [1] (compute)", "")
+    assert watch.place == "cell In [1] (compute)" and "cell 1 of 5" in watch.line()
 
 
 def test_plain_lines_are_rare():
@@ -269,8 +246,6 @@ def test_plain_lines_are_rare():
 
 
 def test_override_values_are_yaml():
-    from hgcore.suite.cli import override
-
     assert [override(text)[1] for text in ("a=3", "a=1e-3", "a=true", "a=null", "a=text")] == [
         3,
         1e-3,
@@ -289,7 +264,7 @@ def test_a_device_that_is_not_there_is_refused_before_starting(tmp_path, monkeyp
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="sees no GPU; use 'cpu'"):
+    with pytest.raises(ValueError, match="sees no GPU for 'cuda'; use 'cpu'"):
         jobs.plan([], tmp_path, device="cuda")
 
 

@@ -1,9 +1,12 @@
-"""Tiny notebooks in a root of their own: they need matplotlib and hgcore, no torch and no solver."""
+"""Tiny notebooks in a root of their own (they need matplotlib and hgcore, no torch and no solver), and a figure."""
 
 import hashlib
 import json
 
-from hgcore.suite import claims, notebook
+import matplotlib.pyplot as plt
+import numpy as np
+
+from hgcore.suite import claims, figures, notebook
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -54,14 +57,9 @@ def cell(kind, name, source, tags=()):
 def add(root, name, middle="x = 1"):
     """Write notebooks/<name>.ipynb, whose figure is called like it and whose one claim holds; `middle` is its compute cell."""
     figure = name.rpartition("/")[2]
-    cells = [
-        cell("markdown", "title", f"# Toy: $\\frac{{1}}{{2}}$ of {figure}"),
-        cell("code", "parameters", PARAMETERS, ["parameters"]),
-        cell("code", "setup", SETUP.format(name=name)),
-        cell("code", "compute", middle),
-        cell("code", "figure", FIGURE.format(figure=figure)),
-        cell("code", "claims", f'claims.check(run, {{"{figure}.small": 0.25}})'),
-    ]
+    cells = [cell("markdown", "title", f"# Toy: $\\frac{{1}}{{2}}$ of {figure}"), cell("code", "parameters", PARAMETERS, ["parameters"]),
+             cell("code", "setup", SETUP.format(name=name)), cell("code", "compute", middle),
+             cell("code", "figure", FIGURE.format(figure=figure)), cell("code", "claims", f'claims.check(run, {{"{figure}.small": 0.25}})')]  # fmt: skip
     file = notebook.path(name, root)
     file.parent.mkdir(exist_ok=True)
     file.write_text(
@@ -88,26 +86,31 @@ def record(root, name, profile, verdict="HOLDS", measured=0.25):
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf"):
         (folder / f"{figure}.{suffix}").write_bytes(b"picture")
-    own = [
-        {field: entry[field] for field in ("id", "statement", "place", "paper")}
-        | {"accept": entry["accept"][profile], "note": None}
-        for entry in claims.entries(name, root)
-    ]
+    own = [{field: entry[field] for field in ("id", "statement", "place", "paper")} | {"accept": entry["accept"][profile], "note": None}
+           for entry in claims.entries(name, root)]  # fmt: skip
     full = f"{notebook.paper(name)}/{figure}"
-    made = {
-        "figure": full,
-        "siblings": [full],
-        "notebook": name,
-        "profile": profile,
-        "backend": "torch",
-        "device": "cpu",
-        "device_name": "a chip",
-        "dtype": "float64",
-        "seed": 0,
-        "overrides": {},
-        "seconds": 12.3,
-        "key": notebook.key(name, profile, "torch", "cpu", 0, {}, root),
-        "products": {suffix: hashlib.sha256(b"picture").hexdigest() for suffix in ("png", "pdf")},
-        "claims": [claim | {"verdict": verdict, "measured": measured} for claim in own],
-    }
+    made = {"figure": full, "siblings": [full], "notebook": name, "profile": profile, "backend": "torch", "device": "cpu", "device_name": "a chip",
+            "dtype": "float64", "seed": 0, "overrides": {}, "seconds": 12.3, "key": notebook.key(name, profile, "torch", "cpu", 0, {}, root),
+            "products": {suffix: hashlib.sha256(b"picture").hexdigest() for suffix in ("png", "pdf")},
+            "claims": [claim | {"verdict": verdict, "measured": measured} for claim in own]}  # fmt: skip
     (folder / f"{figure}.json").write_text(json.dumps(made))
+
+
+def drawn(noise=None):
+    """A figure of one curve, over a picture of `noise` if given."""
+    fig, axes = plt.subplots()
+    axes.plot([0, 1, 2], [1.0, 0.5, 0.25], **figures.styles(1)[0], label="a curve")
+    if noise is not None:
+        axes.imshow(noise, extent=(0, 2, 0, 1), cmap="gray")
+    axes.set(xlabel="step", ylabel="loss $x^2$")
+    return fig
+
+
+SERIES = {
+    "curve": {
+        "x": np.arange(3),
+        "y": np.array([1, np.nan, 1 / 3]),
+        "xlabel": "step",
+        "ylabel": "loss",
+    }
+}

@@ -1,0 +1,285 @@
+"""What was the state before step t?  Answered by running the training backwards.
+
+Implements: Maclaurin et al. 2015, Algorithms 2 and 3; for Adam and AdamW, which that paper leaves
+to future work, by the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from hgcore.arrays import namespace
+from hgcore.backend import Linearized
+from hgcore.fixed_point import (
+    DENOMINATOR,
+    UNIT,
+    FixedPoint,
+    ReversalBuffer,
+    ReversalError,
+    WideFixedPoint,
+    arithmetic,
+    as_decay,
+)
+from hgcore.optimizers import Optimizer
+from hgcore.problem import DivergenceMonitor, Problem
+from hgcore.trajectory import Gradients, Trajectory, require_count
+
+RANGE = 2.0**63 * UNIT
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """Keeps what decays lose, log2(1/decay) bits a weight, slot and step: exact.
+
+    State and sums are fixed point, so a run differs from a Stored one by rounding, 2**-52 a step.
+    Needs an inner loss that always gives the same bits: one thread count, no unseeded randomness.
+    The rewound start is compared with the true one bit for bit; a difference raises ReversalError.
+
+    graphs: of how many steps, the last ones, the graph is kept, as in Stored.
+    joint: train with the gradient of the backward pass's routine, which is slower. By default
+    only if the two differ in a bit at one of two probes.
+    """
+
+    graphs: int = 0
+    joint: bool = False
+
+    def __post_init__(self):
+        require_count("graphs", self.graphs)
+
+    def train(self, problem: Problem, hyper) -> Trajectory:
+        """Train and return the trajectory."""
+        return ReversibleRun(problem, hyper, self)
+
+
+class ReversibleRun:
+    """The Trajectory of a Reversible run."""
+
+    whole = True
+
+    def __init__(self, problem: Problem, hyper, options: Reversible):
+        if not problem.optimizer.reversible:
+            name = type(problem.optimizer).__name__
+            raise ValueError(
+                f"{name} cannot be run backwards with these settings: use Momentum, HeavyBall,"
+                " Adam, AdamW or RMSProp with momentum, or another strategy such as Checkpointed()"
+            )
+        self.problem, self.hyper, self.backend = problem, hyper, problem.backend
+        self.objective, self.steps = problem.objective(hyper), range(problem.steps)
+        start = problem.initial_state(hyper)
+        self.smallest = problem.smallest_decays(hyper, start)
+        self.exact = self._begin(start)
+        plain = self.objective.gradient
+        if options.joint or not self._same_bits(start[0]):
+            plain = self._joint_gradient
+        self.gradients = Gradients(problem, hyper, options.graphs, plain)
+        self._train()
+        self.final, self.nbytes = self._state(), self.exact.nbytes
+
+    def _begin(self, start: tuple) -> ExactState:
+        return ExactState(self.problem.optimizer, tuple(map(self.backend.host_view, start)))
+
+    def _joint_gradient(self, weights, t: int):
+        return self.objective.linearize(weights, t).gradient
+
+    def _same_bits(self, weights) -> bool:
+        """Return whether the plain gradient has the bits of the joint one, at two points."""
+        for _ in self.steps[:2]:
+            plain, joint = self.objective.gradient(weights, 0), self._joint_gradient(weights, 0)
+            if not bool((plain == joint).all()):
+                return False
+            weights = weights - plain  # away from the start, where too much may be zero to tell
+        return True
+
+    def _train(self) -> None:
+        monitor = DivergenceMonitor(self.backend, RANGE, _TOO_LARGE)
+        monitor(-1, self.exact.reach)
+        for t, smallest in zip(self.steps, self.smallest, strict=True):
+            gradient = self.gradients(self.backend.array(self.exact.weights), t)
+            monitor(t, self.exact.step(self.backend.host_view(gradient), self._c(t), smallest))
+        monitor.flush()
+        self.exact.pack()
+
+    def _c(self, t: int) -> SimpleNamespace:
+        """Return the coefficients of step t where the integers are."""
+        c = self.backend.evaluate(self.problem.coefficients, self.exact.weights, self.hyper, t)
+        view = self.backend.host_view
+        return SimpleNamespace(t=t, **{k: view(x) for k, x in vars(c).items() if k != "t"})
+
+    def _state(self) -> tuple:
+        return tuple(map(self.backend.array, (self.exact.weights, *self.exact.slots)))
+
+    def undo(self, t: int) -> tuple[tuple, Linearized]:
+        c = self._c(t)
+        self.exact.undo_weights(c)
+        linearized = self.gradients.linearized(self.backend.array(self.exact.weights), t)
+        gradient = self.backend.host_view(linearized.gradient)
+        self.exact.undo_slots(gradient, c, self.smallest[t])
+        return self._state(), linearized
+
+    def close(self) -> None:
+        """Raise ReversalError unless the rewound start is the true one to the last bit."""
+        start = self._begin(self.problem.initial_state(self.hyper))
+        wrong, numbers = self.exact.mismatches(start), self.exact.size
+        if wrong:
+            raise ReversalError(
+                f"the run backwards missed its start in {min(wrong, numbers)} of {numbers} numbers:"
+                " the inner loss did not give the same bits twice. Keep one thread count, draw what"
+                " is random from a seed made from t, on a GPU ask for deterministic algorithms; if"
+                " the gradient alone rounds otherwise than with a graph, use Reversible(joint=True)"
+            )
+
+
+_TOO_LARGE = (
+    "a weight or slot reached {number:.4g} {where}; fixed point holds magnitudes below {limit:.0f}:"
+    " scale the problem, or use Checkpointed() or Stored()"
+)
+
+
+class ExactState:
+    """Weights and slots in fixed point, moved and moved back by the steps of an optimizer.
+
+    weights, slots: the state as floats of the type that was given. Gradients and coefficients are
+    arrays of the same library. One buffer keeps what all decays lose.
+
+    A factor `shrink` of the weights is kept apart: weights = exp(log_scale) * position, where the
+    logarithm is fixed point too and adds up without loss. When the scale falls below one half, it
+    is rounded to a multiple of 2**-16 and multiplied into the position, through the buffer.
+    """
+
+    def __init__(self, optimizer: Optimizer, state: tuple):
+        self.optimizer, self.dtype, self.size = optimizer, state[0].dtype, sum(map(len, state))
+        kinds = [WideFixedPoint if slot.square else FixedPoint for slot in optimizer.slots]
+        self.position, self.buffer = FixedPoint(state[0]), ReversalBuffer()
+        self.values = [kind(slot) for kind, slot in zip(kinds, state[1:], strict=True)]
+        self.log_scale, self.decayed, self.renewals = None, 0.0, []
+        self.weights, *self.slots = (x.floats(self.dtype) for x in (self.position, *self.values))
+        self.reach, self.packed = _largest([namespace(x).amax(abs(x)) for x in state]), False
+
+    # ---- one step, and back
+
+    def step(self, gradient, c, smallest: dict):
+        """Do step c.t; return a bound on the magnitudes met.
+
+        smallest: the smallest value of each decay, and of shrink, in this step.
+        """
+        gradient, reached = self.optimizer.clipped(c, gradient), []
+        for i, value in enumerate(self.values):
+            amount, decay = self._kick_and_decay(i, gradient, c, smallest)
+            self.slots[i], reach = value.decay_add(self.buffer, decay, amount, self.dtype)
+            reached.append(reach)
+        return _largest([*reached, self._move(c, smallest)])
+
+    def undo_weights(self, c) -> None:
+        """Undo the second half of step c.t: afterwards `weights` are those before it."""
+        self._unpack()
+        if self.renewals and self.renewals[-1][0] == c.t:
+            self._undo_renewal()
+        drift = self._drift(c)
+        if (shrink := self.optimizer.shrink(c)) is not None:
+            self.log_scale.subtract(_log(shrink))
+        bits, unit = self.position.bits, self.position.unit
+        self.position.bits, floats = arithmetic(bits).subtract(bits, drift, unit, self._kind)
+        self.weights = self._scaled(floats)
+
+    def undo_slots(self, gradient, c, smallest: dict) -> None:
+        """Undo the first half of step c.t, given the gradient (n,) at the weights before it."""
+        gradient = self.optimizer.clipped(c, gradient)
+        for i in reversed(range(len(self.values))):
+            amount, decay = self._kick_and_decay(i, gradient, c, smallest)
+            self.slots[i] = self.values[i].undo_decay_add(self.buffer, decay, amount, self.dtype)
+
+    def _kick_and_decay(self, i: int, gradient, c, smallest: dict) -> tuple:
+        slot = self.optimizer.slots[i]
+        least = slot.decay(SimpleNamespace(**smallest))
+        return slot.kick(c, gradient, *self.slots[:i]), as_decay(slot.decay(c), least)
+
+    # ---- the weights, and their scale
+
+    def _move(self, c, smallest: dict):
+        """Shrink the weights and add the drift; return a bound on the magnitudes met."""
+        if (shrink := self.optimizer.shrink(c)) is not None:
+            self.log_scale = self.log_scale or FixedPoint(0 * shrink)
+            self.log_scale.add(_log(shrink))
+            self.decayed += math.log(smallest["1 - rate * weight_decay"])
+        bits, unit = self.position.bits, self.position.unit
+        self.position.bits, floats, reach = arithmetic(bits).add(
+            bits, self._drift(c), unit, self._kind
+        )
+        if self.decayed < -math.log(2):
+            floats = self._renew(c.t)
+        self.weights = self._scaled(floats)
+        return reach
+
+    def _drift(self, c):
+        drift = self.optimizer.drift(c, None, *self.slots)
+        return drift if self.log_scale is None else drift / self._scale()
+
+    @property
+    def _kind(self):
+        return self.dtype if self.log_scale is None else None  # None: float64, to be scaled
+
+    def _scale(self):
+        logarithm = self.log_scale.floats()
+        return namespace(logarithm).exp(logarithm)
+
+    def _scaled(self, floats):
+        if self.log_scale is None:
+            return floats
+        weights = floats * self._scale()
+        return namespace(weights).asarray(weights, dtype=self.dtype)
+
+    def _renew(self, t: int):
+        """Multiply the scale into the position, through the buffer; return the position."""
+        scale = self._scale()
+        xp = namespace(scale)
+        decay = as_decay(xp.clip(scale, 1 / DENOMINATOR, 1.0))
+        self.position.bits = self.buffer.multiply(self.position.bits, decay)
+        self.log_scale.subtract(_log(decay.numerator / DENOMINATOR))
+        self.decayed -= math.log(decay.least / DENOMINATOR)
+        self.renewals.append((t, decay))
+        return self.position.floats()
+
+    def _undo_renewal(self) -> None:
+        _, decay = self.renewals.pop()
+        self.log_scale.add(_log(decay.numerator / DENOMINATOR))
+        self.position.bits = self.buffer.divide(self.position.bits, decay)
+
+    # ---- between the passes, and at the end
+
+    def pack(self) -> None:
+        """Keep all integers in as few bytes as hold them, until the first step is undone."""
+        self.packed = True
+        for part in (self.position, *self.values, self.buffer):
+            part.pack()
+
+    def _unpack(self) -> None:
+        for value in (self.position, *self.values) if self.packed else ():
+            value.unpack()
+        self.packed = False
+
+    def mismatches(self, other: ExactState) -> int:
+        """Return how many numbers differ from those of `other`, one more if anything is left."""
+        self._unpack()
+        pairs = zip([self.position, *self.values], [other.position, *other.values], strict=True)
+        wrong = sum(ours.mismatches(theirs) for ours, theirs in pairs)
+        scaled = self.log_scale is not None and bool((self.log_scale.bits != 0).any())
+        return wrong + (scaled or not self.buffer.empty())
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the integers, the buffer and the renewals."""
+        held = [self.position, *self.values, self.buffer]
+        held += [decay.numerator for _, decay in self.renewals]
+        return sum(getattr(part, "nbytes", 8) for part in held)
+
+
+def _largest(numbers: list):
+    """Return the largest of scalars, NaN if there is one."""
+    return functools.reduce(namespace(numbers[0]).maximum, numbers)
+
+
+def _log(shrink):
+    return namespace(shrink).log(shrink)

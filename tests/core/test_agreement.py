@@ -1,0 +1,144 @@
+"""Agreement: every exact solver, on both backends, with the unrolled loop and with each other."""
+
+import functools
+
+import catalogue
+import numpy as np
+import pytest
+from catalogue import gap
+
+import hgcore as hg
+
+CASES = {
+    f"{name}, {kind}": functools.partial(catalogue.everything, name=name, **options)
+    for name in catalogue.OPTIMIZERS
+    for kind, options in {
+        "scalars": {},
+        "per weight": {"per_weight": True},
+        "clipped": {"clip": 2.0},
+    }.items()
+}
+CASES |= {f"{name}, net": functools.partial(catalogue.net, name=name) for name in ("momentum",)}
+CASES |= {
+    f"{name}, net": functools.partial(catalogue.net, name=name, rate=0.01)
+    for name in ("rmsprop", "adam", "adamw")
+}
+CASES |= {
+    "decay 0.99": functools.partial(catalogue.everything, decay=0.99),
+    "decay 0.3": functools.partial(catalogue.everything, decay=0.3),
+    "one weight": functools.partial(catalogue.everything, name="adamw", n=1, per_weight=True),
+    "no steps": functools.partial(catalogue.everything, steps=0),
+    "one step": functools.partial(catalogue.everything, name="adam", steps=1),
+}
+EXACT = {
+    "stored": hg.Reverse(),
+    "stored, graphs": hg.Reverse(hg.Stored(graphs=5)),
+    "checkpointed": hg.Reverse(hg.Checkpointed()),
+    "two states": hg.Reverse(hg.Checkpointed(states=2)),
+    "reversible": hg.Reverse(hg.Reversible()),
+    "reversible, graphs": hg.Reverse(hg.Reversible(graphs=5)),
+    "all of truncated": hg.Reverse(hg.Truncated(last=99)),
+    "forward": hg.Forward(),
+}
+
+
+def skip_if_not_reversible(problem, solver):
+    """Skip what Reversible must refuse."""
+    if not problem.optimizer.reversible and "Reversible" in repr(solver):
+        pytest.skip("gradient descent cannot be reversed")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("solver", EXACT.values(), ids=EXACT)
+def test_solver_equals_unrolled(solver, case, backend):
+    """Float64: T roundings of 1e-16, amplified 1e3 times; Adam's root amplifies by 1e2 more.
+
+    Reversible Adam with epsilon = 1e-8 adds the unit of its second moments (see Reversible).
+    """
+    problem, hyper = case(backend)
+    skip_if_not_reversible(problem, solver)
+    value, slope = catalogue.unrolled(problem, hyper)
+    result = solver(problem, hyper)
+    tiny_epsilon = getattr(problem.optimizer, "epsilon", 1) == 1e-8 and "Reversible" in repr(solver)
+    assert gap(backend.numpy(result.value), value) < (1e-9 if tiny_epsilon else 1e-11)
+    assert gap(backend.numpy(result.grad), slope) < (1e-7 if tiny_epsilon else 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_backends_agree(case):
+    """The same operations in another order: about 1e-16 a step."""
+    ours, theirs = (hg.Reverse()(*case(b)) for b in (hg.Torch(), hg.Autograd()))
+    assert all(gap(a, b) < 1e-11 for a, b in zip(ours[:3], theirs[:3], strict=True))
+    assert ours.nbytes == theirs.nbytes
+
+
+@pytest.mark.parametrize("name", catalogue.OPTIMIZERS)
+@pytest.mark.parametrize("solver", [EXACT["stored"], EXACT["reversible"], EXACT["forward"]])
+def test_solver_in_single_precision(solver, name):
+    """Float32 against float64: 12 steps of 6e-8, amplified some 1e3 times."""
+    single, hyper = catalogue.everything(hg.Torch(dtype="float32"), name)
+    skip_if_not_reversible(single, solver)
+    exact = hg.Reverse()(*catalogue.everything(hg.Torch(), name))
+    assert gap(solver(single, hyper).grad, exact.grad) < 1e-4
+
+
+@pytest.mark.parametrize("name", catalogue.OPTIMIZERS)
+def test_finite_differences_agree(name, backend):
+    """Central differences, error 1e-7; not for the decays, which are rounded to 2**-16."""
+    problem, hyper = catalogue.everything(backend, name, steps=5)
+    grad = backend.numpy(hg.Reverse()(problem, hyper).grad)
+    for i in sorted({*range(len(hyper))} - {5, 6}):  # 5 and 6 are decay and beta2
+        step = 1e-5 * np.eye(len(hyper))[i]
+        high, low = (float(hg.Reverse()(problem, hyper + s * step).value) for s in (1, -1))
+        assert abs(grad[i] - (high - low) / 2e-5) < 1e-7 * max(1, abs(grad).max())
+
+
+@pytest.mark.parametrize("solver", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_same_call_gives_same_bits(backend, solver, name):
+    problem, hyper = catalogue.everything(backend, name, per_weight=True)
+    results = zip(solver(problem, hyper), solver(problem, hyper), strict=True)
+    assert all(np.array_equal(a, b) for a, b in results)
+
+
+def test_forward_calls_the_loss_once_a_step(backend):
+    """A hundred hyperparameters share the graph of one gradient."""
+    calls = []
+
+    def inner_loss(w, hyper, t):
+        calls.append(t)
+        return backend.xp.sum(backend.xp.exp(hyper) * w**2)
+
+    parts = {"inner_loss": inner_loss, "initial": lambda hyper: hyper + 1}
+    problem, _ = catalogue.bowl(backend, n=100, steps=3, **parts)
+    hyper = np.linspace(-2, 0, 100)
+    found = hg.Forward()(problem, hyper).grad
+    assert len(calls) <= 2 * problem.steps
+    slope = catalogue.bowl(backend, n=100, steps=3, **parts | {"optimizer": problem.optimizer})[0]
+    assert gap(found, hg.Reverse()(slope, hyper).grad) < 1e-13
+
+
+@pytest.mark.parametrize("count", [1, 9, 0])
+@pytest.mark.parametrize("name", catalogue.OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["numbers", "scalars", "vectors", "lists"])
+def test_every_kind_of_coefficient(kind, name, count, backend):
+    """Numbers, functions and vectors, of hyper or not; no hyperparameters at all."""
+    xp, ramp = backend.xp, backend.array(np.linspace(0, 1, 5))
+    rate, decay = {
+        "numbers": (0.1, 0.8),
+        "scalars": (lambda h, t: 0.1 + xp.sum(h), lambda h, t: 0.8),
+        "vectors": (lambda h, t: 0.1 + xp.sum(h) * ramp, lambda h, t: 0.8 + 0.1 * ramp),
+        "lists": ([0.1, 0.2, 0.1, 0.2, 0.1], [0.8, 0.9, 0.8, 0.9, 0.8]),
+    }[kind]
+    problem = hg.Problem(
+        backend,
+        inner_loss=lambda w, h, t: xp.sum(xp.exp(xp.sum(h)) * w**2 + xp.sin(w)),
+        outer_loss=lambda w, h: xp.sum((w - ramp) ** 2),
+        optimizer=catalogue.optimizer(name, rate, decay),
+        initial=ramp + 1,
+        steps=5,
+    )
+    hyper = np.linspace(0.01, 0.02, count)
+    solvers = (hg.Forward(), hg.Reverse())
+    forward, reverse = (backend.numpy(solver(problem, hyper).grad) for solver in solvers)
+    assert forward.shape == (count,) and np.allclose(forward, reverse, rtol=1e-11, atol=0)

@@ -1,0 +1,238 @@
+"""The derivatives of a backend: finite differences, each other, and closed forms."""
+
+import catalogue
+import numpy as np
+import pytest
+import torch
+
+import hgcore as hg
+
+RNG = np.random.default_rng(0)
+W, H, MATRIX = RNG.standard_normal(4), RNG.standard_normal(3), RNG.standard_normal((4, 4))
+
+
+@pytest.fixture
+def curved(backend):
+    """A function of (w (4,), h (3,)) with every second derivative, and the point (W, H)."""
+    xp, matrix = backend.xp, backend.array(MATRIX)
+
+    def f(w, h):
+        quadratic = xp.sum(h**3) * xp.sum(w**2) + h[1] * h[2]
+        return xp.sum(xp.sin(matrix @ w) * xp.exp(h[0] * w)) + quadratic
+
+    return f, backend.array(W), backend.array(H)
+
+
+def differences(f, x, step=1e-6):
+    """Return central differences (len(x), ...), error about 1e-10 for numbers of size 1."""
+    return np.array([(f(x + step * e) - f(x - step * e)) / (2 * step) for e in np.eye(len(x))])
+
+
+def derivatives(backend, f, w, h, q, dh):
+    """Return all that a backend derives of a loss, for directions q of w and dh of h."""
+    linearized = backend.linearize(f, w, h)
+    gradient, push = backend.pushforward(f, w, h)
+    return {
+        "gradients": backend.gradients(f, w, h),
+        "gradient": (backend.gradient(f, w, h), linearized.gradient, gradient),
+        "products": (*linearized.product(q), linearized.hvp(q), linearized.mixed(q)),
+        "push": (push(q, dh),),
+    }
+
+
+def test_gradients_equal_finite_differences(backend, curved):
+    f, w, h = curved
+
+    def value(w, h):
+        return float(backend.evaluate(f, backend.array(w), backend.array(h)))
+
+    found, by_w, by_h = backend.gradients(f, w, h)
+    assert float(found) == value(W, H)
+    assert np.allclose(by_w, differences(lambda w: value(w, H), W), atol=1e-7)
+    assert np.allclose(by_h, differences(lambda h: value(W, h), H), atol=1e-7)
+
+
+def test_products_equal_finite_differences(backend, curved):
+    """H q, B'q and H q + B dh; the separate products have the bits of the joint ones."""
+    q, dh = RNG.standard_normal(4), RNG.standard_normal(3)
+
+    def gradient(w, h):
+        return backend.numpy(backend.gradient(curved[0], backend.array(w), backend.array(h)))
+
+    found = derivatives(backend, *curved, backend.array(q), backend.array(dh))
+    curvature, mixed, hvp, mixed_alone = found["products"]
+    hessian = differences(lambda w: gradient(w, H), W)
+    by_hyper = differences(lambda h: gradient(W, h), H)
+    assert np.allclose(curvature, hessian @ q, atol=1e-6)
+    assert np.allclose(mixed, by_hyper @ q, atol=1e-6)
+    assert np.allclose(found["push"][0], hessian @ q + dh @ by_hyper, atol=1e-6)
+    assert np.array_equal(hvp, curvature) and np.array_equal(mixed_alone, mixed)
+
+
+def test_gradient_has_the_bits_of_linearize(backend, curved):
+    """Reversible depends on it."""
+    alone, joint, pushed = derivatives(backend, *curved, *curved[1:])["gradient"]
+    assert np.array_equal(alone, joint) and np.array_equal(alone, pushed)
+
+
+def test_vjp_is_the_transpose_of_jvp(backend):
+    """Of a scalar, a vector, a constant and a sum; 1e-14 is rounding."""
+    xp = backend.xp
+
+    def f(h, w):
+        return xp.exp(h[0]) * h[1], xp.sin(h) * h[2], backend.traced(0.25), xp.sum(w) + h[0] * w
+
+    point = backend.array(H), backend.array(W)
+    values, pull = backend.vjp(f, *point)
+    again, push = backend.jvp(f, *point)
+    assert all(np.array_equal(a, b) for a, b in zip(values, again, strict=True))
+    tangents = [backend.array(RNG.standard_normal(size)) for size in (3, 4)]
+    cotangents = [backend.array(RNG.standard_normal(np.shape(value))) for value in values]
+    pairs = list(zip(push(*tangents), cotangents, strict=True))
+    pairs += [(-x, y) for x, y in zip(tangents, pull(tuple(cotangents)), strict=True)]
+    assert abs(sum(np.sum(backend.numpy(a * b)) for a, b in pairs)) < 1e-14
+    assert float(push(*tangents)[2]) == 0 and float(abs(push(*tangents)[1]).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda w, h: (h * h).sum(),
+        lambda w, h: (w * 2.0).sum(),
+        lambda w, h: (w * 0 + 1.0).sum(),
+    ],
+    ids=["of hyper", "linear", "constant"],
+)
+def test_missing_dependence_gives_zeros(backend, f):
+    """In the right shapes."""
+    w, h = backend.array(W), backend.array(H)
+    found = derivatives(backend, f, w, h, w, h)
+    assert [tuple(x.shape) for x in found["gradients"]] == [(), (4,), (3,)]
+    assert [len(x) for x in found["products"]] == [4, 3, 4, 3]
+    assert not any(x.any() for x in (*found["products"], *found["push"]))
+
+
+@pytest.mark.parametrize("f", [lambda w, h: w, lambda w, h: w[:1], lambda w, h: 1.0])
+@pytest.mark.parametrize("verb", ["gradients", "gradient", "linearize", "pushforward"])
+def test_loss_must_be_a_scalar(backend, verb, f):
+    with pytest.raises(ValueError, match=r"must return a scalar of shape \(\)"):
+        getattr(backend, verb)(f, backend.array(W), backend.array(H))
+
+
+def test_results_carry_no_graph(backend, curved):
+    f, w, h = curved
+    found = derivatives(backend, f, w, h, w, h)
+    results = [x for several in found.values() for x in several]
+    results += [backend.evaluate(f, w, h), *backend.jvp(lambda h: (h * h,), h)[1](h)]
+    results += [*backend.vjp(lambda h: (h * h,), h)[0], *backend.vjp(lambda h: (h,), h)[1]((h,))]
+    assert not any(getattr(x, "requires_grad", False) or hasattr(x, "_node") for x in results)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, np.float32, "torch"])
+def test_array_takes_anything_with_numbers(backend, kind):
+    kind = torch.tensor if kind == "torch" else kind
+    vector = backend.array(kind([1, 2, 3]))
+    assert type(vector) is type(backend.xp.asarray([0.0]))
+    assert backend.numpy(vector).dtype == np.float64 and vector.tolist() == [1, 2, 3]
+
+
+def test_list_of_scalars_keeps_derivatives(backend):
+    def f(h):
+        return (backend.traced([h[0] ** 2, h[1]]),)
+
+    (values,), pull = backend.vjp(f, backend.array([3.0, 5.0]))
+    assert values.tolist() == [9, 5]
+    assert pull((backend.array([1.0, 10.0]),))[0].tolist() == [6, 10]
+
+
+def test_floats_gives_one_list(backend):
+    assert backend.floats([]) == []
+    assert backend.floats([backend.array(2.0), backend.array(3.0)]) == [2.0, 3.0]
+    assert backend.host_view(backend.array(2.0)) == 2.0
+    assert np.array_equal(backend.host_view(backend.array(W)), W)
+
+
+def test_single_precision_stays_single():
+    backend = hg.Torch(dtype="float32")
+    f = lambda w, h: (w * w * h).sum()  # noqa: E731
+    w, h = backend.array(W[:3]), backend.array(H)
+    found = derivatives(backend, f, w, h, w, h)
+    results = [backend.numpy(x) for several in found.values() for x in several]
+    assert {x.dtype for x in results} == {np.dtype("float32")}
+
+
+# ---- torch alone
+
+
+class Cube(torch.autograd.Function):
+    """x**3, which torch can differentiate once in reverse mode, and in forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, cotangent):
+        return 3 * ctx.saved_tensors[0] ** 2 * cotangent
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 3 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+def test_jvp_of_what_torch_differentiates_once():
+    """It is pushed forward by torch.func.jvp."""
+    backend, cube = hg.Torch(), Cube.apply
+    h, tangent = backend.array(H), backend.array([1.0, -2.0, 0.5])
+    _, push = backend.jvp(lambda h: (torch.exp(h), cube(h), cube(h[0]) * h[1], h.round()), h)
+    mixed = 3 * h[0] ** 2 * h[1] * tangent[0] + h[0] ** 3 * tangent[1]
+    expected = torch.exp(h) * tangent, 3 * h**2 * tangent, mixed, 0 * h
+    for a, b in zip(push(tangent), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-14)
+
+
+def test_torch_refuses_other_devices_and_types():
+    with pytest.raises(ValueError, match="'float32' or 'float64', got 'float16'"):
+        hg.Torch(dtype="float16")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no GPU for 'cuda'; use 'cpu'"):
+            hg.Torch("cuda")
+
+
+def test_torch_names_the_precision_of_the_loss():
+    """A loss whose data are in another one."""
+    data = hg.Torch().array(np.ones((5, 5)))
+    problem, hyper = catalogue.bowl(
+        hg.Torch(dtype="float32"), inner_loss=lambda w, h, t: (data @ w).sum()
+    )
+    with pytest.raises(TypeError, match="takes float64 weights but not float32 ones.*dtype='float"):
+        hg.Reverse()(problem, hyper)
+
+
+def test_torch_without_graphs():
+    """no_grad changes nothing, inference_mode forbids derivatives."""
+    problem, hyper = catalogue.everything(hg.Torch())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="use torch.no_grad"):
+        hg.Reverse()(problem, hyper)
+    with torch.no_grad():
+        inside = hg.Reverse()(problem, hyper).grad
+    assert torch.equal(inside, hg.Reverse()(problem, hyper).grad)
+
+
+def test_torch_restores_the_thread_count():
+    before = torch.get_num_threads()
+    try:
+        with hg.Torch().fixed_threads() as restore:
+            torch.set_num_threads(before + 1)
+            restore()
+            assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,140 @@
+"""Outer steps on disk: the same bits back, errors for what is no checkpoint, loops after a kill."""
+
+import collections
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import catalogue
+import numpy as np
+import pytest
+
+import hgcore as hg
+
+LOOPS = {
+    "descend": functools.partial(hg.descend, hg.Reverse(hg.Reversible())),
+    "realtime": functools.partial(hg.realtime, every=3),
+    "alternate": functools.partial(hg.alternate, hg.Implicit(hg.Identity(0.1)), every=3),
+}
+
+
+def loop(name, backend, **options):
+    """Return an outer loop over a small problem with momentum inside, Adam outside."""
+    return LOOPS[name](*catalogue.bowl(backend), optimizer=hg.Adam(0.1), **options)
+
+
+def same(ours, theirs) -> bool:
+    """Return whether two outer steps have the same bits, the carry aside."""
+    return all(np.array_equal(a, b) for a, b in zip(ours[:7], theirs[:7], strict=True))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint in a folder of its own."""
+    hg.save(tmp_path / "step", next(loop("alternate", hg.Torch(), steps=1)))
+    return tmp_path / "step"
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_loop_goes_on_from_a_file(name, dtype, backend, tmp_path):
+    """With the same bits and the same types."""
+    backend = backend if dtype == "float64" else hg.Torch(dtype=dtype)
+    whole = list(loop(name, backend, steps=5))
+    hg.save(tmp_path / "new folder" / "step", whole[2])
+    loaded = hg.load(tmp_path / "new folder" / "step", backend)
+    rest = list(loop(name, backend, steps=5, resume=loaded))
+    assert loaded.k == 2 and len(rest) == 2
+    assert all(map(same, (loaded, *rest), whole[2:]))
+    assert list(map(type, rest[-1])) == list(map(type, whole[-1]))
+
+
+def test_load_names_a_damaged_file(saved):
+    """Whatever byte is damaged: the error names the file, or the step is right."""
+    whole, step, named = saved.read_bytes(), hg.load(saved, hg.Torch()), 0
+    broken = [b"", b"not one", whole[: len(whole) // 2], whole[:-1]]
+    for place in range(0, len(whole), 41):
+        broken.append(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    for content in broken:
+        saved.write_bytes(content)
+        try:
+            assert same(hg.load(saved, hg.Torch()), step)
+        except ValueError as error:
+            assert f"{saved} is damaged, or was not written by hgcore.save; delete" in str(error)
+            named += 1
+    assert named > len(broken) / 2
+    with pytest.raises(FileNotFoundError):
+        hg.load(saved.with_name("none"), hg.Torch())
+
+
+@pytest.mark.parametrize("tree", [None, "3", "[]", "[1, 2, 3]", '[{"array": "array 9"}]', "{}"])
+def test_load_refuses_other_arrays(tree, tmp_path):
+    parts = {"a": np.ones(3)} if tree is None else {"tree": np.array(tree)}
+    np.savez(tmp_path / "other.npz", **parts)
+    with pytest.raises(ValueError, match="was not written by hgcore.save"):
+        hg.load(tmp_path / "other.npz", hg.Torch())
+
+
+def test_load_refuses_another_precision(saved):
+    with pytest.raises(ValueError, match="holds float64, this backend is float32"):
+        hg.load(saved, hg.Torch(dtype="float32"))
+
+
+def test_carry_may_hold_numbers_and_vectors(backend, tmp_path):
+    """Of any type, in tuples in tuples."""
+    hyper = backend.array([1.0, 2.0])
+    carry = 3, True, None, "slow", 0.1, hyper > 1, backend.xp.asarray([4, 5]), (hyper, ())
+    step = hg.OuterStep(0, hyper, hyper[0], hyper, hyper, np.int64(8), hyper, carry)
+    hg.save(tmp_path / "step", step)
+    found = hg.load(tmp_path / "step", backend).carry
+    assert found[:5] == carry[:5] and found[7][1] == ()
+    for a, b in ((found[5], carry[5]), (found[6], carry[6]), (found[7][0], hyper)):
+        assert type(a) is type(b) and a.dtype == b.dtype and np.array_equal(a, b)
+
+
+Named = collections.namedtuple("Named", "speed")
+
+
+@pytest.mark.parametrize(
+    "carry, message",
+    [
+        ((np.ones(2, np.float32),), "one precision, got float32 and float64"),
+        (Named(1.0), "plain tuples, numbers and vectors, got Named"),
+        (({},), "plain tuples, numbers and vectors, got dict"),
+    ],
+)
+def test_save_refuses_what_load_could_not_return(carry, message, saved):
+    """The file from before stays as it was."""
+    before, step = saved.read_bytes(), hg.load(saved, hg.Torch())
+    with pytest.raises(TypeError, match=message):
+        hg.save(saved, step._replace(carry=carry))
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
+
+
+ENDLESS = """
+import sys, catalogue, hgcore as hg
+problem, hyper = catalogue.bowl(hg.Torch())
+for step in hg.realtime(problem, hyper, every=3, optimizer=hg.Adam(0.1), steps=10**9):
+    hg.save(sys.argv[1], step)
+"""
+
+
+def test_loop_goes_on_after_a_kill(tmp_path):
+    """As if nothing had been, at whatever moment it was killed."""
+    folders = [str(Path(module.__file__).parent) for module in (catalogue, hg)]
+    folders[1] = str(Path(folders[1]).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    run = subprocess.Popen([sys.executable, "-c", ENDLESS, tmp_path / "step"], env=environment)
+    limit = time.monotonic() + 120
+    while not (tmp_path / "step").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    run.kill()
+    run.wait()
+    last = hg.load(tmp_path / "step", hg.Torch())
+    (resumed,) = loop("realtime", hg.Torch(), steps=last.k + 2, resume=last)
+    *_, whole = loop("realtime", hg.Torch(), steps=last.k + 2)
+    assert same(resumed, whole)

@@ -1,0 +1,202 @@
+"""Networks of a flat weight vector: the same nets in torch, alone and inside a Problem."""
+
+import functools
+
+import catalogue
+import numpy as np
+import pytest
+import torch
+from catalogue import gap
+from torch import nn
+
+import hgcore as hg
+from hgcore import nets
+
+RNG = np.random.default_rng(0)
+SOLVERS = {
+    "stored": hg.Reverse(),
+    "reversible": hg.Reverse(hg.Reversible()),
+    "forward": hg.Forward(),
+}
+
+
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (784, 50, 50, 50, 10)])
+def test_dense_net_is_that_of_torch(sizes, backend):
+    """With a tanh between linear layers, and log-softmax at the end."""
+    net = nets.DenseNet(sizes)
+    weights, inputs = RNG.standard_normal(net.layout.size) * 0.3, RNG.standard_normal((7, sizes[0]))
+    layers, blocks = [], net.layout.split(torch.as_tensor(weights))
+    for i, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        layer = nn.Linear(rows, columns, dtype=torch.float64)
+        layer.weight.data, layer.bias.data = blocks[f"weights {i}"].T, blocks[f"biases {i}"]
+        layers += [layer, nn.Tanh()]
+    expected = nn.Sequential(*layers[:-1], nn.LogSoftmax(-1))(torch.as_tensor(inputs)).detach()
+    found = backend.numpy(net(backend.array(weights), backend.array(inputs)))
+    assert np.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_initial_weights_have_variance_1_by_inputs():
+    """Within 4 standard errors of 40,000 numbers."""
+    net, rng = nets.DenseNet((100, 400, 3)), np.random.default_rng(0)
+    weights = net.initial_weights(lambda *shape: rng.standard_normal(shape))
+    blocks = net.layout.split(weights)
+    assert abs(100 * blocks["weights 1"].var() - 1) < 4 * (2 / 40_000) ** 0.5
+    assert not blocks["biases 1"].any() and not blocks["biases 2"].any()
+
+
+def test_cross_entropy_is_that_of_torch(backend):
+    scores, labels = RNG.standard_normal((9, 5)) * 3, RNG.integers(5, size=9)
+    log, hot = nets.log_softmax(backend.array(scores)), backend.array(np.eye(5)[labels])
+    expected = nn.functional.cross_entropy(torch.as_tensor(scores), torch.as_tensor(labels))
+    assert abs(float(nets.cross_entropy(log, hot)) - float(expected)) < 1e-14
+    wrong = np.mean(scores.argmax(1) != labels)
+    assert nets.error_rate(log, hot) == pytest.approx(wrong, abs=1e-15)
+
+
+def test_log_softmax_of_large_scores(backend):
+    """No overflow, and a finite gradient."""
+    scores = backend.array([[1e4, -1e4, 0.0]])
+    value, gradient = backend.gradients(lambda scores: nets.log_softmax(scores)[0, 0], scores)
+    assert float(value) == 0 and np.isfinite(backend.numpy(gradient)).all()
+
+
+# ---- torch modules
+
+
+class Tied(nn.Module):
+    """Encoder and decoder share one matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.there, self.back = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+        self.back.weight = self.there.weight
+
+    def forward(self, x):
+        return self.back(torch.tanh(self.there(x)))
+
+
+def convolutional():
+    first = nn.Conv2d(1, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.Tanh(), nn.AvgPool2d(2)
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(12, 2))
+
+
+def perceptron(*between):
+    return nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 2))
+
+
+MODULES = {
+    "perceptron": (lambda: perceptron(nn.Tanh()), (6, 4)),
+    "convolutional": (convolutional, (6, 1, 4, 4)),
+    "tied": (Tied, (6, 4)),
+    "layer norm": (lambda: perceptron(nn.LayerNorm(5), nn.GELU()), (6, 4)),
+    "dropout in eval": (lambda: perceptron(nn.Dropout(0.5)).eval(), (6, 4)),
+    "dropout of 0": (lambda: perceptron(nn.Dropout(0.0)), (6, 4)),
+    "batch norm in eval": (lambda: perceptron(nn.BatchNorm1d(5)).eval(), (6, 4)),
+    "attention": (
+        lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True),
+        (2, 3, 4),
+    ),
+}
+
+
+def built(name, dtype):
+    """Return (module, inputs) by name."""
+    torch.manual_seed(0)
+    make, shape = MODULES[name]
+    inputs = torch.as_tensor(np.random.default_rng(1).standard_normal(shape), dtype=dtype)
+    return make().to(dtype), inputs
+
+
+def trained(name, dtype="float64"):
+    """A module trained with momentum; hyper: log rate, log penalty, logit of the decay."""
+    module, inputs = built(name, getattr(torch, dtype))
+    start, function = nets.functional(module)
+    target = function(start, inputs).detach() * 0.5 + 0.1
+
+    def loss(w, hyper):
+        return ((function(w, inputs) - target) ** 2).mean()
+
+    rate, decay = (lambda h, t: torch.exp(h[0])), (lambda h, t: torch.sigmoid(h[2]))
+    problem = hg.Problem(
+        hg.Torch(dtype=dtype),
+        inner_loss=lambda w, h, t: loss(w, h) + torch.exp(h[1]) * (w * w).sum(),
+        outer_loss=loss,
+        optimizer=hg.Momentum(rate, decay),
+        initial=lambda h: start + 0 * h[0],
+        steps=10,
+    )
+    return problem, np.array([-1.0, -5.0, 1.0])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functional_is_the_module(name):
+    """Values, derivatives, names; the module stays as it was. Attention's own kernel is fused."""
+    module, inputs = built(name, torch.float64)
+    weights, function = nets.functional(module)
+    near = functools.partial(torch.allclose, rtol=1e-12, atol=1e-13)
+    same = near if name == "attention" else torch.equal
+    assert weights.ndim == 1 and same(function(weights, inputs), module(inputs))
+    leaf = weights.clone().requires_grad_()
+    (found,) = torch.autograd.grad((function(leaf, inputs) ** 2).sum(), leaf)
+    (module(inputs) ** 2).sum().backward()
+    assert near(found, torch.cat([p.grad.reshape(-1) for p in module.parameters()]))
+    blocks = function.layout.split(weights)
+    assert all(torch.equal(blocks[name], p) for name, p in module.named_parameters())
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_solver_through_a_module_equals_unrolled(solver, name):
+    """In float64, and within float32's 6e-8 a step, amplified 1e3 times."""
+    problem, hyper = trained(name)
+    expected = catalogue.unrolled(problem, hyper)[1]
+    assert gap(solver(problem, hyper).grad, expected) < 1e-10
+    assert gap(solver(*trained(name, "float32")).grad, expected) < 1e-3
+
+
+def test_functional_leaves_frozen_parameters():
+    module = perceptron(nn.Tanh())
+    module[0].requires_grad_(False)
+    weights, function = nets.functional(module)
+    assert list(function.layout.shapes) == ["2.weight", "2.bias"] and len(weights) == 12
+    inputs = torch.ones(3, 4)
+    change = function(weights + 1, inputs) - function(weights, inputs)
+    expected = 1 + module[:2](inputs).sum(1, keepdim=True).expand(3, 2)
+    assert torch.allclose(change, expected, atol=1e-6)
+    for nothing in (nn.Tanh(), nn.Linear(2, 2).requires_grad_(False)):
+        with pytest.raises(
+            ValueError, match=f"{type(nothing).__name__} has no parameters to train"
+        ):
+            nets.functional(nothing)
+
+
+CHANGING = (
+    nn.BatchNorm1d(3),
+    nn.BatchNorm1d(3, track_running_stats=False).eval(),
+    nn.Dropout(0.1),
+    nn.AlphaDropout(0.1),
+    nn.InstanceNorm1d(3, track_running_stats=True),
+    nn.RReLU(),
+    nn.FractionalMaxPool2d(2, output_size=2),
+    nn.MultiheadAttention(4, 2, dropout=0.1),
+    nn.LSTM(3, 3, 2, dropout=0.1),
+)
+
+
+@pytest.mark.parametrize("part", CHANGING, ids=lambda part: type(part).__name__)
+def test_functional_refuses_changing_modules(part):
+    match = rf"module '1' \({type(part).__name__}\) gives other results"
+    with pytest.raises(ValueError, match=match):
+        nets.functional(nn.Sequential(nn.Linear(3, 3), part))
+
+
+@pytest.mark.parametrize("utils", [nn.utils, nn.utils.parametrizations], ids=["old", "new"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_functional_refuses_norms(utils):
+    """Of spectra while training; of weights always, torch gets its second derivative wrong."""
+    module = utils.spectral_norm(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="gives other results"):
+        nets.functional(module)
+    nets.functional(module.eval())
+    with pytest.raises(ValueError, match="second derivatives that torch gets wrong"):
+        nets.functional(utils.weight_norm(nn.Linear(3, 3)))

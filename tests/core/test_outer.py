@@ -1,0 +1,164 @@
+"""Outer loops: against loops written out, plain training, and themselves when resumed."""
+
+import dataclasses
+import functools
+import itertools
+
+import catalogue
+import numpy as np
+import pytest
+from catalogue import gap
+
+import hgcore as hg
+
+STILL = hg.GradientDescent(0.0)
+OPTIMIZERS = {
+    "descent": hg.GradientDescent(0.05),
+    "clipped": hg.GradientDescent(0.05, clip=0.01),
+    "falling rate": hg.Momentum(lambda hyper, k: 0.05 / (k + 1), 0.8),
+    "rmsprop": hg.RMSProp(0.02, decay=0.5),
+    "adam": hg.Adam(0.05),
+    "adamw": hg.AdamW([0.05] * 6, weight_decay=0.1),
+    "fading adam": hg.Adam(0.04, 0.9, 0.99, 1e-4, fade=1e-4),
+}
+LOOPS = ("descend", "realtime", "alternate")
+
+
+def loops(backend, name, problem, hyper, **options):
+    """Return one of LOOPS as a function of steps=, optimizer= and resume=."""
+    if name == "descend":
+        return functools.partial(hg.descend, hg.Reverse(), problem, hyper, **options)
+    if name == "realtime":
+        return functools.partial(hg.realtime, problem, hyper, every=3, **options)
+    solver = hg.Implicit(hg.Identity(0.1))
+    return functools.partial(hg.alternate, solver, problem, hyper, every=4, **options)
+
+
+def ridge_at(backend, k):
+    """Return a small ridge problem of its own for outer step k."""
+    problem, _ = catalogue.ridge(backend, steps=3 + k)
+    weigh = lambda w, h: (1 + 0.1 * k) * problem.outer_loss(w, h)  # noqa: E731
+    return dataclasses.replace(problem, outer_loss=weigh)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("changing", [False, True], ids=["one problem", "new problems"])
+def test_loop_resumed_gives_the_same_bits(changing, optimizer, name, backend):
+    """From any step, for every optimizer."""
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    if changing:
+        problem = functools.partial(ridge_at, backend)
+    loop = loops(backend, name, problem, hyper, optimizer=optimizer, project=hg.box(-3.0, 0.0))
+    whole = list(loop(steps=4))
+    assert [step.k for step in whole] == list(range(4))
+    for record in whole:
+        rest = list(loop(steps=4, resume=record))
+        for ours, theirs in zip(rest, whole[record.k + 1 :], strict=True):
+            pairs = zip(ours[:-1], theirs[:-1], strict=True)
+            assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loop_keeps_to_the_allowed_set(name, backend):
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    loop = loops(backend, name, problem, hyper, project=hg.box(-3.0, 0.0))
+    steps = list(loop(steps=5, optimizer=hg.GradientDescent(100.0)))
+    for before, after in itertools.pairwise(steps):
+        assert np.array_equal(before.updated, after.hyper)
+    updated = np.array([backend.numpy(step.updated) for step in steps])
+    assert (-3 <= updated).all() and (updated <= 0).all() and np.isin(updated[-1], (-3, 0)).any()
+    assert all(s.grad.shape == s.state.shape == (6,) and s.nbytes > 0 for s in steps)
+
+
+def test_descend_is_the_loop_written_out(backend):
+    problem, hyper = catalogue.everything(backend)
+    x, optimizer = backend.array(hyper), hg.GradientDescent(1e-3)
+    for step in hg.descend(hg.Reverse(), problem, hyper, optimizer=optimizer, steps=4):
+        result = hg.Reverse()(problem, x)
+        assert all(np.array_equal(a, b) for a, b in zip(step[2:6], result, strict=True))
+        assert np.array_equal(step.hyper, x)
+        x = x - 1e-3 * result.grad
+        assert np.array_equal(step.updated, x)
+
+
+def test_descend_with_fading_adam_is_maclaurins(backend):
+    """hypergrad/optimizers.py, their b1 = 0.1 and b2 = 0.01: the bias correction does not fade."""
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    optimizer, x, m, v = hg.Adam(0.04, 0.9, 0.99, 1e-4, fade=0.5), hyper, 0, 0
+    for i, step in enumerate(hg.descend(hg.Reverse(), problem, x, optimizer=optimizer, steps=20)):
+        g, b1 = backend.numpy(step.grad), 1 - (1 - 0.1) * 0.5**i
+        m, v = b1 * g + (1 - b1) * m, 0.01 * g**2 + (1 - 0.01) * v
+        mhat, vhat = m / (1 - (1 - 0.1) ** (i + 1)), v / (1 - (1 - 0.01) ** (i + 1))
+        x = x - 0.04 * mhat / (np.sqrt(vhat) + 1e-4)
+        assert gap(step.updated, x) < 1e-13  # a few roundings a step
+
+
+def test_descend_asks_for_the_problem_of_step_k(backend):
+    hyper = catalogue.ridge(backend)[1]
+    problem = functools.partial(ridge_at, backend)
+    steps = hg.descend(hg.Reverse(), problem, hyper, optimizer=STILL, steps=3)
+    expected = [float(hg.Reverse()(problem(k), hyper).value) for k in range(3)]
+    assert [float(step.value) for step in steps] == expected and len(set(expected)) == 3
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_realtime_without_updates_is_forward(every, name, backend):
+    """At an outer rate of zero: the same bits as plain training, after few steps and all."""
+    problem, hyper = catalogue.everything(backend, name, steps=6)
+    loop = hg.realtime(problem, hyper, optimizer=STILL, steps=6 // every, every=every)
+    steps = list(loop)
+    for last, length in ((steps[0], every), (steps[-1], 6)):
+        whole = hg.Forward()(dataclasses.replace(problem, steps=length), hyper)
+        assert np.array_equal(last.state, whole.state) and np.array_equal(last.grad, whole.grad)
+
+
+def test_alternate_without_updates_is_training(backend):
+    problem, hyper = catalogue.everything(backend, steps=12)
+    solver = hg.Implicit(hg.Neumann(3, 0.01))
+    steps = list(hg.alternate(solver, problem, hyper, optimizer=STILL, steps=4, every=3))
+    expected = solver(problem, hyper)
+    assert np.array_equal(steps[-1].state, expected.state)
+    assert np.array_equal(steps[-1].grad, expected.grad)
+
+
+@pytest.mark.parametrize("name, step", [("descend", 1), ("realtime", 7), ("alternate", 9)])
+def test_loop_names_both_steps_of_divergence(name, step, backend):
+    """The gradient of outer step 2 is not a number from inner step 1, 7, 9 on."""
+    xp = backend.xp
+
+    def problem(k):
+        def inner_loss(w, hyper, t):
+            return xp.sum(w * w) * (float("nan") if k == 2 and t and t >= step else 1.0)
+
+        return catalogue.bowl(backend, steps=4, inner_loss=inner_loss)[0]
+
+    loop = loops(backend, name, problem, [0.0, 0.0], optimizer=hg.GradientDescent(0.1))
+    with pytest.raises(hg.Diverged, match=f"outer step 2: training diverged at step {step}:"):
+        list(loop(steps=5))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loop_stops_at_an_infinite_hypergradient(name, backend):
+    xp = backend.xp
+    problem, hyper = catalogue.bowl(backend, outer_loss=lambda w, h: xp.sum(xp.log(w - 100)))
+    loop = loops(backend, name, problem, hyper, optimizer=STILL)
+    with pytest.raises(hg.Diverged, match="outer step 0: the outer loss or the hypergradient"):
+        list(loop(steps=2))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loop_refuses_wrong_arguments(name):
+    """Projections that return something else, classes for objects, no inner steps."""
+    backend = hg.Torch()
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    loop = loops(backend, name, problem, hyper, optimizer=STILL, steps=1)
+    for project in (lambda hyper: hyper.numpy(), lambda hyper: hyper[:1], lambda hyper: None):
+        with pytest.raises(TypeError, match=r"must return a Tensor of shape \(6,\) like its input"):
+            list(loop(project=project))
+    with pytest.raises(TypeError, match="optimizer must be an object .* got the class Adam"):
+        list(loop(optimizer=hg.Adam))
+    if name != "descend":
+        with pytest.raises(ValueError, match="every must be a number of inner steps >= 1, got 0"):
+            list(loop(every=0))

@@ -1,0 +1,123 @@
+"""Projections against bisection of their multiplier: the nearest point of each allowed set."""
+
+import numpy as np
+import pytest
+
+import hgcore as hg
+
+
+def at_sum(point, low, high, total, least=-np.inf):
+    """Return clip(point - m, low, high) with the smallest m >= least whose sum is <= total."""
+    size = np.abs(point).max() + np.abs(total) + np.max(low)
+    start, end = max(least, -size), size
+    for _ in range(200):
+        middle = (start + end) / 2
+        above = np.clip(point - middle, low, high).sum() > total
+        start, end = (middle, end) if above else (start, middle)
+    return np.clip(point - end, low, high)
+
+
+def sample(seed):
+    """Return (point, low, high, radius of a box cut by its L1 ball): all scales, ties, bounds."""
+    rng = np.random.default_rng(seed)
+    size, scale = [1, 2, 7, 30, 5000][seed % 5], 10.0 ** rng.integers(-2, 3)
+    point = scale * rng.standard_normal(size).round(1 if seed % 2 else 9)
+    low, high = (0.0, scale)
+    if seed % 3 == 0:
+        low, high = scale * rng.random(size) / 2, scale * (0.5 + rng.random(size))
+    least, most = np.sum(low + 0 * point), np.clip(point, low, high).sum()
+    return point, low, high, least + rng.random() * (most - least)
+
+
+def cases(seed, total):
+    """Return {name: (projection, nearest point)} for one sample."""
+    point, low, high, radius = sample(seed)
+    sizes = at_sum(np.abs(point), 0, np.inf, total, least=0)
+    return point, {
+        "simplex": (hg.simplex(total), at_sum(point, 0, np.inf, total)),
+        "l1_ball": (hg.l1_ball(total), np.sign(point) * sizes),
+        "box": (hg.box(low, high), np.clip(point, low, high)),
+        "box_l1": (hg.box_l1(low, high, radius), at_sum(point, low, high, radius, least=0)),
+    }
+
+
+@pytest.mark.parametrize("total", [0.1, 1.0, 7.0])
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("name", ["simplex", "l1_ball", "box", "box_l1"])
+def test_projection_is_nearest_point(name, seed, total, backend):
+    """Also of itself. 1e-12: sums of 5000 numbers."""
+    point, projections = cases(seed, total)
+    project, expected = projections[name]
+    close = 1e-12 * max(total, np.abs(point).max())
+    found = project(backend.array(point))
+    assert np.abs(backend.numpy(found) - expected).max() < close
+    assert np.abs(backend.numpy(project(found) - found)).max() < close
+
+
+@pytest.mark.parametrize(
+    "point", [[1e17, -1e17, 3.0], [1.0, 1.0, 1.0], [0.0], [5.0, 5.0, -1e300], [1e-300, 0.0]]
+)
+def test_projection_ends_whatever_is_rounded(point, backend):
+    found = backend.numpy(hg.simplex()(backend.array(point)))
+    assert abs(found.sum() - 1) < 1e-12 and (found >= 0).all()
+    found = backend.numpy(hg.l1_ball()(backend.array(point)))
+    assert np.abs(found).sum() < 1 + 1e-12
+
+
+def test_projection_in_single_precision():
+    """It ends, keeps its precision and its sum: a few roundings of 6e-8."""
+    backend = hg.Torch(dtype="float32")
+    for project, total in ((hg.simplex(1.0), 1), (hg.box_l1(0.0, 1.0, 1000.0), 1000)):
+        for point in ([3e8, 1.0, 3e8], np.linspace(-1, 2, 5000)):
+            found = backend.numpy(project(backend.array(point)))
+            assert found.dtype == np.float32
+            assert found.sum(dtype=float) < total * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), ([0, -1, 0.5], [1, 1, 2]), (-np.inf, [1, 2, 3])])
+def test_box_takes_numbers_and_vectors(low, high, backend):
+    point = [-2.0, 1.5, 9.0]
+    for kind in (lambda x: x, np.asarray, backend.array):
+        found = hg.box(kind(low), kind(high))(backend.array(point))
+        assert np.array_equal(found, np.clip(point, low, high))
+
+
+def test_box_l1_with_an_idle_bound(backend):
+    """A box if the radius allows its point, a simplex if nothing is bounded above."""
+    point = backend.array(np.random.default_rng(0).standard_normal(50))
+    clipped = np.clip(backend.numpy(point), 0, 1)
+    for radius in (clipped.sum(), clipped.sum() + 1e-9, np.inf):
+        assert np.array_equal(hg.box_l1(0, 1, radius)(point), clipped)
+    assert not hg.box_l1(0, 1, 0)(point).any()
+    simplex, cut = hg.simplex(3.0)(point), hg.box_l1(0, np.inf, 3.0)(point)
+    assert np.abs(backend.numpy(cut - simplex)).max() < 1e-14
+
+
+def test_box_l1_may_be_one_point(backend):
+    """Ten times 0.1 adds up to a last bit less or more than 1."""
+    for low, radius in ([0.1] * 3, 0.3), ([0.1] * 10, 1.0):
+        for point in (0.0, 0.2, 5.0):
+            found = hg.box_l1(low, 1.0, radius)(backend.array(np.full(len(low), point)))
+            assert np.abs(backend.numpy(found) - 0.1).max() < 1e-15
+
+
+@pytest.mark.parametrize("total", [0.0, -1.0, float("nan")])
+def test_projection_refuses_empty_sets(total):
+    for projection in (hg.simplex, hg.l1_ball):
+        with pytest.raises(ValueError, match="must be positive, got"):
+            projection(total)
+
+
+@pytest.mark.parametrize(
+    "low, high, radius, message",
+    [
+        (0.0, 1.0, -2.5, "radius must be a number >= 0, got -2.5"),
+        (0.0, 1.0, float("nan"), "got nan"),
+        (-0.25, 1.0, 1.0, "low must be >= 0, got -0.25"),
+        (0.5, [1.0, 0.25, 1.0], 2.0, "exceeds it by 0.25"),
+        (0.5, 1.0, 1.25, "low alone adds up to 1.5, more than the radius 1.25"),
+    ],
+)
+def test_box_l1_refuses_empty_sets(low, high, radius, message, backend):
+    with pytest.raises(ValueError, match=message):
+        hg.box_l1(low, high, radius)(backend.array([0.0, 1.0, 2.0]))

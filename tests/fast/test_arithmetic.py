@@ -1,0 +1,272 @@
+"""The fast arithmetic of exact reversal has the bits of the plain one, for every argument."""
+
+import itertools
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hgcore import fixed_point
+from hgcore.fast import arithmetic, compiled_kernels
+from hgcore.fixed_point import DENOMINATOR, PLAIN, FixedPoint, ReversalBuffer
+
+numba_kernels = pytest.importorskip("hgcore.fast.numba_kernels")
+KERNELS = numba_kernels.KERNELS
+N = 1003  # not a multiple of any number of lanes
+RNG = np.random.default_rng(0)
+VECTOR = np.concatenate([[1, 2, 3, 65535, 65536], RNG.integers(1, DENOMINATOR + 1, N - 5)])
+NUMERATORS = [1, 2, 3, 7, 32768, 58982, 65535, 65536, np.int64(40000), VECTOR]
+UNITS = [2.0**-k for k in (0, 20, 52, 63, 80, 163)]
+POWERS = 2 ** np.arange(63)
+EDGES = np.concatenate([[0, -(2**63), 2**63 - 1], POWERS, -POWERS, POWERS - 1, 1 - POWERS])
+
+
+def values(n: int = N) -> np.ndarray:
+    """Return int64 (n,) of all magnitudes, the extreme ones first."""
+    rng = np.random.default_rng(1)
+    random = rng.integers(-(2**63), 2**63 - 1, n, endpoint=True) >> rng.integers(0, 63, n)
+    return np.concatenate([EDGES, random])[:n] if n >= len(EDGES) else random
+
+
+def states(numerator, n: int = N) -> np.ndarray:
+    """Return states that ReversalBuffer allows: below 2**53, and below it after `multiply`."""
+    bound = np.minimum(2**53, numerator * np.int64(2**37)) * np.ones(n, np.int64)
+    state = np.random.default_rng(2).integers(0, bound)
+    state[::3] = bound[::3] - 1 - np.arange(len(state[::3])) % 4
+    state[1::7] = 0
+    return np.maximum(state, 0)
+
+
+def amounts(unit: float, dtype: str, n: int = N) -> np.ndarray:
+    """Return floats from far below a unit to 2**62 units, and halves of a unit."""
+    rng = np.random.default_rng(3)
+    units = rng.standard_normal(n) * 2.0 ** rng.integers(-4, 60, n)
+    units[:8] = [0.5, 1.5, 2.5, -0.5, -1.5, 2.0**31 + 0.5, -(2.0**62), 2.0**62]
+    units[8:16] = np.round(units[8:16]) + 0.5
+    return (units * unit).astype(dtype)
+
+
+def assert_equal(found: tuple, expected: tuple) -> None:
+    """Compare arrays by type and bit; leave out the reach."""
+    for a, b in zip(found, expected, strict=True):
+        if np.ndim(b):
+            assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def copies(*arguments) -> list:
+    return [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
+
+
+@pytest.mark.parametrize("numerator", NUMERATORS, ids=str)
+def test_products_have_the_plain_bits(numerator):
+    """And `divide` undoes `multiply`, for any value and any state that a buffer may have."""
+    bits, state = values(), states(numerator)
+    for name in ("multiply", "divide"):
+        found = getattr(KERNELS, name)(*copies(bits, state, numerator))
+        assert_equal(found, getattr(PLAIN, name)(bits, state, numerator))
+    found = KERNELS.divide(*KERNELS.multiply(bits, state.copy(), numerator), numerator)
+    assert_equal(found, (bits, state))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_sums_have_the_plain_bits(unit, dtype):
+    """Values wrap around alike; a number may stand in for a vector of amounts."""
+    bits = values()
+    for amount, out in itertools.product(
+        [amounts(unit, dtype), 3.7 * unit, np.float32(unit), 2], [None, np.float32, np.dtype("f8")]
+    ):
+        if np.ndim(amount) == 0 and amount > 2**62 * unit:
+            continue  # out of range: the bits are whatever the CPU makes of it
+        for name in ("add", "subtract"):
+            found = getattr(KERNELS, name)(bits.copy(), amount, unit, out)
+            assert_equal(found, getattr(PLAIN, name)(bits, amount, unit, out))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("numerator", NUMERATORS, ids=str)
+def test_steps_have_the_plain_bits(numerator, dtype):
+    """And `undo_decay_add` undoes `decay_add`."""
+    for unit in (2.0**-52, 2.0**-80):
+        bits, state, amount = values(), states(numerator), amounts(unit, dtype)
+        rest = numerator, amount, unit, np.dtype(dtype)
+        for name in ("decay_add", "undo_decay_add"):
+            found = getattr(KERNELS, name)(*copies(bits, state), *rest)
+            assert_equal(found, getattr(PLAIN, name)(bits, state, *rest))
+        after, left, *_ = KERNELS.decay_add(*copies(bits, state), *rest)
+        assert_equal(KERNELS.undo_decay_add(after, left, *rest)[:2], (bits, state))
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered")
+@pytest.mark.parametrize("unit", UNITS[2:5])
+def test_the_verdict_on_the_range_is_the_plain_one(unit):
+    """`not reach < limit` is what callers ask: for NaN too, and just inside and outside."""
+    limit = 2.0**63 * unit
+    shares = [0.1, 0.25, 0.4999, 0.5, 0.75, 1 - 2.0**-53, 1.0, 1.5, 1e300, np.inf, np.nan]
+    kept = [0, 2**61, 2**62, -(2**62), 2**63 - 1, -(2**63)]
+    for share, sign, bits in itertools.product(shares, [1, -1], kept):
+        bits = np.array([0, bits, 5])
+        amount = np.array([0, sign * share * limit, unit])
+        for numerator in (None, 65536):
+            decay = [] if numerator is None else [np.zeros_like(bits), numerator]
+            name = "add" if numerator is None else "decay_add"
+            reach, expected = (
+                getattr(which, name)(*copies(bits, *decay), amount, unit, None)[-1]
+                for which in (KERNELS, PLAIN)
+            )
+            assert (not reach < limit) == (not expected < limit)
+            assert reach == 0 or np.array_equal(reach, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("numerator", [1, 3, 30000, 65535, 65536, VECTOR], ids=str)
+def test_a_buffer_keeps_the_plain_bits(numerator, monkeypatch):
+    """States that reach their bound, and words, are those of the plain arithmetic."""
+
+    def run() -> list:
+        bits, buffer, seen = values(), ReversalBuffer(), []
+        for _ in range(60):
+            bits = buffer.multiply(bits, numerator / DENOMINATOR)
+            seen += [bits, buffer.state.copy()]
+        for _ in range(60):
+            bits = buffer.divide(bits, numerator / DENOMINATOR)
+        assert buffer.empty() and np.array_equal(bits, values())
+        return [*seen, *(word for word, _ in buffer.words)]
+
+    fast = run()
+    monkeypatch.setattr(fixed_point, "_fast", lambda: lambda bits, plain: plain)
+    assert_equal(tuple(fast), tuple(run()))
+
+
+def test_arrays_of_the_caller_are_not_changed():
+    """Products are new arrays, amounts and decays are only read, read-only bits are taken."""
+    bits, amount, numerator = values(), amounts(2.0**-52, "float64"), VECTOR.copy()
+    given = copies(bits, amount, numerator)
+    buffer = ReversalBuffer()
+    buffer.divide(buffer.multiply(bits, numerator / DENOMINATOR), numerator / DENOMINATOR)
+    KERNELS.decay_add(bits.copy(), 0 * bits, numerator, amount, 2.0**-52, None)
+    bits.setflags(write=False)
+    KERNELS.add(bits, amount, 2.0**-52, None)
+    assert_equal((bits, amount, numerator), tuple(given))
+
+
+def test_long_vectors_are_cut_without_a_trace(monkeypatch):
+    """One thread or several: the same bits, and no piece's verdict is lost."""
+    bits, state, amount = values(), states(VECTOR), amounts(2.0**-52, "float64")
+    expected = PLAIN.decay_add(bits, state, VECTOR, amount, 2.0**-52, None)
+    monkeypatch.setattr(numba_kernels, "LARGE", 10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    found = KERNELS.decay_add(*copies(bits, state), VECTOR, amount, 2.0**-52, None)
+    assert_equal(found, expected)
+    assert found[-1] == expected[-1]
+
+
+@pytest.mark.parametrize("length", [1, 2, N - 1, N + 1])
+def test_other_lengths_do_as_plain_arithmetic_does(length):
+    """One number is broadcast; any other length raises, and nothing is read past an end."""
+    bits, amount = values(), np.full(length, 0.25)
+    numerator = np.full(length, 40000)
+    calls = [
+        lambda which: which.add(bits.copy(), amount, 2.0**-52, None),
+        lambda which: which.multiply(bits, np.zeros(N, np.int64), numerator),
+        lambda which: which.multiply(bits, np.zeros(length, np.int64), 40000),
+        lambda which: which.decay_add(bits.copy(), 0 * bits, numerator, amount, 2.0**-52, None),
+    ]
+    for call in calls:
+        if length == 1:
+            assert_equal(call(KERNELS), call(PLAIN))
+        else:
+            with pytest.raises(ValueError, match="broadcast"):
+                call(KERNELS)
+
+
+def test_vectors_get_the_arithmetic_that_fits(monkeypatch):
+    """Numba for NumPy's vectors, kernels for many numbers on a GPU, else the plain functions."""
+    assert arithmetic.fitting(values(), PLAIN) is KERNELS
+    for bits in (np.array(5), values().reshape(1, -1), torch.zeros(10, dtype=torch.int64)):
+        assert arithmetic.fitting(bits, PLAIN) is PLAIN
+    gpu = [SimpleNamespace(is_cuda=True, device="cpu", numel=lambda n=n: n) for n in (10, 2**20)]
+    assert arithmetic.fitting(gpu[0], PLAIN) is PLAIN
+    assert arithmetic.fitting(gpu[1], PLAIN) is compiled_kernels.compiled("cpu")
+    monkeypatch.setattr(arithmetic, "KERNELS", None)
+    assert arithmetic.fitting(values(), PLAIN) is PLAIN
+
+
+# ---- torch.compile, on a CPU
+
+
+@pytest.fixture
+def compiled():
+    compiled_kernels.compiled.cache_clear()
+    yield compiled_kernels.compiled("cpu")
+    compiled_kernels.compiled.cache_clear()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("numerator, dtype", [(58982, "float64"), (VECTOR, "float32")], ids=str)
+def test_compiled_kernels_have_the_plain_bits(numerator, dtype, compiled):
+    """A function that cannot be compiled, or has other bits, would warn."""
+    pytest.importorskip("torch._inductor")
+    if not shutil.which("g++"):
+        pytest.skip("torch compiles for a CPU by a C++ compiler")
+    unit = 2.0**-60
+    arrays = values(), states(numerator), numerator, amounts(unit, dtype)
+    bits, state, decay, amount = (torch.as_tensor(x) if np.ndim(x) else x for x in arrays)
+    rest = amount, unit, getattr(torch, dtype)
+    for name, arguments in {
+        "add": (bits, *rest),
+        "subtract": (bits, *rest),
+        "multiply": (bits, state, decay),
+        "divide": (bits, state, decay),
+        "decay_add": (bits, state, decay, *rest),
+        "undo_decay_add": (bits, state, decay, *rest),
+    }.items():
+        pairs = zip(
+            getattr(compiled, name)(*arguments), getattr(PLAIN, name)(*arguments), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pairs if b.ndim), name
+
+
+def test_a_kernel_with_other_bits_is_not_used(compiled, monkeypatch):
+    """It warns, and the plain function runs."""
+
+    def compile(function, **_):
+        return lambda *arguments: tuple(1 + x for x in function(*arguments))
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.warns(RuntimeWarning, match="cannot fuse `multiply`.*bits are not those"):
+        after, _ = compiled.multiply(torch.arange(5), torch.arange(5), 3)
+    assert torch.equal(after, PLAIN.multiply(torch.arange(5), torch.arange(5), 3)[0])
+
+
+def test_what_torch_cannot_compile_runs_plain(compiled, monkeypatch):
+    """It warns, with torch's reason."""
+
+    def fail(function, **_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.warns(RuntimeWarning, match="cannot fuse `subtract`.*no compiler here"):
+        bits, _ = compiled.subtract(torch.arange(5), torch.zeros(5), 2.0**-52, None)
+    assert torch.equal(bits, torch.arange(5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_gpu_gives_the_bits_of_a_cpu():
+    """Vectors long enough for compiled kernels; 20 steps there and back."""
+    n = arithmetic.LARGE + 3
+    ends = []
+    for place in (np.asarray, lambda x: torch.as_tensor(x, device="cuda")):
+        kick = place(np.random.default_rng(4).standard_normal(n).astype("float32"))
+        value, buffer = FixedPoint(0 * kick), ReversalBuffer()
+        for _ in range(20):
+            value.bits = buffer.multiply(value.bits, 0.9)
+            value.add(kick)
+        ends.append(np.array(torch.as_tensor(value.bits).cpu()))
+        for _ in range(20):
+            value.subtract(kick)
+            value.bits = buffer.divide(value.bits, 0.9)
+        assert buffer.empty() and not bool(value.bits.any())
+    assert np.array_equal(*ends)

@@ -1,0 +1,190 @@
+"""Inner losses that know their derivatives, against the same losses as plain closures."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from catalogue import gap
+
+import hgcore as hg
+from hgcore import fast
+
+NET = hg.nets.DenseNet((6, 5, 4, 3))
+BLOCKS = len(NET.layout)
+NAMES = hg.Layout({"rate": (BLOCKS,), "strength": (BLOCKS,)})
+SOLVERS = {
+    "stored": hg.Reverse(),
+    "stored, all graphs": hg.Reverse(hg.Stored(graphs=99)),
+    "reversible": hg.Reverse(hg.Reversible()),
+    "reversible, graphs": hg.Reverse(hg.Reversible(graphs=3)),
+    "shortcut": hg.Reverse(hg.Shortcut()),
+    "forward": hg.Forward(),
+    "Neumann": hg.Implicit(hg.Neumann(5, rate=0.1)),
+    "Nystrom": hg.Implicit(hg.Nystrom(5, rho=1.0)),
+    "identity": hg.Implicit(hg.Identity()),
+}
+EVERY_SOLVER = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+
+
+class Parts(NamedTuple):
+    """What the losses are made of: (batch, bare and penalized closures, strength)."""
+
+    batch: object
+    bare: object
+    penalized: object
+    strength: object
+
+
+def parts(backend):
+    """Return (problem with a penalized closure, hyper, Parts)."""
+    rng, xp = np.random.default_rng(0), backend.xp
+    inputs, labels = rng.standard_normal((30, 6)), np.eye(3)[rng.integers(3, size=30)]
+    inputs, labels = backend.array(inputs), backend.array(labels)
+    weights = backend.array(0.5 * rng.standard_normal(NET.layout.size))
+
+    def batch(t):
+        rows = slice(None) if t is None else slice(10 * (t % 3), 10 * (t % 3) + 10)
+        return inputs[rows], labels[rows]
+
+    def bare(w, hyper, t):
+        rows, wanted = batch(t)
+        return hg.nets.cross_entropy(NET(w, rows), wanted)
+
+    def strength(hyper):
+        return xp.exp(NAMES.split(hyper)["strength"])
+
+    def penalized(w, hyper, t):
+        return bare(w, hyper, t) + xp.sum(NET.layout.expand(strength(hyper)) * w * w)
+
+    def rate(hyper, t):
+        return NET.layout.expand(xp.exp(NAMES.split(hyper)["rate"]))
+
+    problem = hg.Problem(
+        backend,
+        inner_loss=penalized,
+        outer_loss=lambda w, hyper: bare(w, hyper, None),
+        optimizer=hg.Momentum(rate, 0.9),
+        initial=weights,
+        steps=6,
+    )
+    hyper = {"rate": np.full(BLOCKS, -2.0), "strength": np.linspace(-3, -2, BLOCKS)}
+    return problem, NAMES.join(hyper), Parts(batch, bare, penalized, strength)
+
+
+FORMS = {
+    "cross-entropy": lambda p: fast.CrossEntropy(NET, p.batch, p.strength),
+    "penalized closure": lambda p: fast.Penalized(p.bare, NET.layout, p.strength),
+    "penalized cross-entropy": lambda p: fast.Penalized(
+        fast.CrossEntropy(NET, p.batch), NET.layout, p.strength
+    ),
+}
+
+
+def assert_same_hypergradient(solver, hyper, ours, theirs, error=1e-11):
+    """Some thousand roundings."""
+    ours, theirs = solver(ours, hyper), solver(theirs, hyper)
+    assert gap(ours.grad, theirs.grad) < error and gap(ours.value, theirs.value) < error
+    assert ours.grad.dtype == theirs.grad.dtype
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_known_loss_equals_its_closure(form, solver, backend):
+    problem, hyper, p = parts(backend)
+    known = dataclasses.replace(problem, inner_loss=form(p))
+    assert_same_hypergradient(solver, hyper, known, problem)
+
+
+@EVERY_SOLVER
+def test_cross_entropy_without_penalty(solver, backend):
+    """hyper has no part in it: its derivatives by hyper are zero."""
+    problem, hyper, p = parts(backend)
+    closure = dataclasses.replace(problem, inner_loss=p.bare)
+    known = dataclasses.replace(problem, inner_loss=fast.CrossEntropy(NET, p.batch))
+    assert_same_hypergradient(solver, hyper, known, closure)
+    assert not NAMES.split(solver(known, hyper).grad)["strength"].any()
+
+
+@pytest.mark.parametrize("solver", [hg.Reverse(), hg.Forward()], ids=["reverse", "forward"])
+def test_constant_penalty_has_no_derivative(solver, backend):
+    """strength may be a function that does not use hyper."""
+    problem, hyper, p = parts(backend)
+    constant = p.strength(backend.array(hyper))
+    known = fast.CrossEntropy(NET, p.batch, lambda hyper: constant)
+    found = solver(dataclasses.replace(problem, inner_loss=known), hyper).grad
+    rate, strength = NAMES.split(found).values()
+    assert gap(rate, NAMES.split(solver(problem, hyper).grad)["rate"]) < 1e-11
+    assert not strength.any()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_known_loss_in_single_precision(form):
+    """6 steps of 6e-8, amplified some 1e3 times."""
+    problem, hyper, p = parts(hg.Torch(dtype="float32"))
+    known = dataclasses.replace(problem, inner_loss=form(p))
+    assert_same_hypergradient(SOLVERS["reversible"], hyper, known, problem, error=1e-4)
+
+
+@pytest.mark.parametrize("size", [9, 10**3])
+def test_penalized_refuses_another_layout(size, backend):
+    problem, hyper, p = parts(backend)
+    other = hg.Layout({"all": (size,)})
+    short = fast.Penalized(p.bare, other, lambda hyper: backend.xp.exp(hyper[:1]))
+    match = rf"all blocks of the weights, \({NET.layout.size},\); it has {size} numbers"
+    for solver in (hg.Reverse(), hg.Forward()):
+        with pytest.raises(ValueError, match=match):
+            solver(dataclasses.replace(problem, inner_loss=short), hyper)
+
+
+@pytest.mark.parametrize(
+    "convert, message",
+    [
+        (lambda x: x.float(), "inputs are torch.float32"),
+        (lambda x: x.numpy(), "inputs are float64"),
+    ],
+    ids=["float32", "NumPy"],
+)
+def test_cross_entropy_refuses_another_type(convert, message):
+    """A batch that is not like the weights, with the way out."""
+    problem, hyper, p = parts(hg.Torch())
+    known = fast.CrossEntropy(NET, lambda t: (convert(p.batch(t)[0]), p.batch(t)[1]))
+    match = rf"batch\(0\) must give tensors like the weights.*{message}.*backend.array"
+    with pytest.raises(TypeError, match=match):
+        hg.Reverse()(dataclasses.replace(problem, inner_loss=known), hyper)
+
+
+@pytest.mark.parametrize("name", ["reversible", "forward"])
+@pytest.mark.parametrize("form", [*FORMS.values(), lambda p: p.penalized], ids=[*FORMS, "closure"])
+def test_problem_used_by_four_threads(form, name):
+    """One problem, another hyper in each: the same bits as alone."""
+    problem, hyper, p = parts(hg.Torch())
+    problem = dataclasses.replace(problem, inner_loss=form(p))
+    hypers = [hyper + 0.5 * i for i in range(5)] * 3
+    alone = [SOLVERS[name](problem, hyper).grad for hyper in hypers[:5]]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda hyper: SOLVERS[name](problem, hyper).grad, hypers))
+    assert all(torch.equal(a, b) for a, b in zip(alone * 3, together, strict=True))
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """Skip where torch.compile does not work: it needs a C++ compiler and a path without spaces."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1))
+    except Exception as error:  # whatever it is, it is not ours
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_equals_its_closure(compiler):
+    """Inside of Penalized, which adds its own; implicit asks for t = None."""
+    problem, hyper, p = parts(hg.Torch())
+    known = fast.Penalized(fast.Compiled(p.bare), NET.layout, p.strength)
+    known = dataclasses.replace(problem, inner_loss=known)
+    for name in ("stored", "reversible", "forward", "identity"):
+        assert_same_hypergradient(SOLVERS[name], hyper, known, problem)
+    bare = dataclasses.replace(problem, inner_loss=fast.Compiled(p.penalized))
+    assert_same_hypergradient(SOLVERS["stored"], hyper, bare, problem)
