@@ -221,7 +221,7 @@ class Problem:
         return (weights_adjoint + curvature, *slots_adjoint), part + mixed
 
     def jvp_step(self, before: tuple, gradient, hyper, t: int) -> tuple:
-        """Return (state after step t, push: tangents of hyper, gradient, *state -> of the new one)."""
+        """Return (state after step t, push: tangents of hyper, gradient and state -> its own)."""
         return self.backend.jvp(self._step_at(t), hyper, gradient, *before)
 
     def _step_at(self, t: int) -> Callable:
