@@ -4,9 +4,9 @@ Implements: Maclaurin et al. 2015, section 2.3 and Algorithm 3.
 
 Values are int64 multiples of a power of two, by default 2**-52, so |value| < 2**11. Sums are
 exact. A multiplication by a decay below one loses log2(1/decay) bits, which `ReversalBuffer`
-keeps. Second moments of gradients need finer steps, because their square root is taken beside a
-small epsilon: `WideFixedPoint` has two integers a value and the unit 2**-80. (With 2**-52 and
-epsilon 1e-8 the hypergradient of an MNIST net is off by 4e-4, with 2**-70 by 1e-9.)
+keeps. Second moments of gradients have two integers a value and the unit 2**-80, because their
+square root stands beside a small epsilon: with 2**-52 and epsilon 1e-8 the hypergradient of an
+MNIST net is off by 4e-4, with 2**-70 by 1e-9.
 
 This file has the plain arithmetic, for NumPy and torch; fast/ has the same bits faster.
 """
@@ -20,14 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from hgcore.arrays import namespace
 
 UNIT = 2.0**-52
 BITS = 16
 DENOMINATOR = 2**BITS
 LOW = DENOMINATOR - 1
-LIMIT = 2**53 - 1  # what a double holds exactly, and room for the shift and sum of a product
-LOW_BITS = 45  # of a wide value: the largest for which `divide_wide` stays within int64
+LIMIT = 2**52  # of a buffer's integers: exact in a double, with room for what rounding adds
+LOW_BITS = 45  # of a wide value: the most for which its division stays within int64
 WIDE_UNIT = 2.0**-80
 HIGH_UNIT = WIDE_UNIT * 2**LOW_BITS
 
@@ -36,28 +38,27 @@ class ReversalError(ArithmeticError):
     """The way back did not meet what the way forth did, bit for bit."""
 
 
-# ---- the arithmetic: new arrays out, nothing in place
+# ---- plain arithmetic: new arrays out, nothing in place
+
+
+def _as(array, kind: str):
+    xp = namespace(array)
+    return xp.asarray(array, dtype=getattr(xp, kind))
+
+
+def _double(number):
+    return float(number) if isinstance(number, (int, float)) else _as(number, "float64")
 
 
 def to_bits(values, unit: float = UNIT):
     """Return round(values / unit), ties to even, as int64."""
-    xp = namespace(values)
-    return xp.asarray(xp.round(_double(values) * (1 / unit)), dtype=xp.int64)
+    return _as(namespace(values).round(_double(values) * (1 / unit)), "int64")
 
 
 def to_floats(bits, unit: float = UNIT, dtype=None):
     """Return bits * unit rounded to nearest, in float64 or in `dtype`."""
-    xp = namespace(bits)
-    values = xp.asarray(bits, dtype=xp.float64) * unit
-    return values if dtype is None else xp.asarray(values, dtype=dtype)
-
-
-def _double(number):
-    """Return the same numbers in double precision."""
-    if isinstance(number, (int, float)):
-        return float(number)
-    xp = namespace(number)
-    return xp.asarray(number, dtype=xp.float64)
+    values = _as(bits, "float64") * unit
+    return values if dtype is None else namespace(bits).asarray(values, dtype=dtype)
 
 
 def add(bits, amount, unit: float, dtype) -> tuple:
@@ -70,7 +71,7 @@ def add(bits, amount, unit: float, dtype) -> tuple:
 
 def subtract(bits, amount, unit: float, dtype) -> tuple:
     """Undo `add`: return (bits, the difference as floats)."""
-    bits = bits - to_bits(_double(amount), unit)
+    bits = bits - to_bits(amount, unit)
     return bits, to_floats(bits, unit, dtype)
 
 
@@ -98,22 +99,15 @@ def decay_add(bits, state, numerator, amount, unit: float, dtype) -> tuple:
 
 def undo_decay_add(bits, state, numerator, amount, unit: float, dtype) -> tuple:
     """Undo `decay_add`: return (bits, state, values as floats)."""
-    bits, state = divide(bits - to_bits(_double(amount), unit), state, numerator)
+    bits, state = divide(bits - to_bits(amount, unit), state, numerator)
     return bits, state, to_floats(bits, unit, dtype)
 
 
-def wide_bits(values) -> tuple:
+def _wide_bits(values) -> tuple:
     """Return values / 2**-80, rounded, as (high, low) with 0 <= low <= 2**45."""
-    xp, values = namespace(values), _double(values)
-    high = xp.floor(values / HIGH_UNIT)
-    low = xp.round((values - high * HIGH_UNIT) / WIDE_UNIT)
-    return xp.asarray(high, dtype=xp.int64), xp.asarray(low, dtype=xp.int64)
-
-
-def wide_floats(high, low, dtype=None):
-    """Return the value of a wide number, rounded to nearest, in float64 or in `dtype`."""
-    values = to_floats(high, HIGH_UNIT) + to_floats(low, WIDE_UNIT)
-    return values if dtype is None else namespace(values).asarray(values, dtype=dtype)
+    values = _double(values)
+    high = namespace(values).floor(values / HIGH_UNIT)
+    return _as(high, "int64"), to_bits(values - high * HIGH_UNIT, WIDE_UNIT)
 
 
 def _carried(high, low) -> tuple:
@@ -121,23 +115,25 @@ def _carried(high, low) -> tuple:
     return high + (low >> LOW_BITS), low & (2**LOW_BITS - 1)
 
 
-def decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
-    """Return (high, low, state, values as floats, largest magnitude): `decay_add` of wide numbers.
+def wide_floats(high, low, dtype=None):
+    """Return the values of wide numbers, rounded to nearest."""
+    values = to_floats(high, HIGH_UNIT) + to_floats(low, WIDE_UNIT)
+    return values if dtype is None else namespace(values).asarray(values, dtype=dtype)
 
-    The division of v = high 2**45 + low is that of ReversalBuffer, in two parts.
-    """
-    share, product, more = state // numerator, high * numerator, wide_bits(amount)
+
+def decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
+    """Return (high, low, state, values, largest magnitude): `decay_add` of high 2**45 + low."""
+    share, product, more = state // numerator, high * numerator, _wide_bits(amount)
     carry = low * numerator + (state - share * numerator)
     low = ((product & LOW) << (LOW_BITS - BITS)) + (carry >> BITS)
     high, low = _carried((product >> BITS) + more[0], low + more[1])
-    values = wide_floats(high, low)
-    reach = namespace(values).amax(abs(values) + abs(_double(amount)))
+    reach = namespace(high).amax(abs(wide_floats(high, low)) + abs(_double(amount)))
     return high, low, (share << BITS) + (carry & LOW), wide_floats(high, low, dtype), reach
 
 
 def undo_decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
-    """Undo `decay_add_wide`: return (high, low, state, values as floats)."""
-    more = wide_bits(amount)
+    """Undo `decay_add_wide`: return (high, low, state, values)."""
+    more = _wide_bits(amount)
     high, low = _carried(high - more[0], low - more[1])
     quotient = (high << BITS) // numerator
     rest = (high << BITS) - quotient * numerator
@@ -149,19 +145,19 @@ def undo_decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
 
 
 class Arithmetic(NamedTuple):
-    """Implementations of the functions above with one signature and the same bits."""
+    """Implementations of the functions above, with the same bits; they may work in place."""
 
-    add: Callable
-    subtract: Callable
-    multiply: Callable
-    divide: Callable
-    decay_add: Callable
-    undo_decay_add: Callable
+    add: Callable = add
+    subtract: Callable = subtract
+    multiply: Callable = multiply
+    divide: Callable = divide
+    decay_add: Callable = decay_add
+    undo_decay_add: Callable = undo_decay_add
     decay_add_wide: Callable = decay_add_wide
     undo_decay_add_wide: Callable = undo_decay_add_wide
 
 
-PLAIN = Arithmetic(add, subtract, multiply, divide, decay_add, undo_decay_add)
+PLAIN = Arithmetic()
 
 
 @functools.cache
@@ -229,10 +225,10 @@ class FixedPoint(_Integers):
         return to_floats(self.bits, self.unit, dtype)
 
     def add(self, amount):
-        """Add `amount` (n,), rounded to the unit.
+        """Add `amount` (n,), rounded to the unit; return a bound on the magnitudes met.
 
-        Returns a bound on the magnitudes met, or 0 if none can be out of range: the sum is right
-        if it lies below 2**63 * unit, and not if it is larger, or NaN.
+        The sum is right if the bound (0 if none can be large) lies below 2**63 * unit, and not if
+        it is larger, or NaN.
         """
         self.bits, _, reach = arithmetic(self.bits).add(self.bits, amount, self.unit, None)
         return reach
@@ -260,21 +256,21 @@ class WideFixedPoint(_Integers):
     """A vector (n,) of values high * 2**-35 + low * 2**-80, |value| < 2**11, 0 <= low < 2**45."""
 
     def __init__(self, values):
-        self.parts = list(_carried(*wide_bits(values)))
+        self.parts = list(_carried(*_wide_bits(values)))
 
     def floats(self, dtype=None):
         """Return the values (n,), rounded to nearest."""
         return wide_floats(*self.parts, dtype)
 
     def decay_add(self, buffer: ReversalBuffer, decay: Decay, amount, dtype) -> tuple:
-        """Multiply by `decay` and add `amount`; return (values as floats, magnitudes met)."""
+        """As FixedPoint.decay_add."""
         state, verbs = buffer.before_multiply(self.parts[0], decay), arithmetic(self.parts[0])
         found = verbs.decay_add_wide(*self.parts, state, decay.numerator, amount, dtype)
         *self.parts, buffer.state, values, reach = found
         return values, reach
 
     def undo_decay_add(self, buffer: ReversalBuffer, decay: Decay, amount, dtype):
-        """Undo `decay_add`; return the values as floats."""
+        """As FixedPoint.undo_decay_add."""
         state, verbs = buffer.before_divide(self.parts[0], decay), arithmetic(self.parts[0])
         found = verbs.undo_decay_add_wide(*self.parts, state, decay.numerator, amount, dtype)
         *self.parts, buffer.state, values = found
@@ -292,14 +288,13 @@ def pack(bits):
 def unpack(packed):
     """Undo `pack`."""
     xp, (n, width) = namespace(packed), packed.shape
-    whole = xp.zeros((n, 8), dtype=xp.uint8, device=packed.device)
+    whole, shift = xp.zeros((n, 8), dtype=xp.uint8, device=packed.device), 64 - 8 * width
     whole[:, :width] = packed
-    shift = 64 - 8 * width
     bits = whole.view(xp.int64).reshape((n,))
     return (bits << shift) >> shift if width else bits
 
 
-# ---- decays
+# ---- decays, and what multiplications by them lose
 
 
 class Decay(NamedTuple):
@@ -315,31 +310,27 @@ def round_decay(decay):
 
 
 def as_decay(decay, least: float | None = None) -> Decay:
-    """Return `decay`, a number or (n,) in [2**-16, 1], as a Decay.
+    """Return `decay`, a number or (n,), as a Decay.
 
-    least: its smallest value if known, which saves a look at the array.
+    least: its smallest value, if it is known and in the range; saves a look at the array.
     """
     if getattr(decay, "ndim", 0) == 0:
-        decay = least = float(decay)
-        require_decay("decay", decay)
+        decay = require_decay("decay", float(decay))
         return Decay(round(decay * DENOMINATOR), round(decay * DENOMINATOR))
     if least is None:
-        least, highest = float(namespace(decay).amin(decay)), float(namespace(decay).amax(decay))
-        require_decay("decay", least)
-        require_decay("decay", highest)
+        xp = namespace(decay)
+        require_decay("decay", float(xp.amax(decay)))
+        least = require_decay("decay", float(xp.amin(decay)))
     return Decay(to_bits(decay, 1 / DENOMINATOR), round(least * DENOMINATOR))
 
 
-def require_decay(name: str, value: float, largest: float = 1.0, where: str = "") -> None:
-    """Raise ValueError unless `value`, rounded, lies in [2**-16, largest]."""
+def require_decay(name: str, value: float, largest: float = 1.0, where: str = "") -> float:
+    """Return `value`; raise ValueError unless, rounded, it lies in [2**-16, largest]."""
     if 1 / DENOMINATOR <= value <= 1 and round_decay(value) <= largest:
-        return
+        return value
     end = "1" if largest == 1 else "1 - 2**-16"
     way_out = "use GradientDescent for none" if name == "decay" else "decays are rounded to 2**-16"
     raise ValueError(f"{name} must lie in [2**-16, {end}], got {value:.7g}{where}; {way_out}")
-
-
-# ---- what multiplications lose
 
 
 @dataclass
@@ -353,10 +344,10 @@ class ReversalBuffer:
 
     so v' is v n/d to within one unit and x grows by log2(d/n) bits. (Algorithm 3 as printed
     replaces all of v0 by a digit of the buffer: the same bijection of v alone, off by up to 2**16
-    units.) When the bound could pass LIMIT, the low 16 bits of all x move to a list of words.
-    When that happens depends on the decays alone: no masks, no branches, no synchronization.
-    A vector costs log2(1/decay) bits a step for its smallest decay, and about 24 bits in all once
-    `pack` was called. Vectors of one length may share a buffer.
+    units.) When the bound could pass LIMIT, the low 16 bits of all x move to a list of words; when
+    that happens depends on the decays alone, so nothing branches or waits for a device. A vector
+    costs log2(1/decay) bits a step for its smallest decay, and about 24 bits in all once `pack`
+    was called. Vectors of one length may share a buffer.
 
     >>> buffer, value = ReversalBuffer(), FixedPoint(np.array([0.3, -2.0]))
     >>> less = buffer.multiply(value.bits, 0.9)
@@ -364,7 +355,7 @@ class ReversalBuffer:
     (True, True)
     """
 
-    state: object = None
+    state: object = None  # (n,) int64, or packed
     words: list = field(default_factory=list)
     spills: array = field(default_factory=lambda: array("q"))  # the count before which each moved
     count: int = 0  # multiplications not undone
@@ -387,41 +378,38 @@ class ReversalBuffer:
 
     def before_multiply(self, bits, decay: Decay):
         """Do the bookkeeping of `multiply`; return the state for its arithmetic."""
-        xp, self.state = namespace(bits), self._ready(bits)
-        if _next_bound(self.bound, decay.least) > LIMIT:
-            low = (self.state & LOW) - DENOMINATOR // 2  # signed: torch adds no unsigned numbers
-            self.words.append(xp.asarray(low, dtype=xp.int16))
+        state = self._unpacked(bits)
+        if _next_bound(self.bound, decay.least) > LIMIT:  # words are signed: torch has no other
+            self.words.append(_as((state & LOW) - DENOMINATOR // 2, "int16"))
             self.spills.append(self.count)
-            self.state, self.bound = self.state >> BITS, self.bound >> BITS
+            state, self.bound = state >> BITS, self.bound >> BITS
         self.bound = _next_bound(self.bound, decay.least)
         self.count += 1
         self.checksum += self.count * decay.least
-        return self.state
+        return state
 
     def before_divide(self, bits, decay: Decay):
         """Do the bookkeeping of `divide`; return the state for its arithmetic."""
         if not self.count:
             raise ReversalError("there is no multiplication left to undo")
-        self.state = self._ready(bits)
+        state = self._unpacked(bits)
         if self.spills and self.spills[-1] == self.count:
             self.spills.pop()
-            low = namespace(bits).asarray(self.words.pop(), dtype=bits.dtype) + DENOMINATOR // 2
-            self.state = (self.state << BITS) + low
+            state = (state << BITS) + (_as(self.words.pop(), "int64") + DENOMINATOR // 2)
         self.checksum -= self.count * decay.least
         self.count -= 1
         self.bound = LIMIT if self.count else 0  # not known on the way back: the safe side
-        return self.state
+        return state
 
-    def _ready(self, bits):
-        """Return the state, unpacked; zeros like `bits` before the first multiplication."""
+    def _unpacked(self, bits):
         if self.state is None:
             return bits * 0
         return unpack(self.state) if self.state.ndim == 2 else self.state
 
     def pack(self) -> None:
         """Keep the state in as few bytes as hold it, until the next product or quotient."""
-        if self.state is not None and self.state.ndim == 1:
-            self.state = pack(self.state)
+        if self.state is not None:
+            self.state = pack(self._unpacked(None))
 
     def empty(self) -> bool:
         """Return whether every multiplication was undone, by its own decay, with nothing left."""
@@ -430,10 +418,9 @@ class ReversalBuffer:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the states, the words and their schedule."""
-        state = 0 if self.state is None else self.state.nbytes
-        words = sum(word.nbytes for word in self.words)
-        return state + words + self.spills.itemsize * len(self.spills)
+        """The bytes of the state, the words and their schedule."""
+        held = [*self.words, *([] if self.state is None else [self.state])]
+        return sum(part.nbytes for part in held) + self.spills.itemsize * len(self.spills)
 
 
 def _next_bound(bound: int, numerator: int) -> int:

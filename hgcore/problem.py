@@ -15,6 +15,7 @@ from hgcore.backend import Backend, Linearized
 from hgcore.fixed_point import require_decay, round_decay
 from hgcore.optimizers import Optimizer
 
+SHRINK = "1 - rate * weight_decay"  # what messages call the factor of decoupled weight decay
 quiet = np.errstate(over="ignore", invalid="ignore")  # what is not finite is reported as Diverged
 
 

@@ -13,21 +13,17 @@ from types import SimpleNamespace
 
 from hgcore.arrays import namespace
 from hgcore.backend import Linearized
-from hgcore.fixed_point import (
-    DENOMINATOR,
-    UNIT,
-    FixedPoint,
-    ReversalBuffer,
-    ReversalError,
-    WideFixedPoint,
-    arithmetic,
-    as_decay,
-)
+from hgcore.fixed_point import DENOMINATOR, UNIT, FixedPoint, ReversalBuffer, ReversalError
+from hgcore.fixed_point import WideFixedPoint, arithmetic, as_decay
 from hgcore.optimizers import Optimizer
-from hgcore.problem import DivergenceMonitor, Problem
+from hgcore.problem import SHRINK, DivergenceMonitor, Problem
 from hgcore.trajectory import Gradients, Trajectory, require_count
 
 RANGE = 2.0**63 * UNIT
+_TOO_LARGE = (
+    "a weight or slot reached {number:.4g} {where}; fixed point holds magnitudes below {limit:.0f}:"
+    " scale the problem, or use Checkpointed() or Stored()"
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,9 @@ class Reversible:
     State and sums are fixed point, so a run differs from a Stored one by rounding, 2**-52 a step.
     Needs an inner loss that always gives the same bits: one thread count, no unseeded randomness.
     The rewound start is compared with the true one bit for bit; a difference raises ReversalError.
-
-    graphs: of how many steps, the last ones, the graph is kept, as in Stored.
-    joint: train with the gradient of the backward pass's routine, which is slower. By default
-    only if the two differ in a bit at one of two probes.
+    graphs: of how many steps, the last ones, the graph is kept, as in Stored. joint: train with the
+    gradient of the backward pass's routine, which is slower; by default only if the two differ in
+    a bit at one of two probes.
     """
 
     graphs: int = 0
@@ -69,11 +64,9 @@ class ReversibleRun:
         self.problem, self.hyper, self.backend = problem, hyper, problem.backend
         self.objective, self.steps = problem.objective(hyper), range(problem.steps)
         start = problem.initial_state(hyper)
-        self.smallest = problem.smallest_decays(hyper, start)
-        self.exact = self._begin(start)
-        plain = self.objective.gradient
-        if options.joint or not self._same_bits(start[0]):
-            plain = self._joint_gradient
+        self.smallest, self.exact = problem.smallest_decays(hyper, start), self._begin(start)
+        joint = options.joint or not self._same_bits(start[0])
+        plain = self._joint_gradient if joint else self.objective.gradient
         self.gradients = Gradients(problem, hyper, options.graphs, plain)
         self._train()
         self.final, self.nbytes = self._state(), self.exact.nbytes
@@ -112,18 +105,18 @@ class ReversibleRun:
         return tuple(map(self.backend.array, (self.exact.weights, *self.exact.slots)))
 
     def undo(self, t: int) -> tuple[tuple, Linearized]:
+        """Undo step t: first the weights, then, by the gradient there, the slots."""
         c = self._c(t)
         self.exact.undo_weights(c)
         linearized = self.gradients.linearized(self.backend.array(self.exact.weights), t)
-        gradient = self.backend.host_view(linearized.gradient)
-        self.exact.undo_slots(gradient, c, self.smallest[t])
+        self.exact.undo_slots(self.backend.host_view(linearized.gradient), c, self.smallest[t])
         return self._state(), linearized
 
     def close(self) -> None:
         """Raise ReversalError unless the rewound start is the true one to the last bit."""
-        start = self._begin(self.problem.initial_state(self.hyper))
-        wrong, numbers = self.exact.mismatches(start), self.exact.size
+        wrong = self.exact.mismatches(self._begin(self.problem.initial_state(self.hyper)))
         if wrong:
+            numbers = self.exact.size
             raise ReversalError(
                 f"the run backwards missed its start in {min(wrong, numbers)} of {numbers} numbers:"
                 " the inner loss did not give the same bits twice. Keep one thread count, draw what"
@@ -132,33 +125,24 @@ class ReversibleRun:
             )
 
 
-_TOO_LARGE = (
-    "a weight or slot reached {number:.4g} {where}; fixed point holds magnitudes below {limit:.0f}:"
-    " scale the problem, or use Checkpointed() or Stored()"
-)
-
-
 class ExactState:
     """Weights and slots in fixed point, moved and moved back by the steps of an optimizer.
 
     weights, slots: the state as floats of the type that was given. Gradients and coefficients are
-    arrays of the same library. One buffer keeps what all decays lose.
-
-    A factor `shrink` of the weights is kept apart: weights = exp(log_scale) * position, where the
-    logarithm is fixed point too and adds up without loss. When the scale falls below one half, it
-    is rounded to a multiple of 2**-16 and multiplied into the position, through the buffer.
+    arrays of the same library. One buffer keeps what all decays lose. A factor `shrink` of the
+    weights is kept apart, weights = exp(log_scale) * position: its logarithm is fixed point too and
+    adds up without loss. When the scale falls below one half, it is rounded to a multiple of 2**-16
+    and multiplied into the position, through the buffer.
     """
 
     def __init__(self, optimizer: Optimizer, state: tuple):
         self.optimizer, self.dtype, self.size = optimizer, state[0].dtype, sum(map(len, state))
         kinds = [WideFixedPoint if slot.square else FixedPoint for slot in optimizer.slots]
-        self.position, self.buffer = FixedPoint(state[0]), ReversalBuffer()
+        self.position, self.buffer, self.packed = FixedPoint(state[0]), ReversalBuffer(), False
         self.values = [kind(slot) for kind, slot in zip(kinds, state[1:], strict=True)]
         self.log_scale, self.decayed, self.renewals = None, 0.0, []
         self.weights, *self.slots = (x.floats(self.dtype) for x in (self.position, *self.values))
-        self.reach, self.packed = _largest([namespace(x).amax(abs(x)) for x in state]), False
-
-    # ---- one step, and back
+        self.reach = _largest([namespace(x).amax(abs(x)) for x in state])
 
     def step(self, gradient, c, smallest: dict):
         """Do step c.t; return a bound on the magnitudes met.
@@ -176,12 +160,13 @@ class ExactState:
         """Undo the second half of step c.t: afterwards `weights` are those before it."""
         self._unpack()
         if self.renewals and self.renewals[-1][0] == c.t:
-            self._undo_renewal()
-        drift = self._drift(c)
+            _, decay = self.renewals.pop()
+            self.log_scale.add(_log(decay.numerator / DENOMINATOR))
+            self.position.bits = self.buffer.divide(self.position.bits, decay)
+        drift, bits = self._drift(c), self.position.bits
         if (shrink := self.optimizer.shrink(c)) is not None:
             self.log_scale.subtract(_log(shrink))
-        bits, unit = self.position.bits, self.position.unit
-        self.position.bits, floats = arithmetic(bits).subtract(bits, drift, unit, self._kind)
+        self.position.bits, floats = arithmetic(bits).subtract(bits, drift, UNIT, self._kind)
         self.weights = self._scaled(floats)
 
     def undo_slots(self, gradient, c, smallest: dict) -> None:
@@ -203,15 +188,21 @@ class ExactState:
         if (shrink := self.optimizer.shrink(c)) is not None:
             self.log_scale = self.log_scale or FixedPoint(0 * shrink)
             self.log_scale.add(_log(shrink))
-            self.decayed += math.log(smallest["1 - rate * weight_decay"])
-        bits, unit = self.position.bits, self.position.unit
-        self.position.bits, floats, reach = arithmetic(bits).add(
-            bits, self._drift(c), unit, self._kind
-        )
-        if self.decayed < -math.log(2):
-            floats = self._renew(c.t)
-        self.weights = self._scaled(floats)
+            self.decayed += math.log(smallest[SHRINK])
+        drift, bits = self._drift(c), self.position.bits
+        self.position.bits, floats, reach = arithmetic(bits).add(bits, drift, UNIT, self._kind)
+        self.weights = self._scaled(self._renewed(c.t) if self.decayed < -math.log(2) else floats)
         return reach
+
+    def _renewed(self, t: int):
+        """Multiply the scale into the position; return the position."""
+        scale = self._scale()
+        decay = as_decay(namespace(scale).clip(scale, 1 / DENOMINATOR, 1.0))
+        self.position.bits = self.buffer.multiply(self.position.bits, decay)
+        self.log_scale.subtract(_log(decay.numerator / DENOMINATOR))
+        self.decayed -= math.log(decay.least / DENOMINATOR)
+        self.renewals.append((t, decay))
+        return self.position.floats()
 
     def _drift(self, c):
         drift = self.optimizer.drift(c, None, *self.slots)
@@ -228,24 +219,7 @@ class ExactState:
     def _scaled(self, floats):
         if self.log_scale is None:
             return floats
-        weights = floats * self._scale()
-        return namespace(weights).asarray(weights, dtype=self.dtype)
-
-    def _renew(self, t: int):
-        """Multiply the scale into the position, through the buffer; return the position."""
-        scale = self._scale()
-        xp = namespace(scale)
-        decay = as_decay(xp.clip(scale, 1 / DENOMINATOR, 1.0))
-        self.position.bits = self.buffer.multiply(self.position.bits, decay)
-        self.log_scale.subtract(_log(decay.numerator / DENOMINATOR))
-        self.decayed -= math.log(decay.least / DENOMINATOR)
-        self.renewals.append((t, decay))
-        return self.position.floats()
-
-    def _undo_renewal(self) -> None:
-        _, decay = self.renewals.pop()
-        self.log_scale.add(_log(decay.numerator / DENOMINATOR))
-        self.position.bits = self.buffer.divide(self.position.bits, decay)
+        return namespace(floats).asarray(floats * self._scale(), dtype=self.dtype)
 
     # ---- between the passes, and at the end
 

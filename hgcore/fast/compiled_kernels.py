@@ -13,9 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hgcore.fixed_point import DENOMINATOR, PLAIN, UNIT, Arithmetic
+from hgcore.fixed_point import DENOMINATOR, LOW_BITS, PLAIN, UNIT, Arithmetic
 
-RANGES = {"numerator": (1, DENOMINATOR + 1), "state": (0, 2**53), "bits": (-(2**62), 2**62)}
+RANGES = {"numerator": (1, DENOMINATOR + 1), "state": (0, 2**52), "bits": (-(2**62), 2**62)}
+RANGES |= {"high": (-(2**45), 2**45), "low": (0, 2**LOW_BITS)}
 
 
 @functools.cache

@@ -20,7 +20,16 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from hgcore.fixed_point import LOW, PLAIN, Arithmetic, to_floats
+from hgcore.fixed_point import (
+    HIGH_UNIT,
+    LOW,
+    LOW_BITS,
+    PLAIN,
+    WIDE_UNIT,
+    Arithmetic,
+    to_floats,
+    wide_floats,
+)
 
 LARGE = 2**19  # numbers; fewer are not worth a second thread
 FLOATS = np.dtype(np.float64), np.dtype(np.float32)
@@ -96,6 +105,22 @@ def _divide_one(value, state, numerator):
     return value, _shifted(state, 16) * numerator + (_bits(rest) - BITS_M52)
 
 
+@_inline
+def _floor(value, numerator):
+    """Return floor(value / numerator) for |value| < 2**62."""
+    n = _lower(numerator)
+    first = _integer(_double(value) * (1 / n))
+    rest = _double(value - first * numerator)
+    return first + (_bits((rest - (n - 1) / 2) * (1 / n) + M52) - BITS_M52)
+
+
+@_inline
+def _wide(number):
+    """Return (high, low) of a wide value, rounded."""
+    high = np.floor(number * (1 / HIGH_UNIT))
+    return _integer(high), _integer((number - high * HIGH_UNIT) * (1 / WIDE_UNIT))
+
+
 # ---- loops; `state` and the vectors after the numbers that go in are written, and so may `bits`
 
 
@@ -135,6 +160,38 @@ def _subtract_all(bits, state, numerator, amount, unit, values):
             value, state[i] = _divide_one(value, state[i], _at(numerator, i))
         bits[i] = value
         values[i] = _double(value) * unit
+
+
+@_loop
+def _add_wide(high, low, state, numerator, amount, values):
+    """Return whether some |value| + |amount| is 2**10 or more, or NaN."""
+    large = False
+    for i in range(high.size):
+        n, number = _at(numerator, i), np.float64(_at(amount, i))
+        share, product, more = _floor(state[i], n), high[i] * n, _wide(number)
+        carry = low[i] * n + (state[i] - share * n)
+        part = ((product & LOW) << (LOW_BITS - 16)) + (carry >> 16) + more[1]
+        high[i] = (product >> 16) + more[0] + (part >> LOW_BITS)
+        low[i], state[i] = part & (2**LOW_BITS - 1), (share << 16) + (carry & LOW)
+        value = _double(high[i]) * HIGH_UNIT + _double(low[i]) * WIDE_UNIT
+        values[i] = value
+        large |= not abs(value) + abs(number) < 2.0**10
+    return large
+
+
+@_loop
+def _subtract_wide(high, low, state, numerator, amount, values):
+    for i in range(high.size):
+        n, more = _at(numerator, i), _wide(np.float64(_at(amount, i)))
+        part = low[i] - more[1]
+        whole = (high[i] - more[0] + (part >> LOW_BITS)) << 16
+        quotient = _floor(whole, n)
+        rest = (whole - quotient * n) << LOW_BITS
+        rest += ((part & (2**LOW_BITS - 1)) << 16) + (state[i] & LOW)
+        part = _floor(rest, n)
+        high[i], low[i] = quotient + (part >> LOW_BITS), part & (2**LOW_BITS - 1)
+        state[i] = (state[i] >> 16) * n + (rest - part * n)
+        values[i] = _double(high[i]) * HIGH_UNIT + _double(low[i]) * WIDE_UNIT
 
 
 def _run(loop: Callable, *arguments) -> bool:
@@ -215,5 +272,21 @@ def _undo_decay_add(bits, state, numerator, amount, unit, dtype) -> tuple:
     return bits, state, values
 
 
+@_or_plain
+def decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
+    values, reach = np.empty(high.shape, dtype), 0.0
+    if _run(_add_wide, high, low, state, numerator, amount, values):
+        reach = np.max(abs(wide_floats(high, low)) + abs(np.asarray(amount, np.float64)))
+    return high, low, state, values, reach
+
+
+@_or_plain
+def undo_decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
+    values = np.empty(high.shape, dtype)
+    _run(_subtract_wide, high, low, state, numerator, amount, values)
+    return high, low, state, values
+
+
 decay_add, undo_decay_add = _or_plain(_decay_add), _or_plain(_undo_decay_add)
-KERNELS = Arithmetic(add, subtract, multiply, divide, decay_add, undo_decay_add)
+WIDE = decay_add_wide, undo_decay_add_wide
+KERNELS = Arithmetic(add, subtract, multiply, divide, decay_add, undo_decay_add, *WIDE)

@@ -169,15 +169,6 @@ def test_problem_used_by_four_threads(form, name):
     assert all(torch.equal(a, b) for a, b in zip(alone * 3, together, strict=True))
 
 
-@pytest.fixture(scope="module")
-def compiler():
-    """Skip where torch.compile does not work: it needs a C++ compiler and a path without spaces."""
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(1))
-    except Exception as error:  # whatever it is, it is not ours
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-
-
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_equals_its_closure(compiler):
     """Inside of Penalized, which adds its own; implicit asks for t = None."""
