@@ -20,8 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from hgcore.arrays import namespace
 
 UNIT = 2.0**-52

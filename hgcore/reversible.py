@@ -13,8 +13,16 @@ from types import SimpleNamespace
 
 from hgcore.arrays import namespace
 from hgcore.backend import Linearized
-from hgcore.fixed_point import DENOMINATOR, UNIT, FixedPoint, ReversalBuffer, ReversalError
-from hgcore.fixed_point import WideFixedPoint, arithmetic, as_decay
+from hgcore.fixed_point import (
+    DENOMINATOR,
+    UNIT,
+    FixedPoint,
+    ReversalBuffer,
+    ReversalError,
+    WideFixedPoint,
+    arithmetic,
+    as_decay,
+)
 from hgcore.optimizers import Optimizer
 from hgcore.problem import SHRINK, DivergenceMonitor, Problem
 from hgcore.trajectory import Gradients, Trajectory, require_count
