@@ -24,7 +24,10 @@ class Diverged(ArithmeticError):
 
 
 class Objective(Protocol):
-    """An inner loss at one hyper, with its derivatives. t: a step, None for all examples."""
+    """An inner loss at one hyper, with its derivatives. t: a step, None for all examples.
+
+    May have `one_routine = True`: the gradients of the first two verbs then have the same bits.
+    """
 
     def gradient(self, weights, t):
         """Return dL/dw (n,)."""
@@ -201,7 +204,9 @@ class Problem:
         for name in self.optimizer.decays:
             value = getattr(c, name)
             plain = self.backend.constant(value)
-            setattr(c, name, value + (round_decay(plain) - plain))
+            rounded = round_decay(plain)
+            varies = callable(getattr(self.optimizer, name))
+            setattr(c, name, value + (rounded - plain) if varies else rounded)
         return c
 
     @quiet

@@ -73,7 +73,8 @@ class ReversibleRun:
         self.objective, self.steps = problem.objective(hyper), range(problem.steps)
         start = problem.initial_state(hyper)
         self.smallest, self.exact = problem.smallest_decays(hyper, start), self._begin(start)
-        joint = options.joint or not self._same_bits(start[0])
+        known = getattr(self.objective, "one_routine", False)
+        joint = options.joint or not (known or self._same_bits(start[0]))
         plain = self._joint_gradient if joint else self.objective.gradient
         self.gradients = Gradients(problem, hyper, options.graphs, plain)
         self._train()

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from hgcore.backend import Backend, Linearized
 from hgcore.backend_torch import Torch
 from hgcore.layout import Layout
@@ -62,6 +64,7 @@ class _PenalizedObjective:
 
     def __init__(self, inner: Objective, layout: Layout, backend, strength: Callable, hyper):
         self.inner, self.layout, self.xp = inner, layout, backend.xp
+        self.one_routine = getattr(inner, "one_routine", False)
         (values,), self.pull = backend.vjp(lambda h: (strength(h),), hyper)
         self.twice = layout.expand(2 * values)
 
@@ -70,6 +73,13 @@ class _PenalizedObjective:
         """The derivatives of the strengths (blocks, m)."""
         units = self.xp.diag(0 * self.layout.sums(self.twice) + 1)
         return self.xp.stack([self.pull((unit,))[0] for unit in units])
+
+    def _sums(self, vector):
+        """Return layout.sums, on a CPU in one pass."""
+        if isinstance(vector, np.ndarray) or vector.device.type != "cpu" or 0 in self.layout.sizes:
+            return self.layout.sums(vector)
+        starts = np.cumsum([0, *self.layout.sizes[:-1]])
+        return self.xp.from_numpy(np.add.reduceat(vector.numpy(), starts))
 
     def _bent(self, gradient, weights):
         _require_all_blocks(self.layout, weights)
@@ -82,7 +92,7 @@ class _PenalizedObjective:
         inner = self.inner.linearize(weights, t)
 
         def mixed(q):
-            return (2 * self.layout.sums(weights * q)) @ self.slopes
+            return (2 * self._sums(weights * q)) @ self.slopes
 
         def product(q):
             curvature, rest = inner.product(q)
@@ -146,6 +156,8 @@ class CrossEntropy:
 
 class _CrossEntropyObjective:
     """The mean cross-entropy of a net on batch(t); hyper has no part in it."""
+
+    one_routine = True
 
     def __init__(self, net: DenseNet, batch: Callable, hyper):
         self.net, self.batch, self.hyper = net, batch, hyper
@@ -232,6 +244,8 @@ class Compiled:
 
 
 class _CompiledObjective:
+    one_routine = True
+
     def __init__(self, compiled: Compiled, hyper):
         self.compiled, self.hyper = compiled, hyper
         self.plain = Differentiated(Torch(), compiled.loss, hyper)
