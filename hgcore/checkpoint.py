@@ -15,18 +15,8 @@ import numpy as np
 from hgcore.backend import Backend
 from hgcore.outer import OuterStep
 
-# what NumPy, zip files and JSON raise on bytes that are not theirs
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-)
+# what NumPy, zip files and JSON raise on bytes that are not theirs (ValueError: also JSON's)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, TypeError, ValueError)
 
 
 def save(path: str | Path, step: OuterStep) -> None:
@@ -37,9 +27,9 @@ def save(path: str | Path, step: OuterStep) -> None:
     """
     arrays, file = {}, io.BytesIO()
     tree = [_leaf(part, arrays) for part in step]
-    kinds = {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}
+    kinds = sorted({str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"})
     if len(kinds) > 1:
-        found = " and ".join(sorted(kinds))
+        found = " and ".join(kinds)
         raise TypeError(f"a checkpoint has one precision, got {found}: keep all vectors like hyper")
     np.savez(file, tree=np.array(json.dumps(tree)), **arrays)
     write_atomically(Path(path), file.getvalue())
@@ -56,10 +46,9 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
             arrays = {name: file[name] for name in file.files}
         tree = json.loads(str(arrays.pop("tree")))
         step = OuterStep(*(_grown(leaf, arrays, backend) for leaf in tree))
-    except _DAMAGE as error:
-        raise ValueError(
-            f"{path} is damaged, or was not written by hgcore.save; delete it to start afresh"
-        ) from error
+    except (*_DAMAGE, RuntimeError) as error:
+        why = "is damaged, or was not written by hgcore.save; delete it to start afresh"
+        raise ValueError(f"{path} {why}") from error
     for array in arrays.values():
         if array.dtype.kind == "f" and str(array.dtype) != backend.dtype:
             raise ValueError(f"{path} holds {array.dtype}, this backend is {backend.dtype}")

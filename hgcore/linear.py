@@ -29,9 +29,8 @@ class Neumann:
 
     def __post_init__(self):
         if self.terms < 0 or self.rate is not None and not self.rate > 0:
-            raise ValueError(
-                f"Neumann needs terms >= 0 and rate > 0 or None, got {self.terms} and {self.rate}"
-            )
+            given = f"{self.terms} and {self.rate}"
+            raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {given}")
 
     def __call__(self, apply: Callable, b):
         rate = self.rate or 1 / positive_eigenvalue(apply, b)
@@ -44,9 +43,9 @@ class Neumann:
 
 
 def largest_eigenvalue(apply: Callable, like, products: int = 20) -> float:
-    """Return a lower bound of max |eigenvalue| of A by power iteration from a random vector.
+    """Return a lower bound of max |eigenvalue| of A: the largest |A v| / |v| of a power iteration.
 
-    It is the largest |A v| / |v| seen. like: a vector (n,) of the kind that apply takes.
+    It starts from a random vector. like: a vector (n,) of the kind that apply takes.
     """
     vector, found = _like(np.random.default_rng(len(like)).standard_normal(len(like)), like), 0.0
     for _ in range(products):
@@ -59,8 +58,7 @@ def largest_eigenvalue(apply: Callable, like, products: int = 20) -> float:
 
 def positive_eigenvalue(apply: Callable, like) -> float:
     """Return `largest_eigenvalue`; raise Diverged if it is zero."""
-    found = largest_eigenvalue(apply, like)
-    if not found > 0:
+    if not (found := largest_eigenvalue(apply, like)) > 0:
         raise Diverged("the inner Hessian is zero or not finite: it has no inverse")
     return found
 
@@ -74,7 +72,11 @@ def require_not_grown(apply, b, before, last, rate: float, terms: int) -> None:
     first, before, length = b @ b, before @ before, last @ last
     if bool((length <= (1 + SLACK) * before) & (length <= (1 + SLACK) * first)):
         return
-    eigenvalue = _fastest_growing(apply, b, rate, terms + 20)
+    vector = b  # towards the direction that grows fastest
+    for _ in range(terms + 20):
+        vector = vector / (vector @ vector) ** 0.5
+        vector = vector / rate - apply(vector)  # not vector - rate A vector: a rate may be huge
+    eigenvalue = float(vector @ apply(vector)) / float(vector @ vector)
     series = f"the Neumann series grows with rate {rate:.4g}"
     if eigenvalue > 0:
         raise Diverged(
@@ -83,17 +85,8 @@ def require_not_grown(apply, b, before, last, rate: float, terms: int) -> None:
         )
     raise Diverged(
         f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
-        " positive definite, which no rate helps; train on to a minimum, add a penalty, or take"
-        " fewer terms"
+        " positive definite; train on to a minimum, add a penalty, or take fewer terms"
     )
-
-
-def _fastest_growing(apply: Callable, vector, rate: float, products: int) -> float:
-    """Return the eigenvalue of A whose direction grows fastest in the Neumann series."""
-    for _ in range(products):
-        vector = vector / (vector @ vector) ** 0.5
-        vector = vector / rate - apply(vector)  # not vector - rate A vector: a rate may be huge
-    return float(vector @ apply(vector)) / float(vector @ vector)
 
 
 @dataclass(frozen=True)
@@ -101,16 +94,14 @@ class ConjugateGradient:
     """Conjugate gradients: at most `iterations` products, until |A x - b| <= tolerance |b|.
 
     For A positive definite. The error of x is at most the condition number times the larger of
-    tolerance and rounding. A direction of negative curvature raises Diverged: there is no minimum;
-    use Neumann, or train on.
+    tolerance and rounding. A direction of negative curvature raises Diverged: there is no minimum.
     """
 
     iterations: int = 100
     tolerance: float = 1e-15
 
     def __call__(self, apply: Callable, b):
-        x, residual = 0 * b, b
-        direction, square = residual, float(b @ b)
+        x, residual, direction, square = 0 * b, b, b, float(b @ b)
         goal = max(self.tolerance, namespace(b).finfo(b.dtype).eps) ** 2 * square
         for _ in range(self.iterations):
             if square <= goal:
@@ -118,10 +109,8 @@ class ConjugateGradient:
             image = apply(direction)
             curvature = float(direction @ image)
             if not curvature > 0:
-                raise Diverged(
-                    f"conjugate gradients met curvature {curvature:.3g}: the inner Hessian is not"
-                    " positive definite"
-                )
+                found = f"conjugate gradients met curvature {curvature:.3g}"
+                raise Diverged(f"{found}: the inner Hessian is not positive definite; use Neumann")
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
             square, previous = float(residual @ residual), square
@@ -161,19 +150,16 @@ class Nystrom:
 
     def __call__(self, apply: Callable, b):
         xp, n = namespace(b), len(b)
+        if self.rank < n and not self.rho > 0:
+            why = f"for a rank below the number of weights ({self.rank} < {n}), got {self.rho}"
+            raise ValueError(f"rho must be positive {why}")
         rng = np.random.default_rng([*np.atleast_1d(self.seed), n])
         sketch = _like(self.draw(rng, min(self.rank, n), n), b)
         basis, values = _factors(xp, xp.stack([apply(row) for row in sketch]), sketch)
         inside = basis.T @ b
         x = basis @ (inside / (values + self.rho))
-        if self.rank >= n:  # nothing lies outside but rounding
-            return x
-        if not self.rho > 0:
-            raise ValueError(
-                f"rho must be positive for a rank below the number of weights ({self.rank} < {n}),"
-                f" got {self.rho}"
-            )
-        return x + (b - basis @ inside) / self.rho
+        # with full rank nothing lies outside of the basis but rounding
+        return x if self.rank >= n else x + (b - basis @ inside) / self.rho
 
 
 def _factors(xp, image, sketch) -> tuple:
@@ -211,10 +197,8 @@ class DenseSolve:
         try:
             return xp.linalg.solve(matrix, b)
         except xp.linalg.LinAlgError as error:
-            raise Diverged(
-                f"the inner Hessian has no inverse ({error}): add a penalty, or solve with Nystrom"
-                " or few Neumann terms"
-            ) from error
+            way_out = "add a penalty, or solve with Nystrom or few Neumann terms"
+            raise Diverged(f"the inner Hessian has no inverse ({error}): {way_out}") from error
 
 
 def _like(values, b):

@@ -1,6 +1,4 @@
-"""Euclidean projections onto the sets in which hyperparameters are allowed, as functions of a
-vector.
-"""
+"""Euclidean projections onto the sets in which hyperparameters are allowed, as vector functions."""
 
 from __future__ import annotations
 
@@ -10,30 +8,27 @@ from hgcore.arrays import namespace
 
 
 def box(low, high) -> Callable:
-    """Projection onto low <= hyper <= high (numbers or vectors)."""
+    """Return the projection onto low <= hyper <= high (numbers or vectors)."""
 
     def project(hyper):
         xp = namespace(hyper)
-        least, most = (
-            xp.asarray(bound, dtype=hyper.dtype, device=hyper.device) for bound in (low, high)
-        )
-        return xp.minimum(xp.maximum(hyper, least), most)
+        ends = (xp.asarray(end, dtype=hyper.dtype, device=hyper.device) for end in (low, high))
+        return xp.minimum(xp.maximum(hyper, next(ends)), next(ends))
 
     return project
 
 
 def simplex(total: float = 1.0) -> Callable:
-    """Euclidean projection onto {hyper >= 0, sum = total > 0}: Michelot 1986, exact in finitely
-    many passes.
+    """Return the projection onto {hyper >= 0, sum = total > 0}, exact in finitely many passes.
+
+    Implements: Michelot 1986.
     """
     if not total > 0:
         raise ValueError(f"the sum must be positive, got {total}")
 
     def project(hyper):
-        hyper = (
-            hyper - hyper.max()
-        )  # moves no projection, and keeps the largest above the shift whatever is rounded
-        shift, active, count = (hyper.sum() - total) / len(hyper), hyper == hyper, len(hyper)
+        hyper = hyper - hyper.max()  # moves no projection; keeps the largest above the shift
+        shift, count = (hyper.sum() - total) / len(hyper), len(hyper)
         while True:
             active = hyper > shift
             if int(active.sum()) == count:
@@ -45,7 +40,7 @@ def simplex(total: float = 1.0) -> Callable:
 
 
 def l1_ball(radius: float = 1.0) -> Callable:
-    """Euclidean projection onto {sum |hyper_i| <= radius}, radius > 0 (Duchi et al. 2008)."""
+    """Return the projection onto {sum |hyper_i| <= radius}, radius > 0 (Duchi et al. 2008)."""
     onto = simplex(radius)
 
     def project(hyper):
@@ -57,8 +52,7 @@ def l1_ball(radius: float = 1.0) -> Callable:
 
 
 def box_l1(low, high, radius: float) -> Callable:
-    """Euclidean projection onto {low <= hyper <= high, sum of hyper <= radius}, for 0 <= low: a box
-    cut off by an L1 ball.
+    """Return the projection onto {low <= hyper <= high, sum of hyper <= radius}, for 0 <= low.
 
     It is clip(hyper - m, low, high) with the least m >= 0 that brings the sum down to the radius.
     As m grows, the sum falls in straight lines between the 2n places where a coordinate leaves
@@ -69,19 +63,14 @@ def box_l1(low, high, radius: float) -> Callable:
     inside, lowest, highest = box(low, high), box(low, low), box(high, high)
 
     def project(hyper):
-        more, less, most = (
-            inside(hyper),
-            lowest(hyper),
-            highest(hyper),
-        )  # more, less: sums on either side of the radius
+        more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # on both sides of the sum
         _require_points(less, most, radius)
         within = max(radius, float(less.sum()))  # more than the radius by rounding at most
         if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
-        places = xp.maximum(
-            xp.concatenate([hyper - most, hyper - less]), 0 * xp.concatenate([hyper, hyper])
-        )
+        places = xp.concatenate([hyper - most, hyper - less])
+        places = xp.maximum(places, 0 * xp.concatenate([hyper, hyper]))
         places = places[xp.argsort(places)]
         first, last = -1, len(places) - 1
         while last - first > 1:
@@ -100,16 +89,11 @@ def box_l1(low, high, radius: float) -> Callable:
 def _require_points(least, most, radius: float) -> None:
     """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
     if bool((least < 0).any()):
-        raise ValueError(
-            f"low must be >= 0, got {float(least.min()):.6g}; for points of either sign see box or"
-            " l1_ball"
-        )
+        found = f"{float(least.min()):.6g}"
+        raise ValueError(f"low must be >= 0, got {found}; for either sign see box or l1_ball")
     if bool((least > most).any()):
-        raise ValueError(
-            f"low must be <= high, but exceeds it by {float((least - most).max()):.6g}"
-        )
+        excess = float((least - most).max())
+        raise ValueError(f"low must be <= high, but exceeds it by {excess:.6g}")
     if float(least.sum()) > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
-        raise ValueError(
-            f"nothing lies in the set: low alone adds up to {float(least.sum()):.6g}, more than the"
-            f" radius {radius:.6g}"
-        )
+        total = f"low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}"
+        raise ValueError(f"nothing lies in the set: {total}")
