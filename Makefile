@@ -30,7 +30,7 @@ fence: .venv/installed
 	rm -rf runs/fence && mkdir -p runs/fence
 	cp -r hgcore tests pyproject.toml runs/fence && rm -r runs/fence/hgcore/fast runs/fence/tests/fast
 	cd runs/fence && OMP_NUM_THREADS=1 PYTHONPATH=. ../../.venv/bin/python -m pytest -p no:nbval \
-		-p no:cacheprovider -q -n $(JOBS) tests/core tests/papers
+		-p no:cacheprovider -q -n $(JOBS) tests/core
 	rm -r runs/fence
 
 # On a machine with a CUDA GPU, within 8 minutes: the tests that need it, then figures/beyond/gpu.json.
