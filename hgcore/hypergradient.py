@@ -24,17 +24,6 @@ class Hypergradient(NamedTuple):
     nbytes: int  # what was kept
 
 
-def finite(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:
-    """Return the Hypergradient; raise Diverged if it is not finite (one look at the device)."""
-    xp = problem.backend.xp
-    if not bool(xp.isfinite(grad).all() & xp.isfinite(value)):
-        raise Diverged(
-            "the outer loss or the hypergradient is not finite although training was; look at the"
-            " outer loss at the last weights, shorten the run or lower the rate"
-        )
-    return Hypergradient(value, grad, xp.concatenate(state), nbytes)
-
-
 @dataclass(frozen=True)
 class Reverse:
     """Reverse mode: exact, about three gradients a step for any number of hyperparameters.
@@ -66,7 +55,7 @@ class Reverse:
             run.close()
         if run.whole:
             grad = grad + problem.vjp_initial(hyper, adjoint)
-        return finite(problem, value, grad, run.final, run.nbytes)
+        return _finite(problem, value, grad, run.final, run.nbytes)
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class Forward:
         value, adjoint, grad = problem.outer_gradients(state[0], hyper)
         if tangents:
             grad = grad + problem.backend.xp.stack([dz[0] @ adjoint for dz in tangents])
-        return finite(problem, value, grad, state, sum(map(state_nbytes, (state, *tangents))))
+        return _finite(problem, value, grad, state, sum(map(state_nbytes, (state, *tangents))))
 
 
 @dataclass(frozen=True)
@@ -130,16 +119,23 @@ class Implicit:
         else:
             state = problem.split_state(state, len(problem.initial_state(hyper)[0]))
         value, adjoint, direct = problem.outer_gradients(state[0], hyper)
-        linearized = _linearized_on_all(problem, hyper, state[0])
+        try:
+            linearized = problem.objective(hyper).linearize(state[0], None)
+        except (TypeError, IndexError, KeyError, AttributeError) as error:
+            raise TypeError(
+                "Implicit differentiates inner_loss(weights, hyper, t=None), the loss on all"
+                f" training examples, which failed: {type(error).__name__}: {error}"
+            ) from error
         grad = direct - linearized.mixed(self.solve(linearized.hvp, adjoint))
-        return finite(problem, value, grad, state, state[0].nbytes)
+        return _finite(problem, value, grad, state, state[0].nbytes)
 
 
-def _linearized_on_all(problem: Problem, hyper, weights):
-    try:
-        return problem.objective(hyper).linearize(weights, None)
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
-        raise TypeError(
-            "Implicit differentiates inner_loss(weights, hyper, t=None), the loss on all training"
-            f" examples; this inner_loss does not take t=None ({type(error).__name__}: {error})"
-        ) from error
+def _finite(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:
+    """Return the Hypergradient, or raise Diverged; looks at the device once."""
+    xp = problem.backend.xp
+    if not bool(xp.isfinite(grad).all() & xp.isfinite(value)):
+        raise Diverged(
+            "the outer loss or the hypergradient is not finite although training was; look at the"
+            " outer loss at the last weights, shorten the run or lower the rate"
+        )
+    return Hypergradient(value, grad, xp.concatenate(state), nbytes)

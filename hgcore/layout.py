@@ -30,7 +30,7 @@ class Layout:
         for name, shape in self.shapes.items():
             if not isinstance(shape, tuple):
                 raise TypeError(f"the shape of block {name!r} must be a tuple, got {shape!r}")
-        object.__setattr__(self, "sizes", [math.prod(shape) for shape in self.shapes.values()])
+        object.__setattr__(self, "sizes", list(map(math.prod, self.shapes.values())))
         object.__setattr__(self, "size", sum(self.sizes))
 
     def __len__(self) -> int:

@@ -50,12 +50,12 @@ class Optimizer:
 
     def __post_init__(self):
         for name in self._names():
-            value, optimizer = getattr(self, name), type(self).__name__
+            value, what = getattr(self, name), f"{type(self).__name__}: {name}"
             fits = isinstance(value, (Real, list, tuple)) or hasattr(value, "ndim")
             if not (fits or callable(value)) or isinstance(value, (bool, type)):
                 kind = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
                 rule = "must be a number, a vector or a function (hyper, t)"
-                raise TypeError(f"{optimizer}: {name} {rule}, got {kind}")
+                raise TypeError(f"{what} {rule}, got {kind}")
 
     def _names(self) -> list[str]:
         without = ("velocity", "fade") if self.clip is not None else ("velocity", "fade", "clip")
@@ -86,12 +86,10 @@ class Optimizer:
 
     def step(self, state: tuple, gradient, c) -> tuple:
         """Return the state after a step, from the state before it and the gradient (n,) there."""
-        (weights, *before), after = state, []
-        gradient = self.clipped(c, gradient)
+        (weights, *before), after, gradient = state, [], self.clipped(c, gradient)
         for slot, value in zip(self.slots, before, strict=True):
             after.append(slot.decay(c) * value + slot.kick(c, gradient, *after))
-        shrink = self.shrink(c)
-        kept = weights if shrink is None else shrink * weights
+        kept = weights if (shrink := self.shrink(c)) is None else shrink * weights
         return kept + self.drift(c, gradient, *after), *after
 
     def steady_slots(self, c, stride, slots) -> tuple:

@@ -46,7 +46,7 @@ def descend(
     require_instance("solver", solver, Callable, "hg.Reverse()")
 
     def step(now: Problem, k: int, hyper) -> tuple:
-        return *solver(now, hyper), ()
+        return solver(now, hyper), ()
 
     return _loop(problem, hyper, lambda *_: (), step, optimizer, steps, project, resume)
 
@@ -68,7 +68,7 @@ def realtime(
     def step(now: Problem, k: int, hyper, state: tuple, tangents: tuple) -> tuple:
         now.smallest_decays(hyper, state, spans(k))
         carry = solver.advance(now, hyper, state, tangents, spans(k))
-        return *solver.hypergradient(now, hyper, *carry), carry
+        return solver.hypergradient(now, hyper, *carry), carry
 
     return _loop(problem, hyper, start, step, optimizer, steps, project, resume)
 
@@ -92,7 +92,7 @@ def alternate(
     def step(now: Problem, k: int, hyper, state: tuple) -> tuple:
         now.smallest_decays(hyper, state, spans(k))
         state = advance(now, hyper, state, spans(k), now.objective(hyper).gradient)
-        return *solver(now, hyper, state), (state,)
+        return solver(now, hyper, state), (state,)
 
     return _loop(problem, hyper, start, step, optimizer, steps, project, resume)
 
@@ -105,7 +105,7 @@ def _spans(every: int) -> Callable:
 
 
 def _loop(problem, hyper, start, step, optimizer, steps, project, resume):
-    """Yield outer steps. carry: what start(problem, hyper) returns and step(..., *carry) ends on."""
+    """Yield outer steps. start: (problem, hyper) -> carry; step: (..., *carry) -> result, carry."""
     require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
     at = problem if callable(problem) else lambda k: problem
     if resume is None:
@@ -119,13 +119,13 @@ def _loop(problem, hyper, start, step, optimizer, steps, project, resume):
     for k in progress(range(first, steps), "outer step"):
         now = at(k)
         try:
-            *found, carry = step(now, k, hyper, *carry)
+            result, carry = step(now, k, hyper, *carry)
         except Diverged as error:
             raise type(error)(f"outer step {k}: {error}") from error
         c = optimizer.coefficients(now.backend, hyper, k)
-        updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), found[1], c)
+        updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), result.grad, c)
         updated = updated if project is None else _projected(project, updated)
-        yield OuterStep(k, hyper, *found, updated, (*carry, tuple(slots)))
+        yield OuterStep(k, hyper, *result, updated, (*carry, tuple(slots)))
         hyper = updated
 
 

@@ -62,9 +62,8 @@ class Problem:
 
     inner_loss: (weights (n,), hyper (m,), t) -> scalar; t = 0..T-1 names the minibatch of a step,
     t = None the full training set (Implicit asks for it). May be an object with the method
-    objective(backend, hyper) -> Objective, such as fast.CrossEntropy.
-    outer_loss: (weights (n,), hyper (m,)) -> scalar. optimizer: see optimizers.py.
-    initial: (n,), or hyper (m,) -> (n,). steps: T.
+    objective(backend, hyper) -> Objective, such as fast.CrossEntropy. outer_loss: (weights (n,),
+    hyper (m,)) -> scalar. initial: (n,), or hyper (m,) -> (n,). steps: T.
 
     Functions use `backend.xp` and must give the same bits each time: what is random needs a seed
     made from t. A gradient that is not that of the loss (hooks, detached parts) is not noticed.
@@ -121,13 +120,12 @@ class Problem:
                     " .detach() or a NumPy function lost the graph; compute it with backend.xp"
                 )
 
-    # ---- the initial state
-
     @property
     def _initials(self) -> dict[str, Callable]:
         """The functions of hyper that give the weights and, if it is given, the velocity."""
-        given, velocity = {"initial": self.initial}, getattr(self.optimizer, "velocity", None)
-        given |= {} if velocity is None else {"velocity": velocity}
+        given = {"initial": self.initial}
+        if getattr(self.optimizer, "velocity", None) is not None:
+            given["velocity"] = self.optimizer.velocity
         return {k: x if callable(x) else lambda hyper, x=x: x for k, x in given.items()}
 
     def _given(self, hyper) -> tuple:
@@ -161,18 +159,14 @@ class Problem:
         return self.backend.xp.diag(0 * hyper + 1)
 
     def split_state(self, state, size: int | None = None) -> tuple:
-        """Return a flat state (as in Hypergradient.state) as its vectors of `size` numbers."""
+        """Return the vectors, of `size` numbers, of a flat state such as Hypergradient.state."""
         if isinstance(state, tuple):
             return state
         count = 1 + len(self.optimizer.slots)
         size = len(state) // count if size is None else size
         if len(state) != size * count:
-            raise ValueError(
-                f"a flat state has {count} vectors of {size}, got {len(state)} numbers"
-            )
+            raise ValueError(f"a flat state has {count} * {size} numbers, got {len(state)}")
         return tuple(pieces(self.backend.array(state), [size] * count))
-
-    # ---- one step of training
 
     def coefficients(self, weights, hyper, t: int) -> SimpleNamespace:
         """Return the coefficients of step t with their graph, scalars or like `weights` (n,).
@@ -214,8 +208,6 @@ class Problem:
         """Return (value, d outer/d weights (n,), d outer/d hyper (m,)) of the outer loss."""
         return self.backend.gradients(self.outer_loss, weights, hyper)
 
-    # ---- checks, before a run starts
-
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
         """Return the smallest value of each decay, and of shrink, in each of `steps`.
 
@@ -246,17 +238,15 @@ class Problem:
 
 
 def _require_shape(name: str, value, weights, t: int) -> None:
-    shape, found = tuple(weights.shape), tuple(value.shape)
-    if found not in ((), shape):
+    if tuple(value.shape) not in ((), shape := tuple(weights.shape)):
         rule = f"must be a scalar or have shape {shape}"
-        raise ValueError(f"{name} {rule}, got {found} at step {t}")
+        raise ValueError(f"{name} {rule}, got {tuple(value.shape)} at step {t}")
 
 
 class DivergenceMonitor:
     """Looks at one number a step and raises Diverged naming the first that reaches `limit`.
 
-    It looks every `backend.sync_every` steps, and when `flush` is called. what: the message for a
-    finite number.
+    It looks every `backend.sync_every` steps and at `flush`. what: the message if it is finite.
     """
 
     def __init__(self, backend: Backend, limit: float = float("inf"), what: str = ""):

@@ -87,8 +87,7 @@ class Gradients:
     def linearized(self, weights, t: int) -> Linearized:
         """Return the inner loss linearized at step t, from its graph if that was kept."""
         found = self.kept.pop(t, None) or self.objective.linearize(weights, t)
-        square = self.backend.host_view(found.gradient @ found.gradient)
-        self.pairs[t] = self.squares[t], square
+        self.pairs[t] = self.squares[t], self.backend.host_view(found.gradient @ found.gradient)
         return found
 
     def compare(self) -> None:
@@ -209,9 +208,8 @@ class Checkpointed:
 def next_checkpoint(steps: int, free: int) -> int:
     """Return after how many of `steps` >= 2 steps to keep the next state, with `free` places left.
 
-    With b(c, r) = binomial(c + r, c), c = free + 1 and r the least with steps <= b(c, r), any
-    distance d with b(c, r-2) <= d <= b(c, r-1) and b(c-1, r-1) <= steps - d <= b(c-1, r) is
-    optimal; this is the smallest one: all steps but the last if there is no place.
+    With b(c, r) = binomial(c + r, c), c = free + 1 and r the least with steps <= b(c, r): the least
+    d with b(c, r-2) <= d <= b(c, r-1) and b(c-1, r-1) <= steps - d <= b(c-1, r), all optimal.
     """
     c = free + 1
     r = next(r for r in itertools.count(1) if steps <= math.comb(c + r, c))
