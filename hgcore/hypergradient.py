@@ -16,16 +16,12 @@ from hgcore.trajectory import Stored, state_nbytes, train
 
 
 class Hypergradient(NamedTuple):
-    """What a solver returns.
+    """What a solver returns."""
 
-    value: the outer loss, a scalar; grad (m,); state: that after training, flat, weights first;
-    nbytes: what was kept.
-    """
-
-    value: object
-    grad: object
-    state: object
-    nbytes: int
+    value: object  # the outer loss, a scalar
+    grad: object  # (m,)
+    state: object  # after training, flat, weights first
+    nbytes: int  # what was kept
 
 
 @dataclass(frozen=True)
@@ -41,18 +37,16 @@ class Reverse:
 
     def __post_init__(self):
         if isinstance(self.trajectory, type) or not hasattr(self.trajectory, "train"):
-            raise TypeError(
-                f"trajectory must be an object such as hg.Reversible(), got {self.trajectory!r}"
-            )
+            rule = "trajectory must be an object such as hg.Reversible()"
+            raise TypeError(f"{rule}, got {self.trajectory!r}")
 
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.as_hyper(hyper)
         with problem.backend.fixed_threads() as restore_threads:
             run = self.trajectory.train(problem, hyper)
-            final, nbytes = run.final, run.nbytes
-            value, adjoint, grad = problem.outer_gradients(final[0], hyper)
-            adjoint = (adjoint, *(0 * slot for slot in final[1:]))
+            value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
+            adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
             restore_threads()
             for t in reversed(run.steps):
                 before, linearized = run.undo(t)
@@ -61,7 +55,7 @@ class Reverse:
             run.close()
         if run.whole:
             grad = grad + problem.vjp_initial(hyper, adjoint)
-        return _finite(problem, value, grad, final, nbytes)
+        return _finite(problem, value, grad, run.final, run.nbytes)
 
 
 @dataclass(frozen=True)
@@ -77,36 +71,28 @@ class Forward:
         state, tangents = problem.initial_state(hyper), problem.jvp_initial(hyper)
         problem.smallest_decays(hyper, state)
         state, tangents = self.advance(problem, hyper, state, tangents, range(problem.steps))
-        value, grad = self.outer_jvp(problem, hyper, state, tangents)
-        return _finite(problem, value, grad, state, self.nbytes(state, tangents))
-
-    @staticmethod
-    def nbytes(state: tuple, tangents: tuple) -> int:
-        """Return the bytes kept from step to step."""
-        return sum(map(state_nbytes, (state, *tangents)))
+        return self.hypergradient(problem, hyper, state, tangents)
 
     @quiet
-    def advance(
-        self, problem: Problem, hyper, state: tuple, tangents: tuple, steps: range
-    ) -> tuple:
+    def advance(self, problem: Problem, hyper, state: tuple, tangents, steps: range) -> tuple:
         """Return (state, its tangents, one for each hyperparameter) after `steps`."""
         objective, monitor = problem.objective(hyper), DivergenceMonitor(problem.backend)
         for t in steps:
             gradient, push_gradient = objective.pushforward(state[0], t)
             state, push = problem.jvp_step(state, gradient, hyper, t)
             pairs = zip(problem.basis(hyper), tangents, strict=True)
-            pushed = (push(unit, push_gradient(dz[0], unit), *dz) for unit, dz in pairs)
-            tangents = tuple(pushed)
-            monitor.weights(t, state[0])
+            tangents = tuple(push(unit, push_gradient(dz[0], unit), *dz) for unit, dz in pairs)
+            monitor(t, state[0] @ state[0])
         monitor.flush()
         return state, tangents
 
     @quiet
-    def outer_jvp(self, problem: Problem, hyper, state: tuple, tangents: tuple) -> tuple:
-        """Return (value, hypergradient (m,)) of the outer loss at this state."""
+    def hypergradient(self, problem: Problem, hyper, state: tuple, tangents) -> Hypergradient:
+        """Return the hypergradient at this state, which has these tangents."""
         value, adjoint, grad = problem.outer_gradients(state[0], hyper)
-        through = [tangent[0] @ adjoint for tangent in tangents]
-        return value, grad + problem.backend.xp.stack(through) if through else grad
+        if tangents:
+            grad = grad + problem.backend.xp.stack([dz[0] @ adjoint for dz in tangents])
+        return _finite(problem, value, grad, state, sum(map(state_nbytes, (state, *tangents))))
 
 
 @dataclass(frozen=True)
@@ -133,31 +119,23 @@ class Implicit:
         else:
             state = problem.split_state(state, len(problem.initial_state(hyper)[0]))
         value, adjoint, direct = problem.outer_gradients(state[0], hyper)
-        linearized = _linearized_on_all(problem, hyper, state[0])
+        try:
+            linearized = problem.objective(hyper).linearize(state[0], None)
+        except (TypeError, IndexError, KeyError, AttributeError) as error:
+            raise TypeError(
+                "Implicit differentiates inner_loss(weights, hyper, t=None), the loss on all"
+                f" training examples, which failed: {type(error).__name__}: {error}"
+            ) from error
         grad = direct - linearized.mixed(self.solve(linearized.hvp, adjoint))
         return _finite(problem, value, grad, state, state[0].nbytes)
 
 
-def _linearized_on_all(problem: Problem, hyper, weights):
-    try:
-        return problem.objective(hyper).linearize(weights, None)
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
-        raise TypeError(
-            "Implicit differentiates inner_loss(weights, hyper, t=None), the loss on all training"
-            f" examples; this inner_loss does not take t=None ({type(error).__name__}: {error})"
-        ) from error
-
-
 def _finite(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:
-    require_finite(problem, value, grad)
-    return Hypergradient(value, grad, problem.backend.xp.concatenate(state), nbytes)
-
-
-def require_finite(problem: Problem, value, grad) -> None:
-    """Raise Diverged unless value and hypergradient are finite; looks at the device once."""
+    """Return the Hypergradient, or raise Diverged; looks at the device once."""
     xp = problem.backend.xp
     if not bool(xp.isfinite(grad).all() & xp.isfinite(value)):
         raise Diverged(
             "the outer loss or the hypergradient is not finite although training was; look at the"
             " outer loss at the last weights, shorten the run or lower the rate"
         )
+    return Hypergradient(value, grad, xp.concatenate(state), nbytes)

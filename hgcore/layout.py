@@ -13,9 +13,9 @@ from hgcore.arrays import namespace, pieces
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the blocks of a vector (size,), in order.
+    """Names and shapes of the blocks of a vector (size,), in order; a block () is one number.
 
-    Works on vectors of either backend, traced or not. A block of shape () is one number.
+    Works on vectors of either backend, traced or not.
 
     >>> layout = Layout({"weights": (2, 3), "bias": ()})
     >>> layout.size, list(layout.split(np.arange(7.0)))
@@ -30,41 +30,32 @@ class Layout:
         for name, shape in self.shapes.items():
             if not isinstance(shape, tuple):
                 raise TypeError(f"the shape of block {name!r} must be a tuple, got {shape!r}")
-        object.__setattr__(self, "sizes", [math.prod(shape) for shape in self.shapes.values()])
+        object.__setattr__(self, "sizes", list(map(math.prod, self.shapes.values())))
         object.__setattr__(self, "size", sum(self.sizes))
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def split(self, vector) -> dict:
-        """Return {name: block in its shape}, views of `vector` (size,).
-
-        One operation on torch: a slice v[a:b] fills a whole vector of zeros in a backward pass.
-        """
-        if tuple(vector.shape) != (self.size,):
-            got = tuple(vector.shape)
-            raise ValueError(f"this layout takes a vector of shape ({self.size},), got {got}")
-        parts = pieces(vector, self.sizes)
-        blocks = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(shape) for (name, shape), part in blocks}
+        """Return {name: block in its shape}, views of `vector` (size,)."""
+        _require_shape("this layout takes a vector of", vector, (self.size,))
+        # one operation on torch: a slice v[a:b] fills a whole vector of zeros in a backward pass
+        blocks = zip(self.shapes.items(), pieces(vector, self.sizes), strict=True)
+        return {name: block.reshape(shape) for (name, shape), block in blocks}
 
     def join(self, blocks: Mapping):
         """Return the vector (size,) of all named blocks (arrays, or numbers): undoes `split`."""
         if set(blocks) != set(self.shapes):
             raise ValueError(f"blocks must be {list(self.shapes)}, got {list(blocks)}")
-        arrays = {name: _array(blocks[name]) for name in self.shapes}
-        for name, shape in self.shapes.items():
-            if tuple(arrays[name].shape) != shape:
-                got = tuple(arrays[name].shape)
-                raise ValueError(f"block {name!r} must have shape {shape}, got {got}")
-        xp = namespace(next(iter(arrays.values())))
-        return xp.concatenate([array.reshape((-1,)) for array in arrays.values()])
+        given = [blocks[name] for name in self.shapes]
+        arrays = [x if hasattr(x, "shape") else np.asarray(x, dtype=float) for x in given]
+        for (name, shape), array in zip(self.shapes.items(), arrays, strict=True):
+            _require_shape(f"block {name!r} must have", array, shape)
+        return namespace(arrays[0]).concatenate([array.reshape((-1,)) for array in arrays])
 
     def expand(self, values):
         """Return one value per coordinate (size,) from one per block (len(layout),)."""
-        if tuple(values.shape) != (len(self),):
-            got = tuple(values.shape)
-            raise ValueError(f"expected one value per block, shape ({len(self)},), got {got}")
+        _require_shape("expected one value per block,", values, (len(self),))
         xp, parts = namespace(values), pieces(values, [1] * len(self))
         blocks = [(part, size) for part, size in zip(parts, self.sizes, strict=True) if size]
         return xp.concatenate([xp.broadcast_to(part, (size,)) for part, size in blocks])
@@ -74,5 +65,6 @@ class Layout:
         return namespace(vector).stack([part.sum() for part in pieces(vector, self.sizes)])
 
 
-def _array(block):
-    return block if hasattr(block, "shape") else np.asarray(block, dtype=float)
+def _require_shape(what: str, array, shape: tuple) -> None:
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{what} shape {shape}, got {tuple(array.shape)}")

@@ -25,16 +25,15 @@ Coefficient = float | Sequence[float] | Callable
 
 
 class Slot(NamedTuple):
-    """One vector of optimizer state. c: the coefficients of a step, as attributes, and its t.
-
-    decay: c -> decay; kick: (c, gradient, *slots' before this one) -> (n,); square: whether the
-    slot holds squares of gradients, which need a finer unit in fixed point.
-    """
+    """One vector of optimizer state. c: the coefficients of a step, as attributes, and its t."""
 
     name: str
-    decay: Callable
-    kick: Callable
-    square: bool = False
+    decay: Callable  # c -> decay
+    kick: Callable  # (c, gradient, *slots' before this one) -> (n,)
+    square: bool = False  # holds squares of gradients, which need a finer unit in fixed point
+
+
+SQUARE = Slot("square", lambda c: c.beta2, lambda c, g, *before: (1 - c.beta2) * g * g, square=True)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Optimizer:
 
     rate: Coefficient
     clip: Coefficient | None = field(default=None, kw_only=True)
-
     slots: ClassVar[tuple[Slot, ...]] = ()
     decays: ClassVar[tuple[str, ...]] = ()  # the coefficients that are rounded to 2**-16
     shrinking: ClassVar[tuple[str, ...]] = ()  # those that `shrink` depends on
@@ -52,17 +50,19 @@ class Optimizer:
 
     def __post_init__(self):
         for name in self._names():
-            _require_coefficient(type(self).__name__, name, getattr(self, name))
+            value, what = getattr(self, name), f"{type(self).__name__}: {name}"
+            fits = isinstance(value, (Real, list, tuple)) or hasattr(value, "ndim")
+            if not (fits or callable(value)) or isinstance(value, (bool, type)):
+                kind = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+                rule = "must be a number, a vector or a function (hyper, t)"
+                raise TypeError(f"{what} {rule}, got {kind}")
 
     def _names(self) -> list[str]:
         without = ("velocity", "fade") if self.clip is not None else ("velocity", "fade", "clip")
         return [f.name for f in fields(self) if f.name not in without]
 
     def coefficients(self, backend, hyper, t: int, names=None) -> SimpleNamespace:
-        """Return the coefficients of step t, or those named, as attributes.
-
-        They keep their graph and are not rounded.
-        """
+        """Return the coefficients of step t, or those named: with their graph, not rounded."""
         c = SimpleNamespace(t=t)
         for name in self._names() if names is None else names:
             value = getattr(self, name)
@@ -86,17 +86,15 @@ class Optimizer:
 
     def step(self, state: tuple, gradient, c) -> tuple:
         """Return the state after a step, from the state before it and the gradient (n,) there."""
-        (weights, *before), after = state, []
-        gradient = self.clipped(c, gradient)
+        (weights, *before), after, gradient = state, [], self.clipped(c, gradient)
         for slot, value in zip(self.slots, before, strict=True):
             after.append(slot.decay(c) * value + slot.kick(c, gradient, *after))
-        shrink = self.shrink(c)
-        kept = weights if shrink is None else shrink * weights
+        kept = weights if (shrink := self.shrink(c)) is None else shrink * weights
         return kept + self.drift(c, gradient, *after), *after
 
-    def steady_slots(self, c, stride) -> tuple | None:
-        """Return the slots of a walk with this stride (n,) a step, None if it has none."""
-        return None
+    def steady_slots(self, c, stride, slots) -> tuple:
+        """Return the slots of a walk with this stride (n,) a step, `slots` if none are known."""
+        return slots
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,6 @@ class GradientDescent(Optimizer):
 
     def drift(self, c, gradient):
         return -c.rate * gradient
-
-    def steady_slots(self, c, stride) -> tuple:
-        return ()
 
 
 @dataclass(frozen=True)
@@ -122,17 +117,15 @@ class Momentum(Optimizer):
 
     decay: Coefficient
     velocity: Callable | Sequence[float] | None = None
-
-    slots: ClassVar = (
-        Slot("velocity", lambda c: c.decay, lambda c, gradient: (c.decay - 1) * gradient),
-    )
+    slots: ClassVar = (Slot("velocity", lambda c: c.decay, lambda c, g: (c.decay - 1) * g),)
     decays: ClassVar = ("decay",)
 
     def drift(self, c, gradient, velocity):
         return c.rate * velocity
 
-    def steady_slots(self, c, stride) -> tuple:
-        return (_divided(stride, c.rate),)
+    def steady_slots(self, c, stride, slots) -> tuple:
+        rate = self.drift(c, None, 1.0)  # with its sign
+        return (stride / namespace(stride).where(rate != 0, rate, float("inf")),)
 
 
 @dataclass(frozen=True)
@@ -142,13 +135,10 @@ class HeavyBall(Momentum):
     Implements: Franceschi et al. 2017, section 3 (gradient descent with momentum).
     """
 
-    slots: ClassVar = (Slot("velocity", lambda c: c.decay, lambda c, gradient: gradient),)
+    slots: ClassVar = (Slot("velocity", lambda c: c.decay, lambda c, g: g),)
 
     def drift(self, c, gradient, velocity):
         return -c.rate * velocity
-
-    def steady_slots(self, c, stride) -> tuple:
-        return (_divided(-stride, c.rate),)
 
 
 @dataclass(frozen=True)
@@ -161,9 +151,8 @@ class RMSProp(Optimizer):
     beta2: Coefficient = 0.99
     epsilon: Coefficient = 1e-8
     decay: Coefficient = 0.0
-
     slots: ClassVar = (
-        Slot("square", lambda c: c.beta2, lambda c, g: (1 - c.beta2) * g * g, square=True),
+        SQUARE,
         Slot("velocity", lambda c: c.decay, lambda c, g, square: g / (root(square) + c.epsilon)),
     )
 
@@ -192,62 +181,33 @@ class Adam(Optimizer):
     beta2: Coefficient = 0.999
     epsilon: Coefficient = 1e-8
     fade: float = field(default=1.0, kw_only=True)
+    decays: ClassVar = ("beta1", "beta2")
+    largest_decay: ClassVar = 1 - 2.0**-16  # one would divide by 1 - beta**t = 0
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        keep = self._first_decay
-        return (
-            Slot("mean", keep, lambda c, g: (1 - keep(c)) * g),
-            Slot("square", lambda c: c.beta2, lambda c, g, mean: (1 - c.beta2) * g * g, True),
-        )
+        def keep(c):
+            return c.beta1 if self.reversible else c.beta1 * self.fade**c.t
 
-    decays: ClassVar = ("beta1", "beta2")
-    largest_decay: ClassVar[float] = 1 - 2.0**-16  # one would divide by 1 - beta**t = 0
+        return Slot("mean", keep, lambda c, g: (1 - keep(c)) * g), SQUARE
 
     @property
     def reversible(self) -> bool:
         return self.fade == 1
 
-    def _first_decay(self, c):
-        return c.beta1 if self.fade == 1 else c.beta1 * self.fade**c.t
-
     def drift(self, c, gradient, mean, square):
-        direction = mean / _bias(c.beta1, c.t)
-        return -c.rate * direction / (root(square / _bias(c.beta2, c.t)) + c.epsilon)
+        xp = namespace(mean)
+        # 1 - beta**(t + 1), accurate also for beta near 1 in single precision
+        first, second = (-xp.expm1((c.t + 1) * xp.log(beta)) for beta in (c.beta1, c.beta2))
+        return -c.rate * (mean / first) / (root(square / second) + c.epsilon)
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay: weights' = (1 - rate * weight_decay) weights + drift.
-
-    Loshchilov and Hutter 2019, as torch.optim.AdamW.
-    """
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW."""
 
     weight_decay: Coefficient = 0.01
-
     shrinking: ClassVar = ("rate", "weight_decay")
 
     def shrink(self, c):
         return 1 - c.rate * c.weight_decay
-
-
-def _bias(beta, t: int):
-    """Return 1 - beta**(t + 1), accurate also for beta near 1 in single precision."""
-    xp = namespace(beta)
-    return -xp.expm1((t + 1) * xp.log(beta))
-
-
-def _divided(stride, rate):
-    """Return stride / rate, zero where the rate is zero."""
-    xp = namespace(stride)
-    return stride / xp.where(rate != 0, rate, float("inf"))
-
-
-def _require_coefficient(optimizer: str, name: str, value) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    vector = isinstance(value, (list, tuple)) or hasattr(value, "ndim")
-    if isinstance(value, type) or not (number or vector or callable(value)):
-        shown = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
-        raise TypeError(
-            f"{optimizer}: {name} must be a number, a vector or a function (hyper, t), got {shown}"
-        )

@@ -1,9 +1,4 @@
-"""Outer loops: what to do with a hypergradient.
-
-`descend` trains afresh for each outer step, `realtime` updates while training (forward mode),
-`alternate` goes on from the last weights (implicit differentiation). Each yields one OuterStep an
-outer step and can be resumed from any.
-"""
+"""Outer loops: each yields one OuterStep an outer step and can be resumed from any."""
 
 from __future__ import annotations
 
@@ -11,27 +6,23 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from hgcore.arrays import require_instance
-from hgcore.hypergradient import Forward, Implicit, require_finite
+from hgcore.hypergradient import Forward, Implicit
 from hgcore.optimizers import Optimizer
 from hgcore.problem import Diverged, Problem
-from hgcore.trajectory import states_after
+from hgcore.trajectory import advance
 
 
 class OuterStep(NamedTuple):
-    """Outer step k: the hypergradient `grad` and outer loss `value` at `hyper`.
-
-    updated: the next hyper; state: flat, after training; nbytes: what the solver kept; carry: what
-    a resumed loop needs besides.
-    """
+    """Outer step k: the hypergradient `grad` and outer loss `value` at `hyper`."""
 
     k: int
     hyper: object
     value: object
     grad: object
-    state: object
-    nbytes: int
-    updated: object
-    carry: tuple
+    state: object  # after training, flat
+    nbytes: int  # what the solver kept
+    updated: object  # the next hyper
+    carry: tuple  # what a resumed loop needs besides
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
@@ -46,7 +37,7 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
 def descend(
     solver, problem, hyper, *, optimizer, steps, project=None, resume=None
 ) -> Iterator[OuterStep]:
-    """Yield `steps` outer steps, each with a fresh training run.
+    """Train afresh for each of `steps` outer steps.
 
     problem: a Problem, or k -> Problem (new seeds, new batches). optimizer: as for training, with
     hyper for the weights and k for t. project: hyper -> the nearest allowed one. resume: an earlier
@@ -54,10 +45,10 @@ def descend(
     """
     require_instance("solver", solver, Callable, "hg.Reverse()")
 
-    def advance(now: Problem, k: int, hyper, carry: tuple) -> tuple:
-        return *solver(now, hyper), carry
+    def step(now: Problem, k: int, hyper) -> tuple:
+        return solver(now, hyper), ()
 
-    return _loop(problem, hyper, lambda *_: (), advance, optimizer, steps, project, resume)
+    return _loop(problem, hyper, lambda *_: (), step, optimizer, steps, project, resume)
 
 
 def realtime(
@@ -74,21 +65,18 @@ def realtime(
     def start(now: Problem, hyper) -> tuple:
         return now.initial_state(hyper), now.jvp_initial(hyper)
 
-    def advance(now: Problem, k: int, hyper, carry: tuple) -> tuple:
-        now.smallest_decays(hyper, carry[0], spans(k))
-        state, tangents = solver.advance(now, hyper, *carry, spans(k))
-        value, grad = solver.outer_jvp(now, hyper, state, tangents)
-        require_finite(now, value, grad)
-        kept, flat = solver.nbytes(state, tangents), now.backend.xp.concatenate(state)
-        return value, grad, flat, kept, (state, tangents)
+    def step(now: Problem, k: int, hyper, state: tuple, tangents: tuple) -> tuple:
+        now.smallest_decays(hyper, state, spans(k))
+        carry = solver.advance(now, hyper, state, tangents, spans(k))
+        return solver.hypergradient(now, hyper, *carry), carry
 
-    return _loop(problem, hyper, start, advance, optimizer, steps, project, resume)
+    return _loop(problem, hyper, start, step, optimizer, steps, project, resume)
 
 
 def alternate(
     solver, problem, hyper, *, optimizer, steps, every=1, project=None, resume=None
 ) -> Iterator[OuterStep]:
-    """Alternate `every` inner steps from the last weights with one implicit hypergradient.
+    """Alternate `every` inner steps from the last weights on with one implicit hypergradient.
 
     problem: a Problem, or k -> Problem for stochastic hypergradients: its inner loss at t = None
     and its outer loss then take the batches of outer step k. Inner step t = k * every + i is a
@@ -101,14 +89,12 @@ def alternate(
     def start(now: Problem, hyper) -> tuple:
         return (now.initial_state(hyper),)
 
-    def advance(now: Problem, k: int, hyper, carry: tuple) -> tuple:
-        (state,), gradient = carry, now.objective(hyper).gradient
+    def step(now: Problem, k: int, hyper, state: tuple) -> tuple:
         now.smallest_decays(hyper, state, spans(k))
-        for after in states_after(now, hyper, state, spans(k), gradient):
-            state = after
-        return *solver(now, hyper, state), (state,)
+        state = advance(now, hyper, state, spans(k), now.objective(hyper).gradient)
+        return solver(now, hyper, state), (state,)
 
-    return _loop(problem, hyper, start, advance, optimizer, steps, project, resume)
+    return _loop(problem, hyper, start, step, optimizer, steps, project, resume)
 
 
 def _spans(every: int) -> Callable:
@@ -118,8 +104,8 @@ def _spans(every: int) -> Callable:
     return lambda k: range(k * every, (k + 1) * every)
 
 
-def _loop(problem, hyper, start, advance, optimizer, steps, project, resume):
-    """Yield outer steps. carry: what start(problem, hyper) returns and `advance` hands on."""
+def _loop(problem, hyper, start, step, optimizer, steps, project, resume):
+    """Yield outer steps. start: (problem, hyper) -> carry; step: (..., *carry) -> result, carry."""
     require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
     at = problem if callable(problem) else lambda k: problem
     if resume is None:
@@ -133,13 +119,13 @@ def _loop(problem, hyper, start, advance, optimizer, steps, project, resume):
     for k in progress(range(first, steps), "outer step"):
         now = at(k)
         try:
-            value, grad, state, nbytes, carry = advance(now, k, hyper, tuple(carry))
+            result, carry = step(now, k, hyper, *carry)
         except Diverged as error:
             raise type(error)(f"outer step {k}: {error}") from error
         c = optimizer.coefficients(now.backend, hyper, k)
-        moved, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), grad, c)
-        updated = moved if project is None else _projected(project, moved)
-        yield OuterStep(k, hyper, value, grad, state, nbytes, updated, (*carry, tuple(slots)))
+        updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), result.grad, c)
+        updated = updated if project is None else _projected(project, updated)
+        yield OuterStep(k, hyper, *result, updated, (*carry, tuple(slots)))
         hyper = updated
 
 
@@ -147,7 +133,5 @@ def _projected(project: Callable, hyper):
     allowed = project(hyper)
     kind, like, shape = type(allowed).__name__, type(hyper).__name__, tuple(hyper.shape)
     if kind != like or allowed.shape != hyper.shape:
-        raise TypeError(
-            f"project must return a {like} of shape {shape} like its input, got a {kind}"
-        )
+        raise TypeError(f"project must return a {like} of shape {shape} like its input, got {kind}")
     return allowed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 from types import SimpleNamespace
 from typing import Protocol
@@ -26,17 +26,14 @@ class Diverged(ArithmeticError):
 class Objective(Protocol):
     """An inner loss at one hyper, with its derivatives. t: a step, None for all examples.
 
-    May have `one_routine = True`: the gradients of the first two verbs then have the same bits.
+    gradient: dL/dw (n,); linearize: that and its second-order products; pushforward: (dL/dw (n,),
+    push: tangents of weights and hyper -> that of dL/dw). May have `one_routine = True`: gradient
+    and linearize then give the same bits.
     """
 
-    def gradient(self, weights, t):
-        """Return dL/dw (n,)."""
-
-    def linearize(self, weights, t) -> Linearized:
-        """Return dL/dw (n,) and its second-order products."""
-
-    def pushforward(self, weights, t) -> tuple:
-        """Return (dL/dw (n,), push: tangents of weights and hyper -> tangent of dL/dw)."""
+    def gradient(self, weights, t): ...
+    def linearize(self, weights, t) -> Linearized: ...
+    def pushforward(self, weights, t) -> tuple: ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,8 @@ class Problem:
 
     inner_loss: (weights (n,), hyper (m,), t) -> scalar; t = 0..T-1 names the minibatch of a step,
     t = None the full training set (Implicit asks for it). May be an object with the method
-    objective(backend, hyper) -> Objective, such as fast.CrossEntropy.
-    outer_loss: (weights (n,), hyper (m,)) -> scalar. optimizer: see optimizers.py.
-    initial: (n,), or hyper (m,) -> (n,). steps: T.
+    objective(backend, hyper) -> Objective, such as fast.CrossEntropy. outer_loss: (weights (n,),
+    hyper (m,)) -> scalar. initial: (n,), or hyper (m,) -> (n,). steps: T.
 
     Functions use `backend.xp` and must give the same bits each time: what is random needs a seed
     made from t. A gradient that is not that of the loss (hooks, detached parts) is not noticed.
@@ -80,36 +76,31 @@ class Problem:
     optimizer: Optimizer
     initial: Callable
     steps: int
-    _objective: Callable = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         for name in ("inner_loss", "outer_loss"):
-            if not callable(getattr(self, name)) or isinstance(getattr(self, name), type):
-                kind = type(getattr(self, name)).__name__
-                raise TypeError(f"{name} must be a function, got {kind}")
+            if not callable(loss := getattr(self, name)) or isinstance(loss, type):
+                raise TypeError(f"{name} must be a function, got {type(loss).__name__}")
         if isinstance(self.backend, type) or not hasattr(self.backend, "linearize"):
             raise TypeError(f"backend must be hg.Torch() or hg.Autograd(), got {self.backend!r}")
         require_instance("optimizer", self.optimizer, Optimizer, "hg.Momentum(0.1, 0.9)")
         if not isinstance(self.steps, Integral) or self.steps < 0:
             raise ValueError(f"steps must be a whole number >= 0, got {self.steps!r}")
-        object.__setattr__(self, "_objective", getattr(self.inner_loss, "objective", None))
 
     def objective(self, hyper) -> Objective:
         """Return the inner loss and its derivatives at `hyper`."""
-        if self._objective is None:
-            return Differentiated(self.backend, self.inner_loss, hyper)
-        return self._objective(self.backend, hyper)
+        if hasattr(self.inner_loss, "objective"):
+            return self.inner_loss.objective(self.backend, hyper)
+        return Differentiated(self.backend, self.inner_loss, hyper)
 
     def as_hyper(self, hyper):
         """Return `hyper` as a vector (m,) of the backend; raise unless it is flat and finite."""
+        flat = "hyper must be a flat vector (m,), got {}; use Layout.join"
         if isinstance(hyper, dict):
-            raise TypeError("hyper must be a flat vector (m,), got dict; use Layout.join")
+            raise TypeError(flat.format("dict"))
         hyper = self.backend.array(hyper)
         if hyper.ndim != 1:
-            shape = tuple(hyper.shape)
-            raise ValueError(
-                f"hyper must be a flat vector (m,), got shape {shape}; use Layout.join"
-            )
+            raise ValueError(flat.format(f"shape {tuple(hyper.shape)}"))
         if not bool(self.backend.xp.isfinite(hyper).all()):
             raise Diverged("hyper holds a value that is not finite")
         self._require_connected(hyper)
@@ -118,12 +109,10 @@ class Problem:
     @quiet
     def _require_connected(self, hyper) -> None:
         """Raise ValueError if a function of hyper changes with it but passes no derivative on."""
-        functions = dict(zip(("initial", "velocity"), self._initials, strict=False))
-        if self.steps:
-            given = {k: f for k, f in vars(self.optimizer).items() if k not in functions}
-            functions |= {k: lambda h, f=f: f(h, 0) for k, f in given.items() if callable(f)}
+        given = vars(self.optimizer).items() if self.steps else ()
+        functions = {name: lambda h, f=f: f(h, 0) for name, f in given if callable(f)}
         moved, backend = hyper + 1e-3 * (1 + abs(hyper)), self.backend
-        for name, f in functions.items():
+        for name, f in (functions | self._initials).items():
             (value,), pull = backend.vjp(lambda h, f=f: (f(h),), hyper)
             change = backend.array(backend.evaluate(f, moved)) - value
             if bool((change != 0).any()) and not bool((pull((change,))[0] != 0).any()):
@@ -132,45 +121,38 @@ class Problem:
                     " .detach() or a NumPy function lost the graph; compute it with backend.xp"
                 )
 
-    # ---- the initial state
-
     @property
-    def _initials(self) -> tuple[Callable, ...]:
-        """The functions of hyper that give weights and, if they are given, first slots."""
-        velocity = getattr(self.optimizer, "velocity", None)
-        return (self._constant_or_function(self.initial),) + (
-            () if velocity is None else (self._constant_or_function(velocity),)
-        )
+    def _initials(self) -> dict[str, Callable]:
+        """The functions of hyper that give the weights and, if it is given, the velocity."""
+        given = {"initial": self.initial}
+        if getattr(self.optimizer, "velocity", None) is not None:
+            given["velocity"] = self.optimizer.velocity
+        return {k: x if callable(x) else lambda hyper, x=x: x for k, x in given.items()}
 
-    def _constant_or_function(self, value) -> Callable:
-        return value if callable(value) else lambda hyper: value
+    def _given(self, hyper) -> tuple:
+        return tuple(f(hyper) for f in self._initials.values())
+
+    def _with_zero_slots(self, given) -> tuple:
+        missing = 1 + len(self.optimizer.slots) - len(given)
+        return *given, *(0 * given[0] for _ in range(missing))
 
     @quiet
     def initial_state(self, hyper) -> tuple:
         """Return (weights, *slots) before the first step, each (n,)."""
-        backend = self.backend
-        given = [backend.array(backend.evaluate(f, hyper)) for f in self._initials]
-        if any(x.ndim != 1 or x.shape != given[0].shape or not len(x) for x in given):
-            shapes = [tuple(x.shape) for x in given]
-            raise ValueError(
-                f"initial weights and velocity must have one shape (n,) with n >= 1, got {shapes}"
-            )
+        given = tuple(map(self.backend.array, self.backend.evaluate(self._given, hyper)))
+        shapes = [tuple(x.shape) for x in given]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
+            raise ValueError(f"initial, velocity must have one shape (n,), n >= 1, got {shapes}")
         return self._with_zero_slots(given)
-
-    def _with_zero_slots(self, vectors) -> tuple:
-        missing = 1 + len(self.optimizer.slots) - len(vectors)
-        return *vectors, *(0 * vectors[0] for _ in range(missing))
 
     def vjp_initial(self, hyper, adjoint: tuple):
         """Return what the initial state adds to the hypergradient (m,)."""
-        initials = self._initials
-        pull = self.backend.vjp(lambda h: tuple(f(h) for f in initials), hyper)[1]
-        return pull(adjoint[: len(initials)])[0]
+        given, pull = self.backend.vjp(self._given, hyper)
+        return pull(adjoint[: len(given)])[0]
 
     def jvp_initial(self, hyper) -> tuple:
         """Return the tangents of the initial state: a state for each hyperparameter."""
-        initials = self._initials
-        push = self.backend.jvp(lambda h: tuple(f(h) for f in initials), hyper)[1]
+        push = self.backend.jvp(self._given, hyper)[1]
         return tuple(self._with_zero_slots(push(unit)) for unit in self.basis(hyper))
 
     def basis(self, hyper):
@@ -178,19 +160,14 @@ class Problem:
         return self.backend.xp.diag(0 * hyper + 1)
 
     def split_state(self, state, size: int | None = None) -> tuple:
-        """Return a flat state (as in Hypergradient.state) as its vectors of `size` numbers."""
+        """Return the vectors, of `size` numbers, of a flat state such as Hypergradient.state."""
         if isinstance(state, tuple):
             return state
         count = 1 + len(self.optimizer.slots)
         size = len(state) // count if size is None else size
         if len(state) != size * count:
-            raise ValueError(
-                f"a flat state holds {count} vectors of {size} numbers here, weights first,"
-                f" got {len(state)} numbers"
-            )
+            raise ValueError(f"a flat state has {count} * {size} numbers, got {len(state)}")
         return tuple(pieces(self.backend.array(state), [size] * count))
-
-    # ---- one step of training
 
     def coefficients(self, weights, hyper, t: int) -> SimpleNamespace:
         """Return the coefficients of step t with their graph, scalars or like `weights` (n,).
@@ -201,25 +178,20 @@ class Problem:
         for name, value in vars(c).items():
             if name != "t":
                 _require_shape(name, value, weights, t)
-        for name in self.optimizer.decays:
-            value = getattr(c, name)
-            plain = self.backend.constant(value)
-            rounded = round_decay(plain)
-            varies = callable(getattr(self.optimizer, name))
-            setattr(c, name, value + (rounded - plain) if varies else rounded)
+            if name in self.optimizer.decays:
+                plain = self.backend.constant(value)
+                setattr(c, name, value + (round_decay(plain) - plain))
         return c
 
     @quiet
     def step(self, state: tuple, gradient, hyper, t: int) -> tuple:
         """Return the state after step t, given the gradient (n,) before it."""
-
         return self.backend.evaluate(self._step_at(t), hyper, gradient, *state)
 
     def vjp_step(self, before: tuple, linearized: Linearized, hyper, t: int, adjoint: tuple):
-        """Return (adjoint before step t, its part of the hypergradient (m,)).
+        """Return (adjoint of the state before step t, its part of the hypergradient (m,)).
 
-        before: the state before the step; linearized: the inner loss there; adjoint: that of the
-        state after the step.
+        linearized: the inner loss at that state; adjoint: that of the state after the step.
         """
         _, pull = self.backend.vjp(self._step_at(t), hyper, linearized.gradient, *before)
         part, direction, weights_adjoint, *slots_adjoint = pull(adjoint)
@@ -231,16 +203,11 @@ class Problem:
         return self.backend.jvp(self._step_at(t), hyper, gradient, *before)
 
     def _step_at(self, t: int) -> Callable:
-        def step(hyper, gradient, *state):
-            return self.optimizer.step(state, gradient, self.coefficients(gradient, hyper, t))
-
-        return step
+        return lambda h, g, *state: self.optimizer.step(state, g, self.coefficients(g, h, t))
 
     def outer_gradients(self, weights, hyper) -> tuple:
         """Return (value, d outer/d weights (n,), d outer/d hyper (m,)) of the outer loss."""
         return self.backend.gradients(self.outer_loss, weights, hyper)
-
-    # ---- checks, before a run starts
 
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
         """Return the smallest value of each decay, and of shrink, in each of `steps`.
@@ -252,47 +219,35 @@ class Problem:
         steps = range(self.steps) if steps is None else steps
         names = (*optimizer.decays, *optimizer.shrinking)
         constant = not any(callable(getattr(optimizer, name)) for name in names)
-        rows = [self._decays_at(hyper, t, names) for t in (steps[:1] if constant else steps)]
-        for t, row in zip(steps, rows, strict=False):
-            for name, value in row.items():
-                _require_shape(name, value, state[0], t)
-        ends = [end(value) for row in rows for value in row.values() for end in (xp.amin, xp.amax)]
-        extremes = iter(self.backend.floats(ends))
-        found = [self._in_range(row, extremes, t) for t, row in zip(steps, rows, strict=False)]
-        return found * len(steps) if constant else found
+        found = {t: self._decays_at(hyper, t, names) for t in (steps[:1] if constant else steps)}
+        decays = [(t, *decay) for t, row in found.items() for decay in row.items()]
+        for t, name, value in decays:
+            _require_shape(name, value, state[0], t)
+        ends = [end(value) for _, _, value in decays for end in (xp.amin, xp.amax)]
+        ends = self.backend.floats(ends)
+        for (t, name, _), low, high in zip(decays, ends[::2], ends[1::2], strict=True):
+            largest = optimizer.largest_decay if name in optimizer.decays else 1.0
+            for end in (low, high):
+                require_decay(name, end, largest, f" at step {t}")
+            found[t][name] = low
+        return list(found.values()) * (len(steps) if constant else 1)
 
     def _decays_at(self, hyper, t: int, names: tuple[str, ...]) -> dict:
-        optimizer = self.optimizer
-        c = self.backend.evaluate(optimizer.coefficients, self.backend, hyper, t, names)
-        row = {name: getattr(c, name) for name in optimizer.decays}
-        return row | (
-            {"1 - rate * weight_decay": optimizer.shrink(c)} if optimizer.shrinking else {}
-        )
-
-    def _in_range(self, row: dict, extremes, t: int) -> dict:
-        smallest = {}
-        for name in row:
-            low, high = next(extremes), next(extremes)
-            largest = self.optimizer.largest_decay if name in self.optimizer.decays else 1.0
-            for value in (low, high):
-                require_decay(name, value, largest, f" at step {t}")
-            smallest[name] = low
-        return smallest
+        c = self.backend.evaluate(self.optimizer.coefficients, self.backend, hyper, t, names)
+        decays = {name: getattr(c, name) for name in self.optimizer.decays}
+        return decays | ({SHRINK: self.optimizer.shrink(c)} if self.optimizer.shrinking else {})
 
 
 def _require_shape(name: str, value, weights, t: int) -> None:
-    """Raise ValueError unless a coefficient is a scalar or like the weights (n,)."""
-    if tuple(value.shape) not in ((), tuple(weights.shape)):
-        raise ValueError(
-            f"{name} must be a scalar or have shape {tuple(weights.shape)},"
-            f" got {tuple(value.shape)} at step {t}"
-        )
+    if tuple(value.shape) not in ((), shape := tuple(weights.shape)):
+        rule = f"must be a scalar or have shape {shape}"
+        raise ValueError(f"{name} {rule}, got {tuple(value.shape)} at step {t}")
 
 
 class DivergenceMonitor:
     """Looks at one number a step and raises Diverged naming the first that reaches `limit`.
 
-    It looks every `backend.sync_every` steps, and when `flush` is called.
+    It looks every `backend.sync_every` steps and at `flush`. what: the message if it is finite.
     """
 
     def __init__(self, backend: Backend, limit: float = float("inf"), what: str = ""):
@@ -303,21 +258,15 @@ class DivergenceMonitor:
         if len(self.seen) >= self.backend.sync_every:
             self.flush()
 
-    @quiet
-    def weights(self, t: int, weights) -> None:
-        """Look at the weights (n,) after step t."""
-        self(t, weights @ weights)
-
     def flush(self) -> None:
         """Look at all numbers not looked at yet."""
         seen, self.seen = self.seen, []
         numbers = self.backend.floats([number for _, number in seen])
         for (t, _), number in zip(seen, numbers, strict=True):
             if not number < self.limit:
-                raise Diverged(self._message(t, number))
+                where = f"at step {t}" if t >= 0 else "before step 0"
+                what = self.what if number < float("inf") else _NOT_FINITE
+                raise Diverged(what.format(number=number, where=where, limit=self.limit))
 
-    def _message(self, t: int, number: float) -> str:
-        where = f"at step {t}" if t >= 0 else "before step 0"
-        if number < float("inf"):
-            return self.what.format(number=number, where=where, limit=self.limit)
-        return f"training diverged {where}: a weight or slot is not finite; lower the rate"
+
+_NOT_FINITE = "training diverged {where}: a weight or slot is not finite; lower the rate"

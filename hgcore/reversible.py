@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -24,10 +25,16 @@ from hgcore.fixed_point import (
     as_decay,
 )
 from hgcore.optimizers import Optimizer
-from hgcore.problem import SHRINK, DivergenceMonitor, Problem
+from hgcore.problem import SHRINK, DivergenceMonitor, Problem, quiet
 from hgcore.trajectory import Gradients, Trajectory, require_count
 
 RANGE = 2.0**63 * UNIT
+_MISSED = (
+    "the run backwards missed its start in {wrong} of {size} numbers: the inner loss did not give"
+    " the same bits twice. Keep one thread count, draw what is random from a seed made from t, on a"
+    " GPU ask for deterministic algorithms; if the gradient alone rounds otherwise than with a"
+    " graph, use Reversible(joint=True)"
+)
 _TOO_LARGE = (
     "a weight or slot reached {number:.4g} {where}; fixed point holds magnitudes below {limit:.0f}:"
     " scale the problem, or use Checkpointed() or Stored()"
@@ -52,86 +59,67 @@ class Reversible:
     def __post_init__(self):
         require_count("graphs", self.graphs)
 
+    @quiet
     def train(self, problem: Problem, hyper) -> Trajectory:
-        """Train and return the trajectory."""
-        return ReversibleRun(problem, hyper, self)
-
-
-class ReversibleRun:
-    """The Trajectory of a Reversible run."""
-
-    whole = True
-
-    def __init__(self, problem: Problem, hyper, options: Reversible):
+        """Train and return the trajectory, which runs backwards."""
         if not problem.optimizer.reversible:
             name = type(problem.optimizer).__name__
             raise ValueError(
                 f"{name} cannot be run backwards with these settings: use Momentum, HeavyBall,"
                 " Adam, AdamW or RMSProp with momentum, or another strategy such as Checkpointed()"
             )
-        self.problem, self.hyper, self.backend = problem, hyper, problem.backend
-        self.objective, self.steps = problem.objective(hyper), range(problem.steps)
-        start = problem.initial_state(hyper)
-        self.smallest, self.exact = problem.smallest_decays(hyper, start), self._begin(start)
-        known = getattr(self.objective, "one_routine", False)
-        joint = options.joint or not (known or self._same_bits(start[0]))
-        plain = self._joint_gradient if joint else self.objective.gradient
-        self.gradients = Gradients(problem, hyper, options.graphs, plain)
-        self._train()
-        self.final, self.nbytes = self._state(), self.exact.nbytes
+        backend, start = problem.backend, problem.initial_state(hyper)
+        smallest, exact = problem.smallest_decays(hyper, start), self.begin(problem, start)
+        gradients = Gradients(problem, hyper, self.graphs, self._gradient(problem, hyper, start[0]))
 
-    def _begin(self, start: tuple) -> ExactState:
-        return ExactState(self.problem.optimizer, tuple(map(self.backend.host_view, start)))
+        def coefficients(t: int) -> SimpleNamespace:
+            c = backend.evaluate(problem.coefficients, exact.weights, hyper, t)
+            shared = {name: backend.host_view(x) for name, x in vars(c).items() if name != "t"}
+            return SimpleNamespace(t=t, **shared)
 
-    def _joint_gradient(self, weights, t: int):
-        return self.objective.linearize(weights, t).gradient
+        def state() -> tuple:
+            return tuple(map(backend.array, (exact.weights, *exact.slots)))
 
-    def _same_bits(self, weights) -> bool:
-        """Return whether the plain gradient has the bits of the joint one, at two points."""
-        for _ in self.steps[:2]:
-            plain, joint = self.objective.gradient(weights, 0), self._joint_gradient(weights, 0)
-            if not bool((plain == joint).all()):
-                return False
-            weights = weights - plain  # away from the start, where too much may be zero to tell
-        return True
+        def undo(t: int) -> tuple[tuple, Linearized]:
+            c = coefficients(t)
+            exact.undo_weights(c)
+            linearized = gradients.linearized(backend.array(exact.weights), t)
+            exact.undo_slots(backend.host_view(linearized.gradient), c, smallest[t])
+            return state(), linearized
 
-    def _train(self) -> None:
-        monitor = DivergenceMonitor(self.backend, RANGE, _TOO_LARGE)
-        monitor(-1, self.exact.reach)
-        for t, smallest in zip(self.steps, self.smallest, strict=True):
-            gradient = self.gradients(self.backend.array(self.exact.weights), t)
-            monitor(t, self.exact.step(self.backend.host_view(gradient), self._c(t), smallest))
+        def close() -> None:
+            wrong = exact.mismatches(self.begin(problem, problem.initial_state(hyper)))
+            if wrong:
+                raise ReversalError(_MISSED.format(wrong=min(wrong, exact.size), size=exact.size))
+
+        steps, monitor = range(problem.steps), DivergenceMonitor(backend, RANGE, _TOO_LARGE)
+        monitor(-1, exact.reach)
+        for t in steps:
+            gradient = backend.host_view(gradients(backend.array(exact.weights), t))
+            monitor(t, exact.step(gradient, coefficients(t), smallest[t]))
         monitor.flush()
-        self.exact.pack()
+        exact.pack()
+        return Trajectory(state(), steps, True, exact.nbytes, undo, close)
 
-    def _c(self, t: int) -> SimpleNamespace:
-        """Return the coefficients of step t where the integers are."""
-        c = self.backend.evaluate(self.problem.coefficients, self.exact.weights, self.hyper, t)
-        view = self.backend.host_view
-        return SimpleNamespace(t=t, **{k: view(x) for k, x in vars(c).items() if k != "t"})
+    def begin(self, problem: Problem, start: tuple) -> ExactState:
+        """Return the exact state at `start`."""
+        return ExactState(problem.optimizer, tuple(map(problem.backend.host_view, start)))
 
-    def _state(self) -> tuple:
-        return tuple(map(self.backend.array, (self.exact.weights, *self.exact.slots)))
+    def _gradient(self, problem: Problem, hyper, weights) -> Callable:
+        """Return the plain gradient if its bits are those of the joint one, else the latter."""
+        objective = problem.objective(hyper)
+        if not self.joint and getattr(objective, "one_routine", False):
+            return objective.gradient
 
-    def undo(self, t: int) -> tuple[tuple, Linearized]:
-        """Undo step t: first the weights, then, by the gradient there, the slots."""
-        c = self._c(t)
-        self.exact.undo_weights(c)
-        linearized = self.gradients.linearized(self.backend.array(self.exact.weights), t)
-        self.exact.undo_slots(self.backend.host_view(linearized.gradient), c, self.smallest[t])
-        return self._state(), linearized
+        def joint(weights, t: int):
+            return objective.linearize(weights, t).gradient
 
-    def close(self) -> None:
-        """Raise ReversalError unless the rewound start is the true one to the last bit."""
-        wrong = self.exact.mismatches(self._begin(self.problem.initial_state(self.hyper)))
-        if wrong:
-            numbers = self.exact.size
-            raise ReversalError(
-                f"the run backwards missed its start in {min(wrong, numbers)} of {numbers} numbers:"
-                " the inner loss did not give the same bits twice. Keep one thread count, draw what"
-                " is random from a seed made from t, on a GPU ask for deterministic algorithms; if"
-                " the gradient alone rounds otherwise than with a graph, use Reversible(joint=True)"
-            )
+        for _ in range(min(2, problem.steps)):
+            plain = objective.gradient(weights, 0)
+            if self.joint or not bool((plain == joint(weights, 0)).all()):
+                return joint
+            weights = weights - plain  # away from the start, where too much may be zero to tell
+        return objective.gradient
 
 
 class ExactState:

@@ -46,6 +46,7 @@ from hgcore.papers.maclaurin2015 import (
     schedules,
     slides,
     sliding,
+    training_path,
     valley,
 )
 from hgcore.papers.maclaurin2015_sharing import (

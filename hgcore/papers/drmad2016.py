@@ -18,7 +18,7 @@ from hgcore.nets import DenseNet, error_rate
 from hgcore.optimizers import Momentum
 from hgcore.papers.maclaurin2015 import loss
 from hgcore.problem import Problem
-from hgcore.reversible import Reversible, ReversibleRun
+from hgcore.reversible import Reversible
 from hgcore.trajectory import Shortcut
 
 
@@ -64,18 +64,13 @@ as_released = Shortcut(share=0.1, minibatches="first", ends=0.001)  # DrMAD by t
 class ReversibleOf2015(Reversible):
     """Reversible as Maclaurin et al. released it: slow and large, for comparison. CPU only."""
 
-    def train(self, problem: Problem, hyper):
-        """Train and return the trajectory."""
+    def begin(self, problem: Problem, start: tuple):
+        """Return the exact state at `start`."""
         if problem.backend.device != "cpu":
             device = problem.backend.device
             raise ValueError(f"the buffer of 2015 needs device 'cpu', got {device!r}")
-        return _RunOf2015(problem, hyper, self)
-
-
-class _RunOf2015(ReversibleRun):
-    def _begin(self, start: tuple):
-        exact = super()._begin(start)
-        exact.values = [BigIntegers(self.backend.host_view(slot)) for slot in start[1:]]
+        exact = super().begin(problem, start)
+        exact.values = [BigIntegers(problem.backend.host_view(slot)) for slot in start[1:]]
         return exact
 
 

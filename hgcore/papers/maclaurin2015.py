@@ -12,6 +12,7 @@ from hgcore.layout import Layout
 from hgcore.nets import DenseNet, cross_entropy, log_softmax
 from hgcore.optimizers import Momentum
 from hgcore.problem import Problem
+from hgcore.trajectory import states
 
 
 def valley(first, second):
@@ -43,6 +44,14 @@ def sliding(backend, steps: int) -> Problem:
         initial=lambda hyper: backend.array([1.4, 3.9]),
         steps=steps,
     )
+
+
+def training_path(problem: Problem, hyper) -> list:
+    """Return the weights (n,) before every step of training, and after the last: T + 1 of them."""
+    hyper = problem.as_hyper(hyper)
+    start, gradient = problem.initial_state(hyper), problem.objective(hyper).gradient
+    run = states(problem, hyper, start, range(problem.steps), gradient)
+    return [state[0] for state in run]
 
 
 LOGISTIC = DenseNet((784, 10))
