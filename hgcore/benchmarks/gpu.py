@@ -21,7 +21,7 @@ from hgcore.hypergradient import Reverse
 from hgcore.optimizers import AdamW, Momentum
 from hgcore.problem import Problem
 from hgcore.reversible import Reversible
-from hgcore.suite.notebook import find_root
+from hgcore.suite.notebooks import find_root
 
 NET = (784, 2800, 2800, 10)  # 10,068,410 weights
 PATH = "figures/beyond/gpu.json"

@@ -37,7 +37,7 @@ from hgcore.optimizers import Momentum
 from hgcore.problem import Problem
 from hgcore.reversible import ExactState, Reversible
 from hgcore.suite import meter
-from hgcore.suite.content import installed
+from hgcore.suite.session import installed
 from hgcore.trajectory import Checkpointed, Stored
 
 # ---- hgcore

@@ -17,7 +17,7 @@ from hgcore.papers.drmad2016 import slices
 from hgcore.papers.maclaurin2015 import loss
 from hgcore.problem import Problem
 from hgcore.projections import box
-from hgcore.suite.backends import make
+from hgcore.suite import make_backend
 
 # of a penalty: with it all hyperparameters are numbers of about one, which one outer step size can
 # move
@@ -137,7 +137,7 @@ def study(
 
 def studied(solver: Callable, backend: str, device: str, dtype: str, *where, **size) -> None:
     """One hypergradient of `study`, in a process that has nothing: for `meter.fresh`."""
-    solver(*study(make(backend, device, dtype), *where, **size))
+    solver(*study(make_backend(backend, device, dtype), *where, **size))
 
 
 class Trial(NamedTuple):

@@ -1,3 +1,6 @@
-"""The command line, notebooks, claims, records, figures: what regenerates and judges the suite."""
+"""What the notebooks use: start a run, save figures, check claims; and the command line."""
 
-from hgcore.suite import claims, figures, meter, profiles
+from hgcore.suite import meter
+from hgcore.suite.claims import Undecided, check
+from hgcore.suite.figures import COLUMN, LINESTYLES, MARKERS, PAGE, PALETTE, save, styles
+from hgcore.suite.session import make_backend, start

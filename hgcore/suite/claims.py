@@ -1,305 +1,213 @@
-"""The claims ledger: what a paper says, what a run measured, and the verdict.
+"""The ledger: what is claimed, what a run measured, and the verdict.
 
-One claims.yml beside the notebooks of each paper.
+One claims.yml beside the notebooks of each paper. A `paper` claim is a sentence or number that a
+reader can look up; a `suite` check is ours and guards a notebook.
 """
 
+from __future__ import annotations
+
+import datetime
 import functools
-import json
-import re
-import time
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import yaml
 
-from hgcore.suite import figures
-from hgcore.suite.acceptance import broken, checked, is_number, leaves, must, plain, satisfied
-
-VERDICTS = ("HOLDS", "FAILS", "REFUTED", "NOT DECIDED")
-KNOWN = (
-    "read in the paper",
-    "read off a plot",
-    "authors' code or logs",
-    "remembered, unverified",
-    "not in the paper",
-)
-REQUIRED = {"id", "notebook", "figure", "statement", "place", "paper", "accept"}
-OPTIONAL = {"refutes", "note"}
-
-
-class ClaimFailed(AssertionError):
-    """At least one claim of a notebook does not hold; its record has been written."""
-
-
-def ledger(name: str, root: Path) -> Path:
-    """Where the claims of the notebook `name` stand."""
-    return (Path(root) / "notebooks" / name).parent / "claims.yml"
-
-
-def entries(name: str, root: Path) -> list[dict]:
-    """The claims of the notebook `name`."""
-    return [entry for entry in load(ledger(name, root)) if entry["notebook"] == name]
-
-
-def load(file: Path) -> list[dict]:
-    """All entries of a claims.yml, each checked; none where there is no file.
-
-    ValueError names the file and the claim.
-    """
-    found = _parsed(file) if file.exists() else []
-    loaded, seen = [], set()
-    for number, entry in enumerate(found, 1):
-        label = entry.get("id") if isinstance(entry, dict) else None
-        try:
-            loaded.append(_entry(entry, file))
-            must(label not in seen, "this id is used twice; ids are unique in a file")
-        except ValueError as error:
-            raise ValueError(f"{file}: claim {label or f'number {number}'}: {error}") from None
-        seen.add(label)
-    return loaded
+HOLDS, FAILS, NOT_DECIDED, ERRATUM = "HOLDS", "FAILS", "NOT DECIDED", "ERRATUM"
+VERDICTS = (HOLDS, FAILS, NOT_DECIDED, ERRATUM)
+SEEDS = 5  # the fewest random outcomes from which an interval is taken
 
 
 @dataclass(frozen=True)
 class Undecided:
-    """In place of a measured value: what this machine lacks to measure it.
-
-    Not for what was not tried.
-    """
+    """In place of a measured value: why this machine or scale cannot measure it."""
 
     why: str
 
 
-def decide(entry: dict, profile: str, value) -> str:
-    """The verdict of `entry` on a measured `value`.
-
-    Not finite, missing or of the wrong kind: FAILS, never a pass.
-    """
-    rule = entry["accept"].get(profile)
-    if rule is None or isinstance(value, Undecided):
-        return "NOT DECIDED"
-    if not satisfied(checked(rule), plain(value)):
-        return "FAILS"
-    return "REFUTED" if entry.get("refutes") else "HOLDS"
+# ---- the ledger
 
 
-def breaks(entry: dict, profile: str):
-    """A measured value for which `entry` gives FAILS at `profile`: proves that the check can fail.
-
-    ValueError if it decides nothing.
-    """
-    rule = entry["accept"].get(profile)
-    must(
-        rule is not None,
-        f"claim {entry['id']} is not decided at profile {profile}: nothing can break it",
-    )
-    return broken(checked(rule))
+def ledger(root: Path) -> dict[str, list[dict]]:
+    """Return {notebook: its claims} of all claims.yml, each checked."""
+    found: dict[str, list[dict]] = {}
+    for file in sorted((Path(root) / "notebooks").rglob("claims.yml")):
+        for entry in load(file):
+            found.setdefault(entry["notebook"], []).append(entry)
+    return found
 
 
-def check(run, measured: dict) -> None:
-    """Decide every claim of this notebook, print one line each, write the records of its figures;
-    ClaimFailed if one FAILS.
-
-    With overrides (the user's own experiment) a FAILS is printed and recorded, not raised.
-    """
-    must(
-        run.figures,
-        f"{run.name} has saved no figure: call figures.save before claims.check, "
-        "the claims stand in the figure's record",
-    )
-    found = entries(run.name, run.root)
-    _complete(run, {entry["id"] for entry in found}, set(measured))
-    decided = [
-        (entry, plain(measured[entry["id"]]), decide(entry, run.profile, measured[entry["id"]]))
-        for entry in found
-    ]
-    width = max((len(entry["id"]) for entry in found), default=0)
-    for entry, _, verdict in decided:
-        print(f"{verdict:<13}{entry['id']:<{width}}  {' '.join(entry['statement'].split())}")
-    _record(run, decided)
-    failed = [
-        f"{entry['id']}: measured {_json(value)}, accepted {entry['accept'][run.profile]}"
-        for entry, value, verdict in decided
-        if verdict == "FAILS"
-    ]
-    if failed and not run.overrides:
-        raise ClaimFailed(
-            f"{len(failed)} of {len(decided)} claims of {run.name} fail at profile "
-            f"{run.profile}:\n  " + "\n  ".join(failed)
-        )
-
-
-def _parsed(file: Path) -> list:
+def load(file: Path) -> list[dict]:
+    """Return the claims of a claims.yml; raise ValueError that names the file and the claim."""
     try:
-        found = _yaml(file.read_text(encoding="utf-8"))
+        entries = _parsed(file.read_text(encoding="utf-8")) or []
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: no YAML: {error}") from None
-    must(
-        isinstance(found, list | None),
-        f"{file}: a list of claims is needed, got a {type(found).__name__}; "
-        "begin each claim with '- id: ...'",
-    )
-    return found or []
+        raise ValueError(f"{file}: not YAML: {error}") from None
+    if problem := invalid("claims", entries):
+        raise ValueError(f"{file}: {problem}")
+    seen = set()
+    for entry in entries:
+        problem = _problem(entry, file, seen)
+        if problem:
+            raise ValueError(f"{file}: claim {entry['id']}: {problem}")
+        seen.add(entry["id"])
+    return entries
 
 
-class _Once(yaml.SafeLoader):
-    """YAML in which no field of a mapping may be given twice: the later one would silently replace
-    the first.
-    """
+def _problem(entry: dict, file: Path, seen: set) -> str | None:
+    if entry["id"] in seen:
+        return "this id is used twice in the file"
+    name = file.parent / f"{entry['notebook'].split('/')[-1]}.ipynb"
+    if not name.exists() or not name.as_posix().endswith(f"notebooks/{entry['notebook']}.ipynb"):
+        return f"there is no notebook {entry['notebook']} beside the file"
+    for rule in filter(None, entry["accept"].values()):
+        if rule.get("min", -math.inf) > rule.get("max", math.inf):
+            return f"min lies above max: {rule}"
+    return None
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which no field is given twice, where the later one would replace the first."""
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"field {twice!r} is given twice; is a '- ' missing before it?",
-                node.start_mark,
-            )
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            message = f"field {twice!r} is given twice; is a '- ' missing before it?"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 @functools.cache
-def _yaml(text: str):
-    """Read once by each process: YAML is slow, and a page of figures asks for the claims of every
-    notebook.
-    """
-    return yaml.load(text, _Once)
+def _parsed(text: str):
+    return _as_json(yaml.load(text, _Strict))
 
 
-def _entry(entry: dict, file: Path) -> dict:
-    must(isinstance(entry, dict), f"an entry is a mapping of fields, got {entry!r}")
-    must(REQUIRED <= set(entry), f"missing {', '.join(sorted(REQUIRED - set(entry)))}")
-    must(
-        set(entry) <= REQUIRED | OPTIONAL,
-        f"unknown {', '.join(sorted(map(str, set(entry) - REQUIRED - OPTIONAL)))}",
-    )
-    for field in sorted(REQUIRED - {"paper", "accept"} | {"note"} & set(entry)):
-        must(
-            isinstance(entry[field], str) and entry[field].strip(),
-            f"{field} must be text, got {entry[field]!r}",
-        )
-    place = ("notebooks", *entry["notebook"].split("/"))
-    must(
-        file.with_name(place[-1]).parts[-len(place) :] == place,
-        f"notebook {entry['notebook']} does not lie beside this file",
-    )
-    must(
-        isinstance(entry.get("refutes", False), bool),
-        f"refutes must be true or false, got {entry.get('refutes')!r}",
-    )
-    _paper(entry["paper"])
-    entry = {**entry, "accept": _accept(entry["accept"])}
-    json.dumps(
-        entry, allow_nan=False, default=str
-    )  # ValueError here and not after the work, when the record is written
-    return entry
-
-
-def _paper(value: dict) -> None:
-    must(
-        isinstance(value, dict)
-        and {"value", "known"} <= set(value) <= {"value", "known", "reading_error"},
-        f"paper must be {{value:, known:}} and perhaps reading_error, got {value!r}",
-    )
-    must(
-        value["known"] in KNOWN,
-        f"known must be one of {', '.join(map(repr, KNOWN))}, got {value['known']!r}",
-    )
-    must(
-        value["known"] != "not in the paper" or value["value"] is None,
-        "what is not in the paper has no value there: write value: null",
-    )
-
-
-def _accept(accept: dict) -> dict:
-    must(
-        isinstance(accept, dict) and accept,
-        f"accept must give an acceptance by profile, got {accept!r}; "
-        "write null where a profile cannot decide",
-    )
-    must(
-        set(accept) <= {"quick", "paper"},
-        f"accept knows the profiles quick and paper, got {', '.join(map(str, accept))}",
-    )
-    rules = {}
-    for profile, rule in accept.items():
-        try:
-            rules[profile] = None if rule is None else checked(rule)
-        except ValueError as error:
-            raise ValueError(f"accept {profile}: {error}") from None
-    return rules
-
-
-def _complete(run, wanted: set, measured: set) -> None:
-    file = ledger(run.name, run.root).relative_to(run.root)
-    must(
-        wanted <= measured,
-        f"{run.name} does not measure {sorted(wanted - measured)}, which {file} claims",
-    )
-    must(
-        measured <= wanted,
-        f"{run.name} measures {sorted(measured - wanted)}, "
-        f"of which {file} has no entry for this notebook",
-    )
-
-
-def _record(run, decided: list) -> None:
-    """One record a figure; a claim of no saved figure goes to the first."""
-    facts, first = (
-        run.facts() | {"seconds": round(time.perf_counter() - run.clock, 2)},
-        next(iter(run.figures)),
-    )
-    for figure, saved in run.figures.items():
-        own = [
-            _line(run, *claim)
-            for claim in decided
-            if (claim[0]["figure"] if claim[0]["figure"] in run.figures else first) == figure
-        ]
-        record = facts | {
-            "figure": run.full(figure),
-            "siblings": [run.full(name) for name in run.figures],
-            "products": saved.products,
-            "series": saved.series,
-            "claims": own,
-        }
-        figures.write(run.destination / f"{figure}.json", _text(record).encode())
-
-
-def _text(record: dict) -> str:
-    """Indented JSON with each innermost list on one line."""
-    text = json.dumps(
-        record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False, default=str
-    )  # str: YAML's dates
-    return (
-        re.sub(
-            r"\[\n([^][{}]*)\n *\]",
-            lambda found: "[" + re.sub(r"\n *", " ", found[1]).strip() + "]",
-            text,
-        )
-        + "\n"
-    )
-
-
-def _line(run, entry: dict, value, verdict: str) -> dict:
-    return {name: entry[name] for name in ("id", "statement", "place", "paper")} | {
-        "measured": _json(value),
-        "accept": entry["accept"].get(run.profile),
-        "verdict": verdict,
-        "note": entry.get("note"),
-    }
-
-
-def _json(value):
-    """What JSON can hold of a measured value: long lists as min, max, len; NaN, infinities and
-    anything else as text.
-    """
-    numbers = leaves(value)
-    if isinstance(value, list) and len(numbers) > 50 and all(map(is_number, numbers)):
-        return {"min": min(numbers), "max": max(numbers), "len": len(numbers)}
-    if isinstance(value, Undecided):
-        return value.why
+def _as_json(value):
+    if isinstance(value, dict):
+        return {key: _as_json(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_json(item) for item in value]
-    return (
-        value if value is None or isinstance(value, str | bool) or is_number(value) else repr(value)
-    )
+        return [_as_json(part) for part in value]
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def invalid(schema: str, value) -> str | None:
+    """Return in what `value` breaks the schema claims or record; None if it keeps it."""
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator(schema).iter_errors(value))
+    if error is None:
+        return None
+    path = list(error.absolute_path)
+    if path and isinstance(value, list) and isinstance(value[path[0]], dict):
+        path[0] = f"claim {value[path[0]].get('id', path[0] + 1)}"
+    return f"{': '.join(map(str, path)) or schema}: {error.message[:300]}"
+
+
+@functools.cache
+def _validator(name: str):
+    import jsonschema
+
+    text = Path(__file__).with_name(f"{name}.schema.yml").read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(yaml.safe_load(text))
+
+
+# ---- verdicts
+
+
+def decide(entry: dict, profile: str, measured) -> str:
+    """Return the verdict of a claim on a `plain` measured value.
+
+    A value that is missing, not finite or of the wrong kind FAILS. With `confidence` the value is a
+    list of outcomes, one a seed: their mean's Student interval decides, if there are five.
+    """
+    rule = entry["accept"].get(profile)
+    if rule is None or isinstance(measured, dict) and "undecided" in measured:
+        return NOT_DECIDED
+    if "confidence" in entry and _are_numbers(measured):
+        accepted = _of_interval(rule, *interval(measured, entry["confidence"]))
+    else:
+        accepted = accepts(rule, measured)
+    if accepted is None:
+        return NOT_DECIDED
+    return (ERRATUM if entry.get("erratum") else HOLDS) if accepted else FAILS
+
+
+def interval(values: list, confidence: float) -> tuple[float, float]:
+    """Return the Student interval of the mean; of fewer than five values, all numbers."""
+    if len(values) < SEEDS:
+        return -math.inf, math.inf
+    from scipy import stats
+
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1)
+    return np.mean(values) - half / len(values) ** 0.5, np.mean(values) + half / len(values) ** 0.5
+
+
+def _of_interval(rule: dict, low: float, high: float) -> bool | None:
+    least, most = rule.get("min", -math.inf), rule.get("max", math.inf)
+    if least <= low and high <= most and math.isfinite(high - low):
+        return True
+    return False if high < least or low > most else None
+
+
+def accepts(rule: dict, value) -> bool:
+    """Return whether a plain value keeps the rule: for all its numbers, or for their order."""
+    if "equals" in rule:
+        same_kind = isinstance(value, bool) == isinstance(rule["equals"], bool)
+        return same_kind and value == rule["equals"]
+    numbers = value if isinstance(value, list) else [value]
+    if "order" in rule:
+        sign = 1 if rule["order"] == "increasing" else -1
+        gaps = [sign * (b - a) for a, b in pairwise(numbers)] if _are_numbers(numbers) else []
+        return bool(gaps) and min(gaps) > 0 and min(gaps) >= rule.get("margin", 0)
+    numbers = np.ravel(np.array(numbers, dtype=object)).tolist()
+    inside = rule.get("min", -math.inf), rule.get("max", math.inf)
+    return _are_numbers(numbers) and all(inside[0] <= x <= inside[1] for x in numbers)
+
+
+def _are_numbers(values) -> bool:
+    kinds = isinstance(values, list) and {type(x) for x in values}
+    return bool(kinds) and kinds <= {int, float}
+
+
+def plain(value):
+    """Return a measured value as JSON has it: 10 digits, what is not finite as text."""
+    if isinstance(value, Undecided):
+        return {"undecided": value.why}
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, bool | int | str) else repr(value)
+
+
+# ---- the end of a notebook
+
+
+def check(run, measured: dict) -> None:
+    """Print the verdict of every claim of this notebook and write the record of the run.
+
+    A paper's claim that FAILS is a result. A failing suite check raises AssertionError after the
+    record is written. With overrides nothing is decided: the acceptances belong to the original.
+    """
+    entries = ledger(run.root).get(run.name, [])
+    ids = {entry["id"] for entry in entries}
+    if entries and ids != set(measured):
+        missing, unknown = sorted(ids - set(measured)), sorted(set(measured) - ids)
+        raise ValueError(f"{run.name} lacks the claims {missing}; the ledger lacks {unknown}")
+    values = {name: plain(value) for name, value in measured.items()}
+    lines, failed = [], []
+    for entry in entries:
+        value = values[entry["id"]]
+        verdict = NOT_DECIDED if run.overrides else decide(entry, run.profile, value)
+        lines.append({"id": entry["id"], "measured": value, "verdict": verdict})
+        print(f"{verdict:<12} {entry['id']:<{max(map(len, ids))}}  {entry['statement']}")
+        if verdict == FAILS and entry["kind"] == "suite":
+            failed.append(f"{entry['id']}: {value} is not {entry['accept'][run.profile]}")
+    run.write_record(lines or [{"id": name, "measured": values[name]} for name in values])
+    if failed:
+        raise AssertionError("suite checks fail:\n" + "\n".join(failed))

@@ -1,122 +1,83 @@
-"""The command line: python -m hgcore run | list | report."""
+"""The command line: python -m hgcore run | verify | list | report | copy."""
+
+from __future__ import annotations
 
 import argparse
 import os
 import sys
-from functools import partial
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from hgcore.suite import jobs, notebook, runner
+from hgcore.suite import notebooks, results, runner
+from hgcore.suite.session import PROFILES
 
 EXAMPLES = """examples:
-  python -m hgcore run                                every notebook, profile quick
-  python -m hgcore run maclaurin2015 --profile paper --jobs 1
-  python -m hgcore run fig04_initial --set seeds=100  your own experiment, kept in runs/overrides/
-  python -m hgcore list                               what there is and what is done
-  python -m hgcore report                             figures/index.html and the README's table
+  python -m hgcore run                                  every notebook, profile quick
+  python -m hgcore run maclaurin2015/fig10_chaos --profile paper
+  python -m hgcore run fig04 --set seeds=100            your own settings, kept in runs/overrides/
+  python -m hgcore verify fig01_meta --profile paper    does the committed figure come out again?
+  python -m hgcore copy maclaurin2015/fig10_chaos mine  a notebook of your own, without claims
 """
-NAMES = (
-    "notebooks or figures: a name, the beginning of one, "
-    "or a pattern such as '*fig1*' (default: all)"
-)
 
 
-def parser():
-    """The command line: run, list, report."""
-    top = argparse.ArgumentParser(
-        prog="python -m hgcore",
-        description="Regenerate the figures of the suite and see which claims hold.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,list,report}")
-    add_run(commands.add_parser, "run notebooks that are not done")
-    add_list(commands.add_parser, "list notebooks, their state in each profile, and their figures")
-    add_report(
-        commands.add_parser, "build figures/index.html and the README's table from the records"
-    )
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    form = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("python -m hgcore", epilog=EXAMPLES, formatter_class=form)
+    add = top.add_subparsers(required=True, metavar="{run,verify,list,report,copy}").add_parser
+    _add_run(add("run", help="run the notebooks that have no record of their present code"))
+    check = add("verify", help="run again into a temporary folder and compare; changes nothing")
+    _add_parameters(check)
+    check.set_defaults(act=verify)
+    shown = add("list", help="list notebooks and the state of their records")
+    shown.add_argument("names", nargs="*", metavar="NAME")
+    shown.set_defaults(act=show)
+    report = add("report", help="write RESULTS.md and the README's table from the records")
+    report.add_argument("--check", action="store_true", help="write nothing; 1 if anything is off")
+    report.set_defaults(act=write_report)
+    copy = add("copy", help="copy a notebook, without its claims, to notebooks/own/")
+    copy.add_argument("name")
+    copy.add_argument("new")
+    copy.set_defaults(act=make_copy)
     return top
 
 
-def add_run(add, what):
-    """`run` and its options."""
-    run = add(
-        "run",
-        help=what,
-        description=f"{what.capitalize()}; what is done is known by content, "
-        "so a run that was cut short goes on.",
-        epilog="exit status: 0 all done, 1 a notebook failed, 2 refused before starting, "
-        "130 interrupted",
-    )
-    option, default = run.add_argument, "(default: %(default)s)"
-    option("names", nargs="*", metavar="NAME", help=NAMES)
-    option(
-        "--profile",
-        choices=("quick", "paper"),
-        default="quick",
-        help=f"seconds and no download, or the paper's own setting {default}",
-    )
+def _add_parameters(command) -> None:
+    option, default = command.add_argument, "(default: %(default)s)"
+    option("names", nargs="*", metavar="NAME", help="names, beginnings or patterns (default: all)")
+    option("--profile", choices=PROFILES, default="quick", help=default)
     option("--backend", choices=("autograd", "torch"), default="torch", help=default)
     option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
-    option("--seed", type=whole, default=0, metavar="N", help=f"base random seed {default}")
-    option(
-        "--set",
-        dest="overrides",
-        type=override,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a name of the notebook's scale table; VALUE is read as YAML; repeatable",
-    )
-    option(
-        "--jobs",
-        type=partial(whole, least=1),
-        default=min(4, runner.cores()),
-        metavar="N",
-        help=f"notebooks at a time; they share the cores {default}",
-    )
-    option("--force", action="store_true", help="run what is done, too")
-    option(
-        "--update",
-        action="store_true",
-        help="write the outputs into notebooks/ (quick profile and default parameters only)",
-    )
-    run.set_defaults(act=act_run)
+    option("--seed", type=int, default=0, metavar="N", help=default)
+    option("--jobs", type=int, default=2, metavar="N", help=f"notebooks at a time {default}")
 
 
-def add_list(add, what):
-    """`list` and its options."""
-    listing = add("list", help=what, description=f"{what.capitalize()}.")
-    listing.add_argument("names", nargs="*", metavar="NAME", help=NAMES)
-    listing.set_defaults(act=act_list)
+def _add_run(command) -> None:
+    _add_parameters(command)
+    option = command.add_argument
+    setting = {"dest": "overrides", "type": _override, "action": "append", "default": []}
+    option("--set", **setting, metavar="KEY=VALUE", help="replace a setting; VALUE is YAML")
+    option("--force", action="store_true", help="run what has a record, too")
+    option("--update", action="store_true", help="run all, and write the outputs into notebooks/")
+    option("--dask", metavar="ADDRESS", help="send the jobs to the dask cluster at ADDRESS")
+    command.set_defaults(act=run)
 
 
-def add_report(add, what):
-    """`report` and its options."""
-    report = add("report", help=what, description=f"{what.capitalize()}.")
-    report.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit 1 if the README's table is not what the records say",
-    )
-    report.set_defaults(act=act_report)
-
-
-def override(text):
-    """(key, value) of KEY=VALUE; a number may be written 1e-3, which YAML alone reads as text."""
+def _override(text: str) -> tuple:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, for example steps=20")
     try:
-        value = yaml.safe_load(value)
+        return key, _numbers(yaml.safe_load(value))
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
-    return key, _numbers(value)
 
 
 def _numbers(value):
+    """Read 1e-3 as a number, which YAML alone reads as text."""
     if isinstance(value, list):
         return [_numbers(part) for part in value]
     try:
@@ -125,155 +86,117 @@ def _numbers(value):
         return value
 
 
-def whole(text, least=0):
-    """A whole number from `least` up, for argparse."""
-    if not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number of at least {least}, got {text!r}"
-        )
-    return int(text)
-
-
-def act_run(asked, root):
-    """Run what is not done; print what became of each notebook and where to look."""
-    given = {name: getattr(asked, name) for name in ("profile", "backend", "device", "seed")} | {
-        "overrides": dict(asked.overrides)
+def _jobs(args, root: Path) -> list[runner.Job]:
+    given = {name: getattr(args, name) for name in ("profile", "backend", "device", "seed")}
+    given |= {
+        "overrides": dict(getattr(args, "overrides", ())),
+        "update": getattr(args, "update", 0),
     }
-    if asked.update and jobs.Job("", **given) != jobs.Job(""):
-        raise jobs.Refused(
-            "--update writes into notebooks/, which hold the quick profile with default "
-            "parameters; leave out the other options"
+    if given["update"] and asdict(runner.Job("")) != asdict(runner.Job("", **given)) | {
+        "update": 0
+    }:
+        raise ValueError(
+            "--update writes the profile quick with default parameters into notebooks/"
         )
-    planned = jobs.plan(jobs.select(asked.names, root), root, **given)
-    todo = [
-        job
-        for job in planned
-        if asked.force
-        or not job.done(root)
-        or (asked.update and jobs.executed(job.name, "quick", root) is None)
-    ]
-    ran = (
-        {
-            outcome.job.name: outcome
-            for outcome in runner.run(todo, root, workers=min(asked.jobs, len(todo)))
-        }
-        if todo
-        else {}
-    )
-    outcomes = [ran.get(job.name, runner.Outcome(job, "unchanged")) for job in planned]
-    changed = [
-        o.job.name
-        for o in outcomes
-        if asked.update and o.status in ("done", "unchanged") and jobs.update(o.job.name, root)
-    ]
-    for line in summary(outcomes, changed, asked.profile):
-        print(line)
-    states = {outcome.status for outcome in outcomes}
-    if not asked.overrides and "interrupted" not in states:
-        try:
-            print(f"Look at {shown(page(root, fresh=not todo))}")
-        except (ValueError, OSError) as error:  # of another notebook, perhaps: what ran has run
-            print(f"figures/index.html could not be written: {error}", file=sys.stderr)
-    return 130 if "interrupted" in states else 1 if "FAILED" in states else 0
+    names = notebooks.select(args.names, root)
+    for name in names if given["overrides"] else ():
+        if unknown := set(given["overrides"]) - notebooks.scale_names(name, root):
+            raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
+    return [runner.Job(name, **given) for name in names]
 
 
-def page(root, fresh):
-    """The page of figures, built unless it is there and nothing ran."""
-    from hgcore.suite import report
+def run(args, root: Path) -> int:
+    """Run what has no record; print one line as each job ends."""
+    jobs = _jobs(args, root)
+    todo = [job for job in jobs if args.force or args.update or not job.done(root)]
+    if len(todo) < len(jobs):
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} have a record; --force repeats their runs")
+    failed = 0
+    for job, status, seconds, message in runner.run(todo, root, args.jobs, args.dask):
+        print(f"  {status:<8} {seconds:8.1f} s  {job.name}", flush=True)
+        failed += status == "FAILED"
+        if message:
+            print(f"           {message}", flush=True)
+    return 1 if failed else 0
 
-    index = root / "figures" / "index.html"
-    return index if fresh and index.exists() else report.build(root)
 
-
-def summary(outcomes, changed, profile):
-    """The lines printed after a run: one a notebook, more where it failed, then the count."""
-    yield ""
-    for outcome in outcomes:
-        seconds = f"{outcome.seconds:8.1f} s" if outcome.status != "unchanged" else " " * 10
-        yield f"  {outcome.status:<11} {seconds}  {outcome.job.name}" + (
-            "  (notebook updated)" if outcome.job.name in changed else ""
-        )
-        if outcome.error:
-            yield f"{' ' * 26}{outcome.cell + ': ' if outcome.cell else ''}{outcome.error}"
-            yield (
-                f"{' ' * 26}{shown(outcome.file)}, "
-                f"traceback in {outcome.file.with_suffix('.log').name}"
+def verify(args, root: Path) -> int:
+    """Run into a temporary folder and compare with the committed records."""
+    jobs = _jobs(args, root)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as out:
+        ours = {job: (job.record(root), results.load(job.record(root))) for job in jobs}
+        os.environ["HGCORE_OUT"] = out
+        for job, status, seconds, message in runner.run(jobs, root, args.jobs):
+            file, record = ours[job]
+            found = (
+                [message]
+                if status == "FAILED"
+                else list(
+                    results.differences(
+                        record, results.load(job.record(root)), file.parent, job.record(root).parent
+                    )
+                )
             )
-        elif outcome.job.overrides and outcome.file:
-            yield f"{' ' * 26}{shown(outcome.file)}"
-    counts = {
-        state: sum(outcome.status == state for outcome in outcomes)
-        for state in ("done", "unchanged", "FAILED", "interrupted")
-    }
-    yield (
-        f"Profile {profile}: "
-        + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        + "."
-    )
-
-
-def act_list(asked, root):
-    """Print one line for each notebook: its state in both profiles and its figures."""
-    from hgcore.suite import report
-
-    rows, records = [("notebook", "quick", "paper", "figures")], report.latest(root)
-    for name in jobs.select(asked.names, root):
-        rows.append(
-            (
-                name,
-                *report.states(name, records, root),
-                ", ".join(report.figures_of(name, records, root)),
+            wrong += bool(found)
+            print(
+                f"  {'differs' if found else 'same':<8} {seconds:8.1f} s  {job.name}",
+                *found,
+                sep="\n      ",
             )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
+    return 1 if wrong else 0
+
+
+def show(args, root: Path) -> None:
+    """Print one line for each notebook."""
+    for name in notebooks.select(args.names, root):
+        states = [f"{profile}: {_state(name, profile, root)}" for profile in PROFILES]
+        print(f"{name:<52} {'  '.join(states)}")
+
+
+def _state(name: str, profile: str, root: Path) -> str:
+    job = runner.Job(name, profile)
+    return "done" if job.done(root) else "older" if job.record(root).exists() else "-"
+
+
+def write_report(args, root: Path) -> int:
+    """Write RESULTS.md and the README's table, or check them and every record."""
+    if wrong := list(results.problems(root)):
         print(
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]
-            ).rstrip()
-        )
-
-
-def act_report(asked, root):
-    """Build the page and the README's table, or check the table."""
-    from hgcore.suite import readme, report
-
-    if wrong := list(report.doubts(root)):
-        print(
-            "records changed by hand or damaged; restore them, "
-            "or delete them and run their notebooks:",
+            "restore these files from git, or run their notebooks:",
             *wrong,
             sep="\n  ",
             file=sys.stderr,
         )
         return 1
-    if asked.check:
-        before, after = readme.revised(root)
-        if before != after:
+    if not args.check:
+        results.write(root)
+        print(results.headline(root))
+        return 0
+    for name, content in (("README.md", results.readme(root)), ("RESULTS.md", results.text(root))):
+        if content != (root / name).read_text(encoding="utf-8"):
             print(
-                "the table in README.md is out of date; `python -m hgcore report` writes it",
-                file=sys.stderr,
+                f"{name} is not what the records say; run: python -m hgcore report", file=sys.stderr
             )
             return 1
-        return 0
-    readme.write(root)
-    print(f"Look at {shown(report.build(root))}")
-    print(report.tally(report.verdicts(root, "paper")))
+    return 0
 
 
-def shown(path):
-    """The path as a person would type it here: relative if it lies below the working directory."""
-    path = Path(path)
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+def make_copy(args, root: Path) -> None:
+    """Copy one notebook to notebooks/own/."""
+    names = notebooks.select([args.name], root)
+    if len(names) > 1:
+        raise ValueError(f"{args.name} names {len(names)} notebooks: {', '.join(names)}")
+    print(notebooks.copy(names[0], args.new, root))
 
 
-def main(arguments=None):
-    """Run one command; its exit status."""
-    asked = parser().parse_args(arguments)
+def main(arguments=None) -> int:
+    """Run one command; return its exit status: 1 something failed, 2 refused."""
+    args = parser().parse_args(arguments)
     try:
-        return asked.act(asked, notebook.find_root()) or 0
+        return args.act(args, notebooks.find_root()) or 0
     except (ValueError, OSError) as error:
-        print(f"hgcore {asked.command}: {error}", file=sys.stderr)
+        print(f"hgcore: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

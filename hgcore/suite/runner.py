@@ -1,200 +1,164 @@
-"""Run notebooks: papermill's Python API in one process, one thread for each running notebook.
+"""Run notebooks: one job, one process, one record.
 
-What is done is known by content (notebook.done), so a run that was killed goes on where it stopped.
+A job that was killed at any moment left nothing half-done; the next run does only what is missing.
 """
 
-import logging
+from __future__ import annotations
+
+import contextlib
+import json
 import os
-import re
+import subprocess
 import sys
-import threading
-import traceback
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from hgcore.suite import jobs, live, notebook
+from hgcore.suite import notebooks, results
+from hgcore.suite.session import THREADS, folder_of
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with its parameters. update: write the outputs into notebooks/."""
+
+    name: str
+    profile: str = "quick"
+    backend: str = "torch"
+    device: str = "cpu"
+    seed: int = 0
+    overrides: dict = field(default_factory=dict)
+    update: bool = False
+
+    @property
+    def parameters(self) -> dict:
+        """What papermill is given."""
+        return {k: v for k, v in asdict(self).items() if k not in ("name", "update")}
+
+    def record(self, root: Path) -> Path:
+        """Return the file of its record."""
+        own = "overrides" if self.overrides else ""
+        stem = self.name.rpartition("/")[2]
+        return folder_of(self.name, self.profile, root, own) / f"{stem}.json"
+
+    def output(self, root: Path) -> Path:
+        """Return the file of the executed notebook; its log lies beside it."""
+        out = Path(os.environ.get("HGCORE_OUT", root))
+        return out / "runs" / ("overrides" if self.overrides else "") / self.profile / self.name
+
+    def done(self, root: Path) -> bool:
+        """Return whether a whole record of this code, these parameters and today's data exists."""
+        try:
+            record = results.load(self.record(root))
+            key = notebooks.key(self.name, self.parameters, results.data_of(record), root)
+        except (OSError, ValueError):
+            return False
+        return record["key"] == key
 
 
 class Outcome(NamedTuple):
-    """How a job ended: status is done, unchanged, FAILED or interrupted; file is the executed (or
-    partial) notebook.
-    """
+    """How a job ended: done, unchanged, FAILED or interrupted."""
 
-    job: jobs.Job
+    job: Job
     status: str
     seconds: float = 0.0
-    cell: str = ""
-    error: str = ""
-    file: Path | None = None
+    message: str = ""
 
 
-def run(planned, root, *, workers, stream=None):
-    """Run every job, `workers` at a time, and return their outcomes in order; one failure touches
-    no other job.
-
-    Ctrl-C ends the kernels; what had not finished is then `interrupted`.
-    """
-    stop, watches = threading.Event(), {}
-    with environment(root, workers), ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_execute, job, root, watches, stop) for job in planned]
-        board = live.board(stream or sys.stderr, min(workers, len(planned)))
+def run(jobs: list[Job], root: Path, workers: int, dask: str | None = None) -> Iterator[Outcome]:
+    """Run the jobs, `workers` at a time or on the cluster at `dask`; yield each as it ends."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    given = {name: os.environ.get(name, threads) for name in THREADS[:3]}
+    with _executor(workers, dask) as pool:
+        futures = {pool.submit(in_process, job, root, given): job for job in jobs}
         try:
-            _watch(futures, watches, board)
+            for future in as_completed(futures):
+                error = future.exception()
+                yield (
+                    Outcome(futures[future], "FAILED", 0, repr(error)) if error else future.result()
+                )
         except KeyboardInterrupt:
-            stop.set()
-            _end(futures)
-        finally:
-            board.close()
-    return [
-        Outcome(job, "interrupted") if future.cancelled() else future.result()
-        for job, future in zip(planned, futures, strict=True)
-    ]
+            for future in futures:
+                future.cancel()
+            raise
 
 
-def _watch(futures, watches, board):
-    running = set(futures)
-    while running:
-        over, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-        for future in over:
-            outcome = future.result()
-            board.say(f"  {outcome.status:<10} {outcome.seconds:8.1f} s  {outcome.job.name}")
-        board.show(list(watches.values()))
+@contextlib.contextmanager
+def _executor(workers: int, dask: str | None) -> Iterator[Executor]:
+    if dask is None:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+        return
+    from distributed import Client
+
+    with Client(dask) as client:
+        yield client.get_executor(pure=False, retries=2)
 
 
-def _end(futures):
-    """Kill our kernels, with what they started, until no thread waits for one."""
-    import psutil
-
-    running = {future for future in futures if not future.cancel()}
-    while running:
-        for child in psutil.Process().children():
-            try:
-                if any("ipykernel" in word for word in child.cmdline()):
-                    for process in [*child.children(recursive=True), child]:
-                        process.kill()
-            except psutil.NoSuchProcess:
-                pass
-        running = wait(running, timeout=0.5).not_done
-
-
-def _execute(job, root, watches, stop):
-    """Run one job in this thread; an error becomes an outcome, with the traceback in a .log beside
-    the partial notebook.
-    """
-    target = job.target(root)
-    log = target.with_suffix(".log")
-    cells = [cell for cell in notebook.read(job.name, root)["cells"] if cell["cell_type"] == "code"]
-    watch = watches[job.name] = live.Watch(
-        job.name, len(cells) + 1
-    )  # papermill adds the cell of its parameters
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
-        _papermill(job, root, target, watch, stop)
-        watch.over = True  # what is wrong from here on is no cell's error
-        if not job.overrides and not job.done(root):
-            raise RuntimeError(
-                "left no complete record of this run: give profiles.start the parameters, "
-                "end with claims.check,"
-                " change nothing meanwhile"
-            )
-        jobs.sign(job, root)
-        return Outcome(job, "done", watch.seconds, file=target)
-    except Exception as error:
-        told = getattr(error, "traceback", None) or traceback.format_exception(
-            error
-        )  # a cell's own, without papermill's frames
-        with suppress(OSError):
-            log.write_text(
-                COLOURS.sub("", "\n".join(map(str.rstrip, told))) + "\n", encoding="utf-8"
-            )
-        status, said = (
-            ("interrupted", "stopped; the next run begins it again")
-            if stop.is_set()
-            else ("FAILED", _brief(error))
-        )
-        return Outcome(
-            job, status, watch.seconds, watch.place, said, target if target.exists() else log
-        )
-    finally:
-        del watches[job.name]
+def in_process(job: Job, root: Path, threads: dict) -> Outcome:
+    """Run the job in a process of its own, which takes its output to the job's log."""
+    log, start = job.output(root).with_suffix(".log"), time.perf_counter()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "hgcore.suite.runner", str(root), json.dumps(asdict(job))]
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    env = os.environ | threads | {"PYTHONPATH": path, "HGCORE_ROOT": str(root)}
+    for folder in {"HGCORE_DATA", "HGCORE_DATA_MIRROR", "HGCORE_OUT"} & set(env):
+        env[folder] = os.path.abspath(env[folder])  # a kernel has another working folder
+    env.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook
+    with log.open("w", encoding="utf-8") as out:
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=env).returncode
+    seconds = time.perf_counter() - start
+    if code == 0:
+        return Outcome(job, "done", seconds)
+    lines = log.read_text(encoding="utf-8").strip().splitlines() or [f"ended with status {code}"]
+    return Outcome(job, "FAILED", seconds, f"{lines[-1][:400]}\nsee {log}")
 
 
-def _brief(error):
-    """`ename: evalue` on one line of at most 400 characters."""
-    name, value = (
-        getattr(error, "ename", type(error).__name__),
-        getattr(error, "evalue", str(error)),
-    )
-    line = " ".join(COLOURS.sub("", f"{name}: {value}").split())
-    return (
-        line if len(line) <= 400 else f"{line[:196]} ... {line[-199:]}"
-    )  # what is wrong stands first, the way out last
-
-
-def _papermill(job, root, target, watch, stop):
-    """Execute into target. A kernel that does not start is tried once more; a cell never is."""
-    sys.modules.setdefault(
-        "rfc3987_syntax", None
-    )  # else importing nbformat builds 35 grammars: 2 s
+def execute(job: Job, root: Path) -> None:
+    """Run the notebook in this process. Two runs of one job wait for each other."""
     import papermill
-    from traitlets.config import Config
+    from filelock import FileLock
 
+    target = job.output(root).with_suffix(".ipynb")
     braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
-    for attempt in (1, 2):
-        try:
-            return papermill.execute_notebook(
-                str(notebook.path(job.name, root)).translate(braces),
-                str(target).translate(braces),
-                parameters=job.parameters(),
-                kernel_name="python3",
-                progress_bar=False,
-                coalesce_streams=True,
-                record_timing=False,
-                iopub_timeout=60,
-                resources={"metadata": {"path": str(root)}},
-                on_cell_execute=watch.enter,
-                extra_arguments=[
-                    "--IPKernelApp.log_level=50"
-                ],  # no word about an interrupt when it shuts down
-                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
-            )
-        except Exception:
-            if watch.cell or stop.is_set() or attempt == 2:
-                raise
+    with FileLock(target.with_suffix(".lock")):
+        papermill.execute_notebook(
+            str(notebooks.path(job.name, root)).translate(braces),
+            str(target).translate(braces),
+            parameters=job.parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            coalesce_streams=True,
+            record_timing=False,
+            start_timeout=300,
+            iopub_timeout=60,
+            resources={"metadata": {"path": str(root)}},
+        )
+        if not job.overrides and not job.done(root):
+            raise RuntimeError(f"{job.name} left no whole record: it must end with suite.check")
+        if job.update:
+            executed = json.loads(target.read_text(encoding="utf-8"))
+            executed["cells"] = [
+                {**cell, "source": "".join(cell["source"])} for cell in executed["cells"]
+            ]
+            notebooks.write(notebooks.normalized(executed), notebooks.path(job.name, root))
 
 
-def cores():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-@contextmanager
-def environment(root, workers):
-    """What the kernels inherit: the root, this very package, a share of the cores; a thread count
-    that the user set stays.
-    """
-    before = dict(os.environ)
-    package = str(Path(__file__).resolve().parents[2])
-    for variable in THREADS:  # OMP first: the others follow it
-        os.environ.setdefault(variable, before.get(THREADS[0]) or str(max(1, cores() // workers)))
-    for folder in {"HGCORE_DATA", "HGCORE_DATA_MIRROR"} & set(before):
-        os.environ[folder] = os.path.abspath(before[folder])  # a kernel has another working folder
-    os.environ.update(
-        HGCORE_ROOT=str(root),
-        JUPYTER_PREFER_ENV_PATH="1",
-        PYDEVD_DISABLE_FILE_VALIDATION="1",
-    )
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, before.get("PYTHONPATH")]))
-    os.environ.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+def main() -> None:
+    """Run the job of the command line; the last line says what went wrong."""
+    root, job = Path(sys.argv[1]), Job(**json.loads(sys.argv[2]))
     try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+        execute(job, root)
+    except Exception as error:  # noqa: BLE001  whatever a notebook may raise
+        cell, name = getattr(error, "exec_count", None), getattr(error, "ename", None)
+        print(error)
+        where = f"cell In [{cell}]: {name}: {error.evalue}" if name else f"{error!r}"
+        sys.exit(" ".join(where.split()))
+
+
+if __name__ == "__main__":
+    main()

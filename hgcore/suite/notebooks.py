@@ -1,0 +1,152 @@
+"""Notebooks as files: which there are, their key, and the form in which they are committed."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from hgcore.checkpoint import write_atomically
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+NOT_KEYED = {"parameters", "injected-parameters"}
+
+
+def find_root() -> Path:
+    """Return the repository: HGCORE_ROOT, or the nearest folder with pyproject.toml, notebooks/."""
+    given = os.environ.get("HGCORE_ROOT")
+    start = Path(given or Path.cwd()).resolve()
+    for folder in (start, *start.parents)[: 1 if given else None]:
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one"
+    )
+
+
+def path(name: str, root: Path) -> Path:
+    """Return the file of the notebook `name`."""
+    return Path(root) / "notebooks" / f"{name}.ipynb"
+
+
+def discover(root: Path) -> list[str]:
+    """Return the names of all notebooks; files and folders that begin with . or _ are ignored."""
+    folder = Path(root) / "notebooks"
+    found = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.ipynb")]
+    return sorted(n.as_posix() for n in found if not any(part[0] in "._" for part in n.parts))
+
+
+def select(words: list[str], root: Path) -> list[str]:
+    """Return the notebooks that the words name: names, beginnings, patterns; all for no words."""
+    names = discover(root)
+    chosen = {name for word in words for name in _named(word, names)}
+    return [name for name in names if not words or name in chosen]
+
+
+def _named(word: str, names: list[str]) -> list[str]:
+    word = word.removeprefix("./").removeprefix("notebooks/").removesuffix(".ipynb")
+    both = [(name, part) for name in names for part in (name, name.rpartition("/")[2])]
+    exact = [name for name, part in both if part == word]
+    loose = [n for n, part in both if part.startswith(word) or fnmatch.fnmatchcase(part, word)]
+    if exact or loose:
+        return exact or loose
+    close = difflib.get_close_matches(word, [part for _, part in both], 3, 0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else "nothing is like it."
+    raise ValueError(f"no notebook is called {word!r}; {hint} `python -m hgcore list` shows all")
+
+
+def read(name: str, root: Path) -> dict:
+    """Return the notebook as JSON, the source of each cell as one string."""
+    file = path(name, root)
+    try:
+        nb = json.loads(file.read_text(encoding="utf-8"))
+        cells = [{**cell, "source": "".join(cell["source"])} for cell in nb["cells"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a notebook: {error}") from None
+    return {**nb, "cells": cells}
+
+
+def code(name: str, root: Path) -> list[str]:
+    """Return the sources of the code cells after the parameters."""
+    cells = [c for c in read(name, root)["cells"] if c["cell_type"] == "code"]
+    return [c["source"].strip() for c in cells if c["source"].strip() and not NOT_KEYED & tags(c)]
+
+
+def tags(cell: dict) -> set[str]:
+    """Return the tags of a cell."""
+    return set(cell["metadata"].get("tags", ()))
+
+
+def key(name: str, parameters: dict, data: dict, root: Path) -> str:
+    """Return the SHA-256 of what a record depends on: code, parameters, data, hgcore's version."""
+    from hgcore import __version__
+
+    content = [__version__, code(name, root), parameters, data]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def scale_names(name: str, root: Path) -> set[str]:
+    """Return the names in the tables of the notebook's suite.start(...), without running it."""
+    for source in code(name, root):
+        tree = ast.parse(source) if "suite.start(" in source else ast.Module([])
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func) == "suite.start":
+                tables = [k.value for k in call.keywords if isinstance(k.value, ast.Call)]
+                return {word.arg for table in tables for word in table.keywords}
+    raise ValueError(f"{name} does not call suite.start(..., quick=dict(...), paper=dict(...))")
+
+
+def normalized(nb: dict) -> dict:
+    """Return the notebook as it is committed: no stderr, no run's metadata, counts from one."""
+    cells, count = [], 0
+    for cell in nb["cells"]:
+        if "injected-parameters" in tags(cell) or not cell["source"].strip():
+            continue
+        cell = {**cell, "metadata": {"tags": sorted(tags(cell))} if tags(cell) else {}}
+        if cell["cell_type"] == "code":
+            count += 1
+            cell |= {"execution_count": count, "outputs": _outputs(cell["outputs"], count)}
+        cells.append(cell)
+    return {**nb, "metadata": METADATA, "cells": cells}
+
+
+def _outputs(outputs: list, count: int) -> list:
+    kept = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if kept and output.get("name") == "stdout" == kept[-1].get("name"):  # stderr was between
+            kept[-1]["text"] = "".join(kept[-1]["text"]) + "".join(output["text"])
+            continue
+        output = {**output, "metadata": {}} if "metadata" in output else {**output}
+        if output["output_type"] == "execute_result":
+            output["execution_count"] = count
+        kept.append(output)
+    return kept
+
+
+def write(nb: dict, file: Path) -> None:
+    """Write a valid notebook, whole or not at all."""
+    import nbformat
+
+    nb = nbformat.from_dict(nb)
+    nbformat.validate(nb)
+    write_atomically(file, nbformat.writes(nb).rstrip("\n").encode() + b"\n")
+
+
+def copy(name: str, new: str, root: Path) -> Path:
+    """Write notebooks/own/<new>.ipynb, a copy of a notebook that has no claims."""
+    if not new.isidentifier():
+        raise ValueError(f"the name must be letters, digits and _, got {new!r}")
+    nb, target = read(name, root), path(f"own/{new}", root)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name")
+    for cell in nb["cells"]:
+        cell["source"] = cell["source"].replace(f'"{name}"', f'"own/{new}"')
+    write(nb, target)
+    return target
