@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -122,28 +121,18 @@ def run(args, root: Path) -> int:
 
 def verify(args, root: Path) -> int:
     """Run into a temporary folder and compare with the committed records."""
-    jobs = _jobs(args, root)
-    wrong = 0
-    with tempfile.TemporaryDirectory() as out:
-        ours = {job: (job.record(root), results.load(job.record(root))) for job in jobs}
-        os.environ["HGCORE_OUT"] = out
-        for job, status, seconds, message in runner.run(jobs, root, args.jobs):
-            file, record = ours[job]
-            found = (
-                [message]
-                if status == "FAILED"
-                else list(
-                    results.differences(
-                        record, results.load(job.record(root)), file.parent, job.record(root).parent
-                    )
-                )
-            )
+    jobs, wrong = _jobs(args, root), 0
+    for job in jobs:
+        results.load(job.record(root))  # raises before anything runs
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        for job, status, seconds, message in runner.run(jobs, root, args.jobs, out=out):
+            found = [message]
+            if status == "done":
+                found = list(results.differences(job.record(root), job.record(out)))
             wrong += bool(found)
-            print(
-                f"  {'differs' if found else 'same':<8} {seconds:8.1f} s  {job.name}",
-                *found,
-                sep="\n      ",
-            )
+            print(f"  {'differs' if found else 'same':<8} {seconds:8.1f} s  {job.name}")
+            print(*(f"           {line}" for line in found), sep="\n", end="\n" if found else "")
     return 1 if wrong else 0
 
 

@@ -61,8 +61,12 @@ def _named(word: str, names: list[str]) -> list[str]:
 
 
 def read(name: str, root: Path) -> dict:
-    """Return the notebook as JSON, the source of each cell as one string."""
-    file = path(name, root)
+    """Return the notebook `name`."""
+    return load(path(name, root))
+
+
+def load(file: Path) -> dict:
+    """Return a notebook as JSON, the source of each cell as one string."""
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
         cells = [{**cell, "source": "".join(cell["source"])} for cell in nb["cells"]]

@@ -224,8 +224,9 @@ def write(root: Path) -> None:
 # ---- verify
 
 
-def differences(ours: dict, theirs: dict, folder: Path, other: Path) -> Iterator[str]:
-    """Yield in what a record in `folder` differs from another run's in `other`."""
+def differences(file: Path, other: Path) -> Iterator[str]:
+    """Yield in what the record in `file` differs from that of another run."""
+    ours, theirs = load(file), load(other)
     verdicts = {claim["id"]: claim.get("verdict") for claim in theirs["claims"]}
     for claim in ours["claims"]:
         if claim.get("verdict") != verdicts.get(claim["id"]):
@@ -241,7 +242,8 @@ def differences(ours: dict, theirs: dict, folder: Path, other: Path) -> Iterator
             gap = _gap(figure["series"][series], again[series])
             if not gap <= rtol:
                 yield f"{name}: {series} differs by {gap:.2g} of its magnitude, allowed {rtol:.2g}"
-        if rtol is not None and (gap := _picture_gap(folder, other, name)) > 0.01:
+        pictures = [place.with_name(f"{name}.png") for place in (file, other)]
+        if rtol is not None and (gap := _picture_gap(*pictures)) > 0.01:
             yield f"{name}: the pictures differ by {gap:.2g} of full scale"
 
 
@@ -262,9 +264,9 @@ def _gap(a, b) -> float:
     return float(np.nanmax(abs(x - y), initial=0) / scale) if scale else 0.0
 
 
-def _picture_gap(folder: Path, other: Path, name: str) -> float:
+def _picture_gap(file: Path, other: Path) -> float:
     """Return the mean difference of two pictures, from 0 to 1."""
     from matplotlib.image import imread
 
-    a, b = (imread(place / f"{name}.png") for place in (folder, other))
+    a, b = imread(file), imread(other)
     return float(abs(a - b).mean()) if a.shape == b.shape else 1.0

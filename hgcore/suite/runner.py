@@ -38,21 +38,23 @@ class Job:
         """What papermill is given."""
         return {k: v for k, v in asdict(self).items() if k not in ("name", "update")}
 
-    def record(self, root: Path) -> Path:
-        """Return the file of its record."""
-        own = "overrides" if self.overrides else ""
+    @property
+    def _own(self) -> str:
+        return "overrides" if self.overrides else ""
+
+    def record(self, out: Path) -> Path:
+        """Return the file of its record; out: the repository, or another folder for results."""
         stem = self.name.rpartition("/")[2]
-        return folder_of(self.name, self.profile, root, own) / f"{stem}.json"
+        return folder_of(self.name, self.profile, out, self._own) / f"{stem}.json"
 
-    def output(self, root: Path) -> Path:
+    def executed(self, out: Path) -> Path:
         """Return the file of the executed notebook; its log lies beside it."""
-        out = Path(os.environ.get("HGCORE_OUT", root))
-        return out / "runs" / ("overrides" if self.overrides else "") / self.profile / self.name
+        return Path(out) / "runs" / self._own / self.profile / f"{self.name}.ipynb"
 
-    def done(self, root: Path) -> bool:
+    def done(self, root: Path, out: Path | None = None) -> bool:
         """Return whether a whole record of this code, these parameters and today's data exists."""
         try:
-            record = results.load(self.record(root))
+            record = results.load(self.record(out or root))
             key = notebooks.key(self.name, self.parameters, results.data_of(record), root)
         except (OSError, ValueError):
             return False
@@ -68,18 +70,23 @@ class Outcome(NamedTuple):
     message: str = ""
 
 
-def run(jobs: list[Job], root: Path, workers: int, dask: str | None = None) -> Iterator[Outcome]:
-    """Run the jobs, `workers` at a time or on the cluster at `dask`; yield each as it ends."""
+def run(
+    jobs: list[Job], root: Path, workers: int, dask: str | None = None, out: Path | None = None
+) -> Iterator[Outcome]:
+    """Run the jobs, `workers` at a time or on the cluster at `dask`; yield each as it ends.
+
+    out: the folder for figures/ and runs/, by default the repository `root`.
+    """
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     given = {name: os.environ.get(name, threads) for name in THREADS[:3]}
+    given |= {"HGCORE_ROOT": str(root), "HGCORE_OUT": str(out or root)}
     with _executor(workers, dask) as pool:
-        futures = {pool.submit(in_process, job, root, given): job for job in jobs}
+        futures = {pool.submit(in_process, job, given): job for job in jobs}
         try:
             for future in as_completed(futures):
                 error = future.exception()
-                yield (
-                    Outcome(futures[future], "FAILED", 0, repr(error)) if error else future.result()
-                )
+                failed = Outcome(futures[future], "FAILED", 0, repr(error))
+                yield failed if error else future.result()
         except KeyboardInterrupt:
             for future in futures:
                 future.cancel()
@@ -98,19 +105,19 @@ def _executor(workers: int, dask: str | None) -> Iterator[Executor]:
         yield client.get_executor(pure=False, retries=2)
 
 
-def in_process(job: Job, root: Path, threads: dict) -> Outcome:
+def in_process(job: Job, given: dict) -> Outcome:
     """Run the job in a process of its own, which takes its output to the job's log."""
-    log, start = job.output(root).with_suffix(".log"), time.perf_counter()
+    log = job.executed(given["HGCORE_OUT"]).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "hgcore.suite.runner", str(root), json.dumps(asdict(job))]
-    package = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    env = os.environ | threads | {"PYTHONPATH": path, "HGCORE_ROOT": str(root)}
-    for folder in {"HGCORE_DATA", "HGCORE_DATA_MIRROR", "HGCORE_OUT"} & set(env):
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    env = os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    for folder in {"HGCORE_DATA", "HGCORE_DATA_MIRROR"} & set(env):
         env[folder] = os.path.abspath(env[folder])  # a kernel has another working folder
     env.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook
-    with log.open("w", encoding="utf-8") as out:
-        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=env).returncode
+    command, start = [sys.executable, "-m", "hgcore.suite.runner"], time.perf_counter()
+    with log.open("w", encoding="utf-8") as file:
+        text = json.dumps(asdict(job))
+        code = subprocess.run([*command, text], stdout=file, stderr=file, env=env).returncode
     seconds = time.perf_counter() - start
     if code == 0:
         return Outcome(job, "done", seconds)
@@ -118,16 +125,18 @@ def in_process(job: Job, root: Path, threads: dict) -> Outcome:
     return Outcome(job, "FAILED", seconds, f"{lines[-1][:400]}\nsee {log}")
 
 
-def execute(job: Job, root: Path) -> None:
+def execute(job: Job, root: Path, out: Path) -> None:
     """Run the notebook in this process. Two runs of one job wait for each other."""
     import papermill
     from filelock import FileLock
 
-    target = job.output(root).with_suffix(".ipynb")
+    source, target, start = notebooks.path(job.name, root), job.executed(out), time.time()
     braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
     with FileLock(target.with_suffix(".lock")):
+        if job.done(root, out) and job.record(out).stat().st_mtime > start:
+            return  # another runner did it while this one waited
         papermill.execute_notebook(
-            str(notebooks.path(job.name, root)).translate(braces),
+            str(source).translate(braces),
             str(target).translate(braces),
             parameters=job.parameters,
             kernel_name="python3",
@@ -138,21 +147,17 @@ def execute(job: Job, root: Path) -> None:
             iopub_timeout=60,
             resources={"metadata": {"path": str(root)}},
         )
-        if not job.overrides and not job.done(root):
+        if not job.done(root, out):
             raise RuntimeError(f"{job.name} left no whole record: it must end with suite.check")
         if job.update:
-            executed = json.loads(target.read_text(encoding="utf-8"))
-            executed["cells"] = [
-                {**cell, "source": "".join(cell["source"])} for cell in executed["cells"]
-            ]
-            notebooks.write(notebooks.normalized(executed), notebooks.path(job.name, root))
+            notebooks.write(notebooks.normalized(notebooks.load(target)), source)
 
 
 def main() -> None:
-    """Run the job of the command line; the last line says what went wrong."""
-    root, job = Path(sys.argv[1]), Job(**json.loads(sys.argv[2]))
+    """Run the job that the command line has as JSON; the last line says what went wrong."""
+    root, out = (Path(os.environ[name]) for name in ("HGCORE_ROOT", "HGCORE_OUT"))
     try:
-        execute(job, root)
+        execute(Job(**json.loads(sys.argv[1])), root, out)
     except Exception as error:  # noqa: BLE001  whatever a notebook may raise
         cell, name = getattr(error, "exec_count", None), getattr(error, "ename", None)
         print(error)

@@ -61,7 +61,8 @@ class Run:
         own = "overrides" if self.overrides else "" if self._as_saved else "unsaved"
         if own:
             print(f"{own}: figures and record go to runs/{own}, not to figures/")
-        return folder_of(self.name, self.profile, self.root, own)
+        out = Path(os.environ.get("HGCORE_OUT", self.root))
+        return folder_of(self.name, self.profile, out, own)
 
     @property
     def _as_saved(self) -> bool:
@@ -186,9 +187,8 @@ def _shown(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def folder_of(name: str, profile: str, root: Path, own: str = "") -> Path:
+def folder_of(name: str, profile: str, out: Path, own: str = "") -> Path:
     """Return the folder of a notebook's record and figures; own: of those below runs/."""
-    out = Path(os.environ.get("HGCORE_OUT", root))
     group = name.split("/")[0] if "/" in name else "tour"
     if own:
         return out / "runs" / own / profile / group
