@@ -4,26 +4,33 @@
 PYTHON ?= python3
 JOBS ?= 2
 RUN = .venv/bin/python -m
+PYTEST = $(RUN) pytest -p no:cacheprovider -q
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: figures paper test fence gpu lab report clean
+.PHONY: figures paper docs test check unit fence nbval gpu lab report clean
 
 figures: .venv/installed
 	$(RUN) hgcore run --profile quick --jobs $(JOBS)
-	$(RUN) hgcore report
-	@echo "Open figures/index.html in a browser, or run: make lab"
+	$(MAKE) docs
 
 paper: .venv/installed
 	$(RUN) hgcore run --profile paper --jobs $(JOBS)
 	$(RUN) hgcore report
 
+docs: .venv/installed
+	$(RUN) sphinx -q -c docs . runs/site
+	@echo "Open runs/site/index.html in a browser, or run: make lab"
+
+# All parts run, even if one fails; the exit status is the number of those that failed.
 test: .venv/installed
-	$(RUN) ruff check hgcore tests notebooks conftest.py
+	@failed=0; for part in check unit fence nbval; do $(MAKE) $$part || failed=$$((failed + 1)); done; exit $$failed
+
+check: .venv/installed
+	$(RUN) ruff check hgcore tests notebooks docs conftest.py
 	$(RUN) hgcore report --check
-	OMP_NUM_THREADS=1 $(RUN) pytest -p no:nbval -p no:cacheprovider -q -n $(JOBS) tests
-	$(MAKE) fence
-	OMP_NUM_THREADS=1 $(RUN) pytest -p no:cacheprovider -q -n $(JOBS) --dist loadfile --timeout 900 \
-		--nbval --nbval-current-env --nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
+
+unit: .venv/installed
+	OMP_NUM_THREADS=1 $(PYTEST) -p no:nbval -n $(JOBS) tests
 
 # The tests of the library once more, in a copy without fast/: it must not be missed.
 fence: .venv/installed
@@ -32,6 +39,10 @@ fence: .venv/installed
 	cd runs/fence && OMP_NUM_THREADS=1 PYTHONPATH=. ../../.venv/bin/python -m pytest -p no:nbval \
 		-p no:cacheprovider -q -n $(JOBS) tests/core
 	rm -r runs/fence
+
+nbval: .venv/installed
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile --timeout 900 --nbval --nbval-current-env \
+		--nbval-sanitize-with nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
 
 # On a machine with a CUDA GPU, within 8 minutes: the tests that need it, then figures/beyond/gpu.json.
 gpu: .venv/installed
@@ -49,8 +60,8 @@ report: .venv/installed
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 figures"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(RUN) pip install -q -c constraints.txt -e '.[torch,fast,suite,test]'
+	$(RUN) pip install -q -c constraints.txt -e '.[torch,fast,suite,docs,test]'
 	@touch .venv/installed
 
 clean:
-	rm -rf runs figures/quick figures/pages figures/index.html
+	rm -rf runs figures/quick

@@ -6,7 +6,6 @@ reader can look up; a `suite` check is ours and guards a notebook.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import math
 from dataclasses import dataclass
@@ -83,15 +82,7 @@ class _Strict(yaml.SafeLoader):
 
 @functools.cache
 def _parsed(text: str):
-    return _as_json(yaml.load(text, _Strict))
-
-
-def _as_json(value):
-    if isinstance(value, dict):
-        return {key: _as_json(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_as_json(part) for part in value]
-    return value.isoformat() if isinstance(value, datetime.date) else value
+    return yaml.load(text, _Strict)
 
 
 def invalid(schema: str, value) -> str | None:

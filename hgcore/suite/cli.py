@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
-from hgcore.suite import notebooks, results, runner
+from hgcore.suite import notebooks, results
+from hgcore.suite.runner import Job, run_all
 from hgcore.suite.session import PROFILES
 
 EXAMPLES = """examples:
@@ -23,30 +22,37 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
+    """Return the parser of the command line."""
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m hgcore", epilog=EXAMPLES, formatter_class=form)
-    add = top.add_subparsers(required=True, metavar="{run,verify,list,report,copy}").add_parser
-    _add_run(add("run", help="run the notebooks that have no record of their present code"))
-    check = add("verify", help="run again into a temporary folder and compare; changes nothing")
-    _add_parameters(check)
-    check.set_defaults(act=verify)
-    shown = add("list", help="list notebooks and the state of their records")
-    shown.add_argument("names", nargs="*", metavar="NAME")
-    shown.set_defaults(act=show)
-    report = add("report", help="write RESULTS.md and the README's table from the records")
-    report.add_argument("--check", action="store_true", help="write nothing; 1 if anything is off")
-    report.set_defaults(act=write_report)
-    copy = add("copy", help="copy a notebook, without its claims, to notebooks/own/")
-    copy.add_argument("name")
-    copy.add_argument("new")
-    copy.set_defaults(act=make_copy)
+    commands = top.add_subparsers(required=True, metavar="{run,verify,list,report,copy}")
+
+    def add(act, what: str, name: str | None = None):
+        command = commands.add_parser(name or act.__name__, help=what, description=what)
+        command.set_defaults(act=act)
+        return command.add_argument
+
+    names = {"nargs": "*", "metavar": "NAME", "help": "names, beginnings, patterns (default: all)"}
+    option = add(run, "run the notebooks that have no record of their present code")
+    _add_parameters(option, names)
+    setting = {"dest": "overrides", "type": _setting, "action": "append", "default": []}
+    option("--set", **setting, metavar="KEY=VALUE", help="replace a setting of the scale table")
+    option("--force", action="store_true", help="run what has a record, too")
+    option("--update", action="store_true", help="run all, and write the outputs into notebooks/")
+    option("--dask", metavar="ADDRESS", help="send the jobs to the dask cluster at ADDRESS")
+    _add_parameters(add(verify, "run again elsewhere and compare; changes nothing"), names)
+    add(show, "list notebooks and the state of their records", "list")("names", **names)
+    option = add(report, "write RESULTS.md and the README's table from the records")
+    option("--check", action="store_true", help="write nothing; 1 if anything is wrong")
+    option = add(copy, "copy a notebook, without its claims, to notebooks/own/")
+    option("name")
+    option("new")
     return top
 
 
-def _add_parameters(command) -> None:
-    option, default = command.add_argument, "(default: %(default)s)"
-    option("names", nargs="*", metavar="NAME", help="names, beginnings or patterns (default: all)")
+def _add_parameters(option, names: dict) -> None:
+    default = "(default: %(default)s)"
+    option("names", **names)
     option("--profile", choices=PROFILES, default="quick", help=default)
     option("--backend", choices=("autograd", "torch"), default="torch", help=default)
     option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
@@ -54,54 +60,25 @@ def _add_parameters(command) -> None:
     option("--jobs", type=int, default=2, metavar="N", help=f"notebooks at a time {default}")
 
 
-def _add_run(command) -> None:
-    _add_parameters(command)
-    option = command.add_argument
-    setting = {"dest": "overrides", "type": _override, "action": "append", "default": []}
-    option("--set", **setting, metavar="KEY=VALUE", help="replace a setting; VALUE is YAML")
-    option("--force", action="store_true", help="run what has a record, too")
-    option("--update", action="store_true", help="run all, and write the outputs into notebooks/")
-    option("--dask", metavar="ADDRESS", help="send the jobs to the dask cluster at ADDRESS")
-    command.set_defaults(act=run)
-
-
-def _override(text: str) -> tuple:
+def _setting(text: str) -> tuple:
+    """Return (key, value) of KEY=VALUE; VALUE is a Python literal or text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, for example steps=20")
     try:
-        return key, _numbers(yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
-def _numbers(value):
-    """Read 1e-3 as a number, which YAML alone reads as text."""
-    if isinstance(value, list):
-        return [_numbers(part) for part in value]
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _jobs(args, root: Path) -> list[runner.Job]:
+def _jobs(args, root: Path) -> list[Job]:
     given = {name: getattr(args, name) for name in ("profile", "backend", "device", "seed")}
-    given |= {
-        "overrides": dict(getattr(args, "overrides", ())),
-        "update": getattr(args, "update", 0),
-    }
-    if given["update"] and asdict(runner.Job("")) != asdict(runner.Job("", **given)) | {
-        "update": 0
-    }:
-        raise ValueError(
-            "--update writes the profile quick with default parameters into notebooks/"
-        )
+    given["overrides"] = dict(getattr(args, "overrides", ()))
+    update = getattr(args, "update", False)
+    if update and Job("", **given) != Job(""):
+        raise ValueError("--update writes the default parameters into notebooks/; leave others out")
     names = notebooks.select(args.names, root)
-    for name in names if given["overrides"] else ():
-        if unknown := set(given["overrides"]) - notebooks.scale_names(name, root):
-            raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}")
-    return [runner.Job(name, **given) for name in names]
+    return [Job(name, **given, update=update) for name in names]
 
 
 def run(args, root: Path) -> int:
@@ -111,12 +88,10 @@ def run(args, root: Path) -> int:
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} have a record; --force repeats their runs")
     failed = 0
-    for job, status, seconds, message in runner.run(todo, root, args.jobs, args.dask):
-        print(f"  {status:<8} {seconds:8.1f} s  {job.name}", flush=True)
-        failed += status == "FAILED"
-        if message:
-            print(f"           {message}", flush=True)
-    return 1 if failed else 0
+    for outcome in run_all(todo, root, args.jobs, args.dask):
+        print(outcome.line(), flush=True)
+        failed += outcome.status == "FAILED"
+    return min(failed, 1)
 
 
 def verify(args, root: Path) -> int:
@@ -126,52 +101,45 @@ def verify(args, root: Path) -> int:
         results.load(job.record(root))  # raises before anything runs
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        for job, status, seconds, message in runner.run(jobs, root, args.jobs, out=out):
-            found = [message]
-            if status == "done":
-                found = list(results.differences(job.record(root), job.record(out)))
+        for outcome in run_all(jobs, root, args.jobs, out=out):
+            records = outcome.job.record(root), outcome.job.record(out)
+            found = list(results.differences(*records)) if outcome.status == "done" else ["no run"]
             wrong += bool(found)
-            print(f"  {'differs' if found else 'same':<8} {seconds:8.1f} s  {job.name}")
-            print(*(f"           {line}" for line in found), sep="\n", end="\n" if found else "")
-    return 1 if wrong else 0
+            print(outcome.line("differs" if found else "same"), *found, sep="\n           ")
+    return min(wrong, 1)
 
 
 def show(args, root: Path) -> None:
     """Print one line for each notebook."""
     for name in notebooks.select(args.names, root):
-        states = [f"{profile}: {_state(name, profile, root)}" for profile in PROFILES]
+        states = [f"{profile}: {_state(Job(name, profile), root)}" for profile in PROFILES]
         print(f"{name:<52} {'  '.join(states)}")
 
 
-def _state(name: str, profile: str, root: Path) -> str:
-    job = runner.Job(name, profile)
+def _state(job: Job, root: Path) -> str:
     return "done" if job.done(root) else "older" if job.record(root).exists() else "-"
 
 
-def write_report(args, root: Path) -> int:
+def report(args, root: Path) -> int:
     """Write RESULTS.md and the README's table, or check them and every record."""
-    if wrong := list(results.problems(root)):
-        print(
-            "restore these files from git, or run their notebooks:",
-            *wrong,
-            sep="\n  ",
-            file=sys.stderr,
-        )
-        return 1
-    if not args.check:
+    wrong = list(results.problems(root))
+    if wrong:
+        wrong.insert(0, "restore these files from git, or run their notebooks:")
+    elif args.check:
+        stale = [name for name, text in results.texts(root).items() if text != _read(root / name)]
+        wrong = [f"{name} is not what the records say; python -m hgcore report" for name in stale]
+    else:
         results.write(root)
         print(results.headline(root))
-        return 0
-    for name, content in (("README.md", results.readme(root)), ("RESULTS.md", results.text(root))):
-        if content != (root / name).read_text(encoding="utf-8"):
-            print(
-                f"{name} is not what the records say; run: python -m hgcore report", file=sys.stderr
-            )
-            return 1
-    return 0
+    print(*wrong, sep="\n  ", end="\n" if wrong else "", file=sys.stderr)
+    return 1 if wrong else 0
 
 
-def make_copy(args, root: Path) -> None:
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def copy(args, root: Path) -> None:
     """Copy one notebook to notebooks/own/."""
     names = notebooks.select([args.name], root)
     if len(names) > 1:
@@ -180,7 +148,7 @@ def make_copy(args, root: Path) -> None:
 
 
 def main(arguments=None) -> int:
-    """Run one command; return its exit status: 1 something failed, 2 refused."""
+    """Run one command; return 0, 1 if something failed, 2 if it was refused, 130 if stopped."""
     args = parser().parse_args(arguments)
     try:
         return args.act(args, notebooks.find_root()) or 0

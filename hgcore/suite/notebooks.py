@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import fnmatch
 import hashlib
@@ -92,17 +91,6 @@ def key(name: str, parameters: dict, data: dict, root: Path) -> str:
 
     content = [__version__, code(name, root), parameters, data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def scale_names(name: str, root: Path) -> set[str]:
-    """Return the names in the tables of the notebook's suite.start(...), without running it."""
-    for source in code(name, root):
-        tree = ast.parse(source) if "suite.start(" in source else ast.Module([])
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            if ast.unparse(call.func) == "suite.start":
-                tables = [k.value for k in call.keywords if isinstance(k.value, ast.Call)]
-                return {word.arg for table in tables for word in table.keywords}
-    raise ValueError(f"{name} does not call suite.start(..., quick=dict(...), paper=dict(...))")
 
 
 def normalized(nb: dict) -> dict:

@@ -215,10 +215,15 @@ def readme(root: Path) -> str:
     return before + START + table + "\n" + END + after
 
 
+def texts(root: Path) -> dict[str, str]:
+    """Return {file name: what it must hold}."""
+    return {"RESULTS.md": text(root), "README.md": readme(root)}
+
+
 def write(root: Path) -> None:
     """Write RESULTS.md and the README's table."""
-    write_atomically(Path(root) / "RESULTS.md", text(root).encode())
-    write_atomically(Path(root) / "README.md", readme(root).encode())
+    for name, content in texts(root).items():
+        write_atomically(Path(root) / name, content.encode())
 
 
 # ---- verify

@@ -62,15 +62,20 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """How a job ended: done, unchanged, FAILED or interrupted."""
+    """How a job ended: done or FAILED."""
 
     job: Job
     status: str
     seconds: float = 0.0
     message: str = ""
 
+    def line(self, status: str = "") -> str:
+        """Return it as a line, a second one with the message if there is one."""
+        line = f"  {status or self.status:<8} {self.seconds:8.1f} s  {self.job.name}"
+        return line + (f"\n           {self.message}" if self.message else "")
 
-def run(
+
+def run_all(
     jobs: list[Job], root: Path, workers: int, dask: str | None = None, out: Path | None = None
 ) -> Iterator[Outcome]:
     """Run the jobs, `workers` at a time or on the cluster at `dask`; yield each as it ends.

@@ -81,6 +81,5 @@ def test_copy_has_a_name_of_its_own(toy, capsys):
     toy.add("one")
     assert cli.main(["copy", "one", "mine"]) == 0
     assert "own/mine" in notebooks.code("own/mine", toy.root)[0]
-    assert notebooks.scale_names("own/mine", toy.root) == {"steps", "sizes"}
     assert cli.main(["copy", "one", "mine"]) == 2 and "exists" in capsys.readouterr().err
     assert cli.main(["copy", "one", "../x"]) == 2

@@ -70,11 +70,11 @@ def test_settings_of_the_command_line(toy, capsys):
     record = results.load(toy.root / "runs/overrides/quick/toy/one.json")
     assert record["overrides"] == {"steps": 7, "sizes": [3, 4]}
     assert not (toy.root / "figures").exists()
-    for wrong in (["--set", "stepz=7"], ["nothing"], ["--update", "--seed", "1"]):
+    assert cli.main(["run", "--set", "stepz=7"]) == 1 and "meant steps" in capsys.readouterr().out
+    for wrong in (["nothing"], ["--update", "--seed", "1"]):
         assert cli.main(["run", *wrong]) == 2
-    for wrong in ("steps", "a b=1", "steps=["):
-        with pytest.raises(SystemExit):
-            cli.main(["run", "--set", wrong])
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--set", "steps"])
 
 
 def test_verify(toy, capsys):

@@ -1,0 +1,88 @@
+"""The site: sphinx-build -c docs . runs/site (the source folder is the repository)."""
+
+import base64
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hgcore.suite import results  # noqa: E402  the path comes first
+
+project, author, copyright = "hgcore", "The hgcore authors", "The hgcore authors"
+root_doc = "docs/index"
+include_patterns = ["docs/**.md", "notebooks/**.ipynb", "RESULTS.md"]
+exclude_patterns = ["notebooks/own/**"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
+html_theme, html_title, html_static_path = "pydata_sphinx_theme", "hgcore", ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"show_toc_level": 2, "navbar_align": "left", "secondary_sidebar_items": []}
+html_sidebars = {"docs/index": []}
+html_copy_source = html_show_sourcelink = False
+
+# Notebooks as they are committed. Nothing that a notebook, ledger or record says may execute.
+nb_execution_mode = "off"
+nb_mime_priority_overrides = [("html", "text/html", None), ("html", "application/javascript", None)]
+nb_output_stderr = "remove"
+myst_enable_extensions = ["dollarmath"]
+myst_disable_syntax = ["html_block", "html_inline"]
+suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+
+POLICY = (
+    "default-src 'self' file: data:; style-src 'self' file: 'unsafe-inline';"
+    " script-src 'self' file: {}"
+)
+SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
+NAME = "DOCUMENTATION_OPTIONS.pagename = '{}'"
+
+
+def gallery(paper: str) -> str:
+    """Return Markdown of all committed pictures of a paper, each a link to its notebook."""
+    cards = []
+    for name, record in results.best(ROOT).items():
+        folder = results.folder_of(name, record["profile"], Path("figures").parent).as_posix()
+        for figure in record["figures"] if name.startswith(f"{paper}/") else ():
+            reduced = " (reduced)" if record["profile"] == "reduced" else ""
+            title = figure.replace("_", " ")
+            picture = f"![{title}](/{folder}/{figure}.png)"
+            cards.append(f"[{picture}](/notebooks/{name}.ipynb)\n{title}{reduced}\n")
+    return "\n".join(cards)
+
+
+def add_galleries(app, docname: str, source: list) -> None:
+    """Replace `GALLERY paper` in a page by the pictures of the paper."""
+    source[0] = re.sub(r"^GALLERY (\w+)$", lambda m: gallery(m[1]), source[0], flags=re.MULTILINE)
+
+
+def protect(app, error) -> None:
+    """Allow in every page the inline scripts of the theme only: those of a page without content."""
+    if error or app.builder.format != "html":
+        return
+    start = '<meta charset="utf-8"><meta http-equiv="refresh" content="0; url=docs/index.html">'
+    (Path(app.outdir) / "index.html").write_text(f"<!DOCTYPE html><head>{start}<title>hgcore</title>")
+    own = SCRIPT.findall((Path(app.outdir) / "genindex.html").read_text(encoding="utf-8"))
+    for page in Path(app.outdir).rglob("*.html"):
+        name = page.relative_to(app.outdir).with_suffix("").as_posix()
+        known = [text.replace(NAME.format("genindex"), NAME.format(name)) for text in own]
+        hashes = [base64.b64encode(hashlib.sha256(x.encode()).digest()).decode() for x in known]
+        policy = POLICY.format(" ".join(f"'sha256-{x}'" for x in hashes))
+        meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        text = page.read_text(encoding="utf-8").replace("<head>", f"<head>\n{meta}", 1)
+        page.write_text(text, encoding="utf-8")
+
+
+def as_written(app, what, name, obj, options, lines: list) -> None:
+    """Show docstrings as they are written: they hold formulas, not markup."""
+    lines[:] = ["::", "", *(f"    {line}" for line in lines), ""] if lines else []
+
+
+def setup(app) -> None:
+    """Connect the functions above."""
+    app.connect("autodoc-process-docstring", as_written)
+    app.connect("source-read", add_galleries)
+    app.connect("build-finished", protect)
