@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -66,6 +67,8 @@ def protect(app, error) -> None:
     start = '<meta charset="utf-8"><meta http-equiv="refresh" content="0; url=docs/index.html">'
     (Path(app.outdir) / "index.html").write_text(f"<!DOCTYPE html><head>{start}<title>hgcore</title>")
     own = SCRIPT.findall((Path(app.outdir) / "genindex.html").read_text(encoding="utf-8"))
+    for config in (app.config.mathjax3_config, app.config.mathjax4_config):
+        own.append(f"window.MathJax = {json.dumps(config)}")
     for page in Path(app.outdir).rglob("*.html"):
         name = page.relative_to(app.outdir).with_suffix("").as_posix()
         known = [text.replace(NAME.format("genindex"), NAME.format(name)) for text in own]

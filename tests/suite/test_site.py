@@ -1,0 +1,96 @@
+"""The site in a real browser: whole, readable on a phone, and nothing planted in it runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hgcore.suite import notebooks
+
+ROOT = Path(__file__).parents[2]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+PLANTED = "<script>window.planted = 1</script><img src=x onerror='window.planted = 1'>"
+EVIL = f"""# Title {PLANTED}
+
+[link](javascript:window.planted=1) $x {PLANTED}$ {PLANTED}
+
+$$y {PLANTED}$$
+
+```{{raw}} html
+{PLANTED}
+```
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site of a copy of the repository in which one notebook and RESULTS.md are hostile."""
+    pytest.importorskip("myst_nb", reason="pip install .[docs]")
+    root = tmp_path_factory.mktemp("site") / "repo"
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "tests", "quick")
+    shutil.copytree(ROOT, root, ignore=ignored)
+    name = "00_tour"
+    nb = notebooks.read(name, root)
+    html = {"output_type": "display_data", "data": {"text/html": PLANTED}, "metadata": {}}
+    script = html | {"data": {"application/javascript": "window.planted = 1"}}
+    text = {"output_type": "stream", "name": "stdout", "text": PLANTED}
+    nb["cells"].append({"cell_type": "markdown", "id": "evil", "metadata": {}, "source": EVIL})
+    code = {"cell_type": "code", "id": "more", "metadata": {}, "source": f"# {PLANTED}"}
+    nb["cells"].append(code | {"outputs": [html, script, text], "execution_count": 99})
+    notebooks.path(name, root).write_text(json.dumps(nb))
+    (root / "RESULTS.md").write_text((root / "RESULTS.md").read_text() + EVIL)
+    command = [sys.executable, "-m", "sphinx", "-q", "-c", "docs", ".", "site"]
+    (root / "data").mkdir(exist_ok=True)
+    subprocess.run(command, cwd=root, check=True)
+    return root / "site"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    if not BROWSER:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as p:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        opened = p.chromium.launch(executable_path=BROWSER, args=flags)
+        yield opened
+        opened.close()
+
+
+def test_pages_in_a_browser(site, browser):
+    """Each page: no error, no planted script, pictures with text, links, no sideways scrolling."""
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    errors = []
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    pages = [p for p in site.rglob("*.html") if "_static" not in p.parts and p.parent != site]
+    assert len(pages) > 30
+    for file in pages:
+        hostile = file.stem in ("00_tour", "RESULTS")
+        errors.clear()
+        page.goto(file.as_uri(), wait_until="load")
+        assert page.evaluate("window.planted") is None, file
+        assert hostile or not errors, (file, errors)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, (file, wide)
+        bad = (
+            """[...document.images].filter(i => !i.alt || !i.naturalWidth).map(i => i.outerHTML)"""
+        )
+        assert hostile or page.evaluate(bad) == [], file
+        for link in page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)"):
+            assert not link.startswith("javascript:")
+            target = link.split("#")[0].split("?")[0]
+            if target.startswith("file:"):
+                assert Path(
+                    __import__("urllib.request").request.url2pathname(target[7:])
+                ).exists(), (file, link)
+
+
+def test_search_finds_a_word(site, browser):
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(f"{(site / 'search.html').as_uri()}?q=hypergradient")
+    page.wait_for_selector("ul.search li a", timeout=20_000)
+    assert page.locator("ul.search li").count() >= 5
