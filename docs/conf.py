@@ -19,7 +19,7 @@ exclude_patterns = ["notebooks/own/**"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 html_theme, html_title, html_static_path = "pydata_sphinx_theme", "hgcore", ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"show_toc_level": 2, "navbar_align": "left", "secondary_sidebar_items": []}
+html_theme_options = {"secondary_sidebar_items": [], "header_links_before_dropdown": 9, "navbar_align": "left"}
 html_sidebars = {"docs/index": []}
 html_copy_source = html_show_sourcelink = False
 
@@ -48,10 +48,10 @@ def gallery(paper: str) -> str:
     for name, record in results.best(ROOT).items():
         folder = results.folder_of(name, record["profile"], Path("figures").parent).as_posix()
         for figure in record["figures"] if name.startswith(f"{paper}/") else ():
-            reduced = " (reduced)" if record["profile"] == "reduced" else ""
             title = figure.replace("_", " ")
+            title += " (reduced)" if record["profile"] == "reduced" else ""
             picture = f"![{title}](/{folder}/{figure}.png)"
-            cards.append(f"[{picture}](/notebooks/{name}.ipynb)\n{title}{reduced}\n")
+            cards.append(f"- [{picture}](/notebooks/{name}.ipynb)\n  {title}")
     return "\n".join(cards)
 
 
