@@ -43,16 +43,16 @@ class Reverse:
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.as_hyper(hyper)
-        with problem.backend.fixed_threads() as restore_threads:
-            run = self.trajectory.train(problem, hyper)
-            value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
-            adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
-            restore_threads()
-            for t in reversed(run.steps):
-                before, linearized = run.undo(t)
-                adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
-                grad = grad + part
-            run.close()
+        restore_threads = problem.backend.thread_restorer()
+        run = self.trajectory.train(problem, hyper)
+        value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
+        adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
+        restore_threads()
+        for t in reversed(run.steps):
+            before, linearized = run.undo(t)
+            adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
+            grad = grad + part
+        run.close()
         if run.whole:
             grad = grad + problem.vjp_initial(hyper, adjoint)
         return _finite(problem, value, grad, run.final, run.nbytes)

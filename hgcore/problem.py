@@ -179,7 +179,7 @@ class Problem:
             if name != "t":
                 _require_shape(name, value, weights, t)
             if name in self.optimizer.decays:
-                plain = self.backend.constant(value)
+                plain = self.backend.array(value)
                 setattr(c, name, value + (round_decay(plain) - plain))
         return c
 
