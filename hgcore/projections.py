@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hgcore.arrays import namespace
+from hgcore.arrays import like, namespace
 
 
 def box(low, high) -> Callable:
@@ -12,43 +12,28 @@ def box(low, high) -> Callable:
 
     def project(hyper):
         xp = namespace(hyper)
-        ends = (xp.asarray(end, dtype=hyper.dtype, device=hyper.device) for end in (low, high))
-        return xp.minimum(xp.maximum(hyper, next(ends)), next(ends))
+        return xp.minimum(xp.maximum(hyper, like(low, hyper)), like(high, hyper))
 
     return project
 
 
 def simplex(total: float = 1.0) -> Callable:
-    """Return the projection onto {hyper >= 0, sum = total > 0}, exact in finitely many passes.
-
-    Implements: Michelot 1986.
-    """
-    if not total > 0:
-        raise ValueError(f"the sum must be positive, got {total}")
-
-    def project(hyper):
-        hyper = hyper - hyper.max()  # moves no projection; keeps the largest above the shift
-        shift, count = (hyper.sum() - total) / len(hyper), len(hyper)
-        while True:
-            active = hyper > shift
-            if int(active.sum()) == count:
-                return (hyper - shift) * active
-            count = int(active.sum())
-            shift = ((hyper * active).sum() - total) / count
-
-    return project
+    """Return the projection onto {hyper >= 0, sum = total > 0}."""
+    onto = _capped(total)
+    # a constant moves no projection: this one puts the sum of the positive parts above the total
+    return lambda hyper: onto(hyper - hyper.max() + total)
 
 
 def l1_ball(radius: float = 1.0) -> Callable:
     """Return the projection onto {sum |hyper_i| <= radius}, radius > 0 (Duchi et al. 2008)."""
-    onto = simplex(radius)
+    onto = _capped(radius)
+    return lambda hyper: namespace(hyper).sign(hyper) * onto(abs(hyper))
 
-    def project(hyper):
-        if float(abs(hyper).sum()) <= radius:
-            return hyper
-        return namespace(hyper).sign(hyper) * onto(abs(hyper))
 
-    return project
+def _capped(total: float) -> Callable:
+    if not total > 0:
+        raise ValueError(f"the sum must be positive, got {total}")
+    return box_l1(0.0, total, total)
 
 
 def box_l1(low, high, radius: float) -> Callable:
@@ -69,8 +54,7 @@ def box_l1(low, high, radius: float) -> Callable:
         if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
-        places = xp.concatenate([hyper - most, hyper - less])
-        places = xp.maximum(places, 0 * xp.concatenate([hyper, hyper]))
+        places = xp.clip(xp.concatenate([hyper - most, hyper - less]), 0, None)
         places = places[xp.argsort(places)]
         first, last = -1, len(places) - 1
         while last - first > 1:
