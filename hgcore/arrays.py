@@ -1,7 +1,5 @@
 """Questions about an array that need no backend."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 from types import ModuleType

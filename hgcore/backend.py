@@ -4,8 +4,6 @@
 library every vector is flat, has the backend's type and carries no graph.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import os
@@ -13,14 +11,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-Array = TypeVar("Array")
-
-# True while a backend differentiates a loss in plain reverse mode: only then may the nodes of
-# fast/ replace plain operations, because transforms and compilers cannot see into them.
+# True while a backend differentiates a loss in reverse mode: only then may the nodes of fast/
+# replace plain operations, because transforms and compilers cannot see into them.
 reverse_mode = contextvars.ContextVar("reverse_mode", default=False)
 
 
@@ -31,7 +27,7 @@ class Linearized(NamedTuple):
     mixed: q -> B'q.
     """
 
-    gradient: Array
+    gradient: object
     product: Callable
     hvp: Callable
     mixed: Callable
@@ -44,9 +40,9 @@ class Backend:
     host_view(array): NumPy's view if it lies in this machine's memory (a scalar: a float), else
         the array itself
     gradients(f, *args): (value, one gradient for each argument) of a scalar function
-    linearize(f, weights, hyper): Linearized, from one graph
-    pushforward(f, weights, hyper): (df/dw (n,), tangents of weights and hyper -> that of df/dw)
-    vjp(f, *args): (outputs, tuple of their cotangents -> those of the arguments)
+    slopes(f, args, count): its gradients by the first `count` of args, with their graph
+    vjp(f, *args): (outputs, tuple of their cotangents -> those of the arguments); the latter takes
+        only=i for that of argument i alone
     jvp(f, *args): (outputs, tangents of the arguments -> those of the outputs)
     """
 
@@ -59,6 +55,17 @@ class Backend:
     def gradient(self, f, weights, hyper):
         """Return df/dw (n,) by the operations of `linearize`: Reversible needs the same bits."""
         return self.gradients(lambda w: f(w, hyper), weights)[1]
+
+    def linearize(self, f, weights, hyper) -> Linearized:
+        """Return the gradient of f by the weights and its products, from one graph."""
+        (gradient,), pull = self.vjp(lambda *at: self.slopes(f, at, 1), weights, hyper)
+        hvp, mixed = (lambda q, i=i: pull((q,), only=i) for i in range(2))
+        return Linearized(gradient, lambda q: pull((q,)), hvp, mixed)
+
+    def pushforward(self, f, weights, hyper) -> tuple:
+        """Return (df/dw (n,), tangents of weights and hyper -> that of df/dw)."""
+        (gradient, _), pull = self.vjp(lambda *at: self.slopes(f, at, 2), weights, hyper)
+        return gradient, lambda *tangents: pull(tangents, only=0)  # derivatives are symmetric
 
     def evaluate(self, f, *args):
         """Return f(*args) without a graph."""
@@ -80,11 +87,11 @@ class Backend:
         return lambda: None
 
 
-def require_scalar(value, what: str = "loss"):
-    """Return `value`; raise ValueError unless its shape is ()."""
+def require_scalar(value):
+    """Return the value of a loss; raise ValueError unless its shape is ()."""
     if getattr(value, "shape", None) != ():
         shape = getattr(value, "shape", type(value).__name__)
-        raise ValueError(f"a {what} must return a scalar of shape (), got {shape}; take its mean")
+        raise ValueError(f"a loss must return a scalar of shape (), got {shape}; take its mean")
     return value
 
 
@@ -130,28 +137,23 @@ class Autograd(Backend):
         (value,), pull = self.vjp(lambda *a: (require_scalar(f(*a)),), *args)
         return value[()], *pull((np.ones(()),))
 
-    def linearize(self, f, weights, hyper) -> Linearized:
+    def slopes(self, f, args, count: int) -> tuple:
         from autograd import grad
 
-        gradient = grad(lambda w, h: require_scalar(f(w, h)))
-        (value,), pull = self.vjp(lambda w, h: (gradient(w, h),), weights, hyper)
-        hvp, mixed = (lambda q, i=i: pull((q,))[i] for i in range(2))
-        return Linearized(value, lambda q: pull((q,)), hvp, mixed)
-
-    def pushforward(self, f, weights, hyper) -> tuple:
-        from autograd import grad
-
-        gradients = grad(lambda w, h: require_scalar(f(w, h)), (0, 1))
-        (value, _), pull = self.vjp(lambda w: gradients(w, hyper), weights)
-        return value, lambda *tangents: pull(tangents)[0]  # second derivatives are symmetric
+        return grad(lambda *a: require_scalar(f(*a)), tuple(range(count)))(*args)
 
     @_constants_allowed()
     def vjp(self, f, *args) -> tuple:
         from autograd import make_vjp
         from autograd.builtins import tuple as boxed
 
-        pull, outputs = make_vjp(lambda *a: boxed(f(*a)), tuple(range(len(args))))(*args)
-        return tuple(map(self.array, outputs)), lambda cotangents: pull(tuple(cotangents))
+        back, outputs = make_vjp(lambda *a: boxed(f(*a)), tuple(range(len(args))))(*args)
+
+        def pull(cotangents, only=None):
+            found = back(tuple(cotangents))
+            return found if only is None else found[only]
+
+        return tuple(map(self.array, outputs)), pull
 
     @_constants_allowed()
     def jvp(self, f, *args) -> tuple:

@@ -1,7 +1,5 @@
 """The torch backend: PyTorch on any device, in float32 or float64."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from hgcore.backend import Backend, Linearized, require_scalar, reverse_mode
+from hgcore.backend import Backend, require_scalar, reverse_mode
 
 
 @dataclass(frozen=True)
@@ -80,33 +78,20 @@ class Torch(Backend):
             return f(*args)
 
     def gradients(self, f, *args) -> tuple:
-        leaves, value = self._loss(f, *args)
+        leaves = [x.detach().requires_grad_() for x in args]
+        value = self._loss(f, leaves)
         return value.detach(), *self._grad((value,), leaves)
 
-    def linearize(self, f, weights, hyper) -> Linearized:
-        leaves, value = self._loss(f, weights, hyper)
-        (gradient,) = self._grad((value,), leaves[:1], create_graph=True)
-
-        def product(q, inputs=leaves):
-            return self._grad((gradient,), inputs, (q,), retain_graph=True)
-
-        hvp, mixed = (lambda q, x=x: product(q, (x,))[0] for x in leaves)
-        return Linearized(gradient.detach(), product, hvp, mixed)
-
-    def pushforward(self, f, weights, hyper) -> tuple:
-        leaves, value = self._loss(f, weights, hyper)
-        gradients = self._grad((value,), leaves, create_graph=True)
-
-        def push(*tangents):  # the second derivatives are symmetric
-            return self._grad(gradients, leaves[:1], tangents, retain_graph=True)[0]
-
-        return gradients[0].detach(), push
+    def slopes(self, f, args, count: int) -> tuple:
+        return self._grad((self._loss(f, args),), args[:count], create_graph=True)
 
     def vjp(self, f, *args) -> tuple:
         leaves, outputs = self._outputs(f, args)
 
-        def pull(cotangents):
-            return self._grad(outputs, leaves, cotangents, retain_graph=True)
+        def pull(cotangents, only=None):
+            inputs = leaves if only is None else leaves[only : only + 1]
+            found = self._grad(outputs, inputs, cotangents, retain_graph=True)
+            return found if only is None else found[0]
 
         return tuple(y.detach() for y in outputs), pull
 
@@ -130,17 +115,17 @@ class Torch(Backend):
         with self.xp.enable_grad():
             return leaves, tuple(map(self.traced, f(*leaves)))
 
-    def _loss(self, f, *args) -> tuple:
-        """Return (leaves like `args`, the scalar f there, with its graph)."""
+    def _loss(self, f, leaves):
+        """Return the scalar f(*leaves) with its graph."""
         token = reverse_mode.set(True)
         try:
-            leaves, (value,) = self._outputs(lambda *a: (require_scalar(f(*a)),), args)
+            with self.xp.enable_grad():
+                return require_scalar(f(*leaves))
         except RuntimeError as error:
-            self._explain(error, f, args)
+            self._explain(error, f, leaves)
             raise
         finally:
             reverse_mode.reset(token)
-        return leaves, value
 
     def _grad(self, outputs, inputs, cotangents=None, **options) -> tuple:
         """Return the cotangents of `inputs`, zeros for one that no output depends on."""

@@ -1,11 +1,8 @@
 """An outer step on disk: a loop that was killed goes on from it with the same bits."""
 
-from __future__ import annotations
-
 import io
 import json
-import os
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +50,12 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
 def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`, whole or not at all; make the folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600, git wants it readable
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _to_json(part, arrays: dict):

@@ -4,8 +4,6 @@
 them, `Implicit` looks at the last weights only and solves one linear system.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple

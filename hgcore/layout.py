@@ -1,7 +1,5 @@
 """Named blocks of a flat vector."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

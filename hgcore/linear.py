@@ -1,7 +1,5 @@
 """Solutions of A x = b with A (n, n) symmetric, known by its products: solve(apply, b)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,32 +37,27 @@ class Neumann:
             before, term = term, term - rate * apply(term)
             total = total + term
         # the terms are a power iteration of I - rate A: once they grow, they go on growing
-        first, previous, last = (
-            (1 + SLACK) * (b @ b),
-            (1 + SLACK) * (before @ before),
-            term @ term,
-        )
-        if not bool((last <= first) & (last <= previous)):
+        longest, length = (1 + SLACK) * namespace(b).minimum(b @ b, before @ before), term @ term
+        if not bool(length <= longest):
             raise Diverged(self._explanation(apply, b, rate))
         return rate * total
 
     def _explanation(self, apply: Callable, vector, rate: float) -> str:
-        """Return why the terms grow: by a power iteration from b, of terms + 20 products."""
+        """Return why the terms grow, found by terms + 20 more products; vector: b."""
         for _ in range(self.terms + 20):
             vector = vector / (vector @ vector) ** 0.5
             vector = vector / rate - apply(vector)  # not vector - rate A vector: a rate may be huge
         eigenvalue = float(vector @ apply(vector)) / float(vector @ vector)
+        series = f"the Neumann series grows with rate {rate:.4g}"
         if eigenvalue > 0:
-            why = (
-                ": it needs rate < 2 / largest eigenvalue of the inner Hessian, which is about"
-                f" {eigenvalue:.4g}; use rate={1 / eigenvalue:.4g}, or rate=None to have it found"
+            return (
+                f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is"
+                f" about {eigenvalue:.4g}; use rate={1 / eigenvalue:.4g}, or rate=None to find one"
             )
-        else:
-            why = (
-                f" along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
-                " positive definite; train on to a minimum, add a penalty, or take fewer terms"
-            )
-        return f"the Neumann series grows with rate {rate:.4g}{why}"
+        return (
+            f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
+            " positive definite; train on to a minimum, add a penalty, or take fewer terms"
+        )
 
 
 def largest_eigenvalue(apply: Callable, vector, products: int = 20) -> float:

@@ -1,7 +1,5 @@
 """Networks as functions of one flat weight vector: dense nets, and any torch module."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Sequence

@@ -162,7 +162,7 @@ class Problem:
     def split_state(self, state, size: int | None = None) -> tuple:
         """Return the vectors, of `size` numbers, of a flat state such as Hypergradient.state."""
         if isinstance(state, tuple):
-            return state
+            return tuple(map(self.backend.array, state))
         count = 1 + len(self.optimizer.slots)
         size = len(state) // count if size is None else size
         if len(state) != size * count:

@@ -1,7 +1,5 @@
 """Euclidean projections onto the sets in which hyperparameters are allowed, as vector functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from hgcore.arrays import like, namespace
