@@ -1,4 +1,4 @@
-"""Questions about an array that need no backend."""
+"""Functions of arrays that need no backend."""
 
 import importlib
 import itertools

@@ -1,4 +1,4 @@
-"""What the algorithms ask of an array library, and `Autograd`, the CPU reference in float64.
+"""What the algorithms need from an array library, and `Autograd`, the CPU reference in float64.
 
 `xp` is the module `autograd.numpy` or `torch`; user functions call it directly. Inside the
 library every vector is flat, has the backend's type and carries no graph.
@@ -34,7 +34,7 @@ class Linearized(NamedTuple):
 
 
 class Backend:
-    """What an algorithm may ask of a backend. Functions `f` take and return its arrays.
+    """What both backends provide. Functions `f` take and return its arrays.
 
     array(values): without a graph; traced(values): with it; numpy(array): NumPy's copy or view
     host_view(array): NumPy's view if it lies in this machine's memory (a scalar: a float), else
@@ -65,7 +65,7 @@ class Backend:
     def pushforward(self, f, weights, hyper) -> tuple:
         """Return (df/dw (n,), tangents of weights and hyper -> that of df/dw)."""
         (gradient, _), pull = self.vjp(lambda *at: self.slopes(f, at, 2), weights, hyper)
-        return gradient, lambda *tangents: pull(tangents, only=0)  # derivatives are symmetric
+        return gradient, lambda *tangents: pull(tangents, only=0)  # H is symmetric
 
     def evaluate(self, f, *args):
         """Return f(*args) without a graph."""

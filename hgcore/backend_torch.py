@@ -23,9 +23,8 @@ class Torch(Backend):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         torch = self.xp
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"torch {torch.__version__} sees no GPU for {self.device!r}; use 'cpu'"
-            )
+            found = f"torch {torch.__version__} sees no GPU for {self.device!r}"
+            raise ValueError(f"{found}; use 'cpu'")
 
     @property
     def xp(self) -> ModuleType:
@@ -49,7 +48,7 @@ class Torch(Backend):
         if isinstance(values, (int, float)):  # filled on the device: no transfer to wait for
             return self.xp.full((), values, **kind)
         if isinstance(values, (list, tuple)) and any(hasattr(x, "detach") for x in values):
-            return self.xp.stack([self.traced(x) for x in values])  # as_tensor cuts their graphs
+            return self.xp.stack([self.traced(x) for x in values])  # as_tensor would cut the graphs
         return self.xp.as_tensor(values, **kind)
 
     def numpy(self, array) -> np.ndarray:
@@ -61,9 +60,7 @@ class Torch(Backend):
         return array.detach().numpy() if array.ndim else float(array)
 
     def floats(self, scalars: list) -> list[float]:
-        if self.device == "cpu" or not scalars:
-            return super().floats(scalars)
-        return self.xp.stack(scalars).tolist()
+        return super().floats(scalars) if self.device == "cpu" else self.array(scalars).tolist()
 
     def memory(self) -> int:
         if self.xp.device(self.device).type != "cuda":

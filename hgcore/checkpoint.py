@@ -1,4 +1,4 @@
-"""An outer step on disk: a loop that was killed goes on from it with the same bits."""
+"""Save an outer step to disk: a killed loop resumes from it with the same bits."""
 
 import io
 import json
@@ -19,9 +19,9 @@ def save(path: str | Path, step: OuterStep) -> None:
     """
     arrays, file = {}, io.BytesIO()
     tree = json.dumps(_to_json(tuple(step), arrays))
-    kinds = sorted({str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"})
+    kinds = {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}
     if len(kinds) > 1:
-        found = " and ".join(kinds)
+        found = " and ".join(sorted(kinds))
         raise TypeError(f"a checkpoint has one precision, got {found}: keep all vectors like hyper")
     np.savez(file, tree=np.array(tree), **arrays)
     write_atomically(Path(path), file.getvalue())

@@ -1,4 +1,4 @@
-"""Solutions of A x = b with A (n, n) symmetric, known by its products: solve(apply, b)."""
+"""Solve A x = b, with A (n, n) symmetric and given by its products: solve(apply, b)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from hgcore.arrays import like, namespace
 from hgcore.problem import Diverged
 
-SLACK = 0.02  # squared lengths that grow by less are rounding, or do no harm
+SLACK = 0.02  # growth of a squared length below this is rounding, or harmless
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Nystrom:
         basis, values = _factors(xp.stack([apply(row) for row in sketch]), sketch)
         inside = basis.T @ b
         x = basis @ (inside / (values + self.rho))
-        # with full rank nothing lies outside of the basis but rounding
+        # with full rank, only rounding lies outside the basis
         return x if self.rank >= n else x + (b - basis @ inside) / self.rho
 
 
@@ -187,5 +187,5 @@ class DenseSolve:
         try:
             return xp.linalg.solve(matrix, b)
         except xp.linalg.LinAlgError as error:
-            way_out = "add a penalty, or solve with Nystrom or few Neumann terms"
-            raise Diverged(f"the inner Hessian has no inverse ({error}): {way_out}") from error
+            why = f"the inner Hessian has no inverse ({error})"
+            raise Diverged(f"{why}: add a penalty, or use Nystrom or few Neumann terms") from error

@@ -18,7 +18,7 @@ def box(low, high) -> Callable:
 def simplex(total: float = 1.0) -> Callable:
     """Return the projection onto {hyper >= 0, sum = total > 0}."""
     onto = _capped(total)
-    # a constant moves no projection: this one puts the sum of the positive parts above the total
+    # a constant does not change the projection; with this one, the bound on the sum is active
     return lambda hyper: onto(hyper - hyper.max() + total)
 
 
@@ -46,9 +46,9 @@ def box_l1(low, high, radius: float) -> Callable:
     inside, lowest, highest = box(low, high), box(low, low), box(high, high)
 
     def project(hyper):
-        more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # on both sides of the sum
+        more, less, most = inside(hyper), lowest(hyper), highest(hyper)
         _require_points(less, most, radius)
-        within = max(radius, float(less.sum()))  # more than the radius by rounding at most
+        within = max(radius, float(less.sum()))  # larger by rounding at most
         if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
@@ -70,12 +70,11 @@ def box_l1(low, high, radius: float) -> Callable:
 
 def _require_points(least, most, radius: float) -> None:
     """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
-    if bool((least < 0).any()):
-        found = f"{float(least.min()):.6g}"
-        raise ValueError(f"low must be >= 0, got {found}; for either sign see box or l1_ball")
-    if bool((least > most).any()):
-        excess = float((least - most).max())
+    lowest, excess, total = float(least.min()), float((least - most).max()), float(least.sum())
+    if lowest < 0:
+        raise ValueError(f"low must be >= 0, got {lowest:.6g}; for either sign see box or l1_ball")
+    if excess > 0:
         raise ValueError(f"low must be <= high, but exceeds it by {excess:.6g}")
-    if float(least.sum()) > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
-        total = f"low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}"
-        raise ValueError(f"nothing lies in the set: {total}")
+    if total > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
+        why = f"low alone adds up to {total:.6g}, more than the radius {radius:.6g}"
+        raise ValueError(f"the set is empty: {why}")
