@@ -94,14 +94,19 @@ class Torch(Backend):
 
     def jvp(self, f, *args) -> tuple:
         torch, (leaves, outputs) = self.xp, self._outputs(f, args)
-        cotangents = [torch.zeros_like(y).requires_grad_() for y in outputs]
+        live = [y for y in outputs if y.requires_grad]
+        cotangents = [torch.zeros_like(y).requires_grad_() for y in live]
         with torch.enable_grad():
-            pulled = self._grad(outputs, leaves, cotangents, create_graph=True)
+            pulled = self._grad(live, leaves, cotangents, create_graph=True)
 
         def push(*tangents):
             try:  # the vjp of a (linear) vjp is the jvp; an error if a cotangent is not used
-                return torch.autograd.grad(pulled, cotangents, tangents, retain_graph=True)
-            except RuntimeError:  # a constant, or an operation that torch differentiates once
+                seeds = pulled, cotangents, tangents
+                found = iter(torch.autograd.grad(*seeds, retain_graph=True) if live else ())
+                return tuple(
+                    next(found) if y.requires_grad else torch.zeros_like(y) for y in outputs
+                )
+            except RuntimeError:  # an operation that torch differentiates once; not thread-safe
                 return torch.func.jvp(lambda *a: tuple(map(self.traced, f(*a))), args, tangents)[1]
 
         return tuple(y.detach() for y in outputs), push
