@@ -1,8 +1,5 @@
-"""Questions about an array that need no backend."""
+"""Functions of arrays that need no backend."""
 
-from __future__ import annotations
-
-import functools
 import importlib
 import itertools
 from types import ModuleType
@@ -14,13 +11,13 @@ def namespace(array) -> ModuleType:
         import torch  # a plain import: torch.compile follows it
 
         return torch
-    return _numpy_like(type(array))
-
-
-@functools.cache
-def _numpy_like(kind: type) -> ModuleType:
-    traced = kind.__module__.split(".")[0] == "autograd"
+    traced = type(array).__module__.startswith("autograd")
     return importlib.import_module("autograd.numpy" if traced else "numpy")
+
+
+def like(values, array):
+    """Return `values` (numbers, NumPy's or like `array`) with the type and device of `array`."""
+    return namespace(array).asarray(values, dtype=array.dtype, device=array.device)
 
 
 def pieces(vector, sizes: list[int]):
@@ -38,15 +35,7 @@ def root(square):
 
 
 def require_instance(name: str, value, kind: type, example: str) -> None:
-    """Raise TypeError unless `value` is a `kind`; a class in place of an object is told apart."""
-    if isinstance(value, type):
-        raise TypeError(
-            f"{name} must be an object such as {example}, got the class {value.__name__}"
-        )
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be an object such as {example}, got {type(value).__name__}")
-
-
-def is_compiling(array) -> bool:
-    """Return whether torch.compile traces the code that handles this tensor."""
-    return hasattr(array, "detach") and namespace(array).compiler.is_compiling()
+    """Raise TypeError unless `value` is an object of type `kind`, not a class."""
+    if isinstance(value, type) or not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} must be an object such as {example}, got {got}")

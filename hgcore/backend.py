@@ -1,25 +1,22 @@
-"""What the algorithms ask of an array library, and `Autograd`, the CPU reference in float64.
+"""What the algorithms need from an array library, and `Autograd`, the CPU reference in float64.
 
 `xp` is the module `autograd.numpy` or `torch`; user functions call it directly. Inside the
 library every vector is flat, has the backend's type and carries no graph.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
+import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-Array = TypeVar("Array")
-
-# True while a backend differentiates a loss in plain reverse mode: only then may the nodes of
-# fast/ replace plain operations, because transforms and compilers cannot see into them.
+# True while a backend differentiates a loss in reverse mode: only then may the nodes of fast/
+# replace plain operations, because transforms and compilers cannot see into them.
 reverse_mode = contextvars.ContextVar("reverse_mode", default=False)
 
 
@@ -30,137 +27,72 @@ class Linearized(NamedTuple):
     mixed: q -> B'q.
     """
 
-    gradient: Array
+    gradient: object
     product: Callable
     hvp: Callable
     mixed: Callable
 
 
-class Backend(Protocol):
-    """What an algorithm may ask of a backend. Functions `f` take and return its arrays.
+class Backend:
+    """What both backends provide. Functions `f` take and return its arrays.
 
-    array(values): without a graph; traced(values): with it; constant(array): its graph cut off
-    numpy(array): NumPy's copy or view; host_view(array): NumPy's view if it lies in this machine's
-        memory (a scalar: a float), else the array itself
-    floats(scalars): as Python's, in one transfer; memory(): bytes that the device has
-    evaluate(f, *args): f(*args) without a graph
+    array(values): without a graph; traced(values): with it; numpy(array): NumPy's copy or view
+    host_view(array): NumPy's view if it lies in this machine's memory (a scalar: a float), else
+        the array itself
     gradients(f, *args): (value, one gradient for each argument) of a scalar function
-    gradient(f, weights, hyper): df/dw (n,) with the operations, so the bits, of `linearize`
-    linearize(f, weights, hyper): Linearized, from one graph
-    pushforward(f, weights, hyper): (df/dw (n,), tangents of weights and hyper -> that of df/dw)
-    vjp(f, *args): (outputs, tuple of their cotangents -> those of the arguments)
+    slopes(f, args, count): its gradients by the first `count` of args, with their graph
+    vjp(f, *args): (outputs, tuple of their cotangents -> those of the arguments); the latter takes
+        only=i for that of argument i alone
     jvp(f, *args): (outputs, tangents of the arguments -> those of the outputs)
-    fixed_threads(): a context that yields a function which restores the present thread count
     """
 
     name: str
     device: str
     dtype: str
     xp: ModuleType
-    sync_every: int  # steps between two looks at numbers on the device
+    sync_every: int = 1  # steps between two looks at numbers on the device
 
-
-def require_scalar(value, what: str = "loss"):
-    """Return `value`; raise ValueError unless its shape is ()."""
-    if getattr(value, "shape", None) != ():
-        shape = getattr(value, "shape", type(value).__name__)
-        raise ValueError(f"a {what} must return a scalar of shape (), got {shape}; take its mean")
-    return value
-
-
-@dataclass(frozen=True)
-class Autograd:
-    """NumPy in float64, differentiated by autograd: plain and slow, the reference for Torch."""
-
-    name: str = field(default="autograd", init=False)
-    device: str = field(default="cpu", init=False)
-    dtype: str = field(default="float64", init=False)
-    sync_every: int = field(default=1, init=False)
-
-    @property
-    def xp(self) -> ModuleType:
-        import autograd.numpy
-
-        return autograd.numpy
-
-    def array(self, values) -> np.ndarray:
-        return np.asarray(values, dtype=np.float64)
-
-    def traced(self, values):
-        from autograd.tracer import isbox
-
-        return values if isbox(values) else self.xp.array(values, dtype=np.float64)
-
-    def constant(self, array) -> np.ndarray:
-        from autograd.tracer import getval
-
-        return np.asarray(getval(array))
-
-    def numpy(self, array) -> np.ndarray:
-        return np.asarray(array)
-
-    def host_view(self, array):
-        return array if np.ndim(array) else float(array)
-
-    def floats(self, scalars: list) -> list[float]:
-        return [float(x) for x in scalars]
-
-    def memory(self) -> int:
-        return host_memory()
-
-    def evaluate(self, f, *args):
-        return f(*args)
-
-    def gradients(self, f, *args) -> tuple:
-        from autograd import make_vjp
-
-        with _constants_allowed():
-            pull, value = make_vjp(lambda *a: require_scalar(f(*a)), tuple(range(len(args))))(*args)
-        return value, *pull(np.ones(()))
-
-    def gradient(self, f, weights, hyper) -> np.ndarray:
+    def gradient(self, f, weights, hyper):
+        """Return df/dw (n,) by the operations of `linearize`: Reversible needs the same bits."""
         return self.gradients(lambda w: f(w, hyper), weights)[1]
 
     def linearize(self, f, weights, hyper) -> Linearized:
-        pull, gradient = self._pullback(f, weights, hyper)
-        return Linearized(gradient, pull, lambda q: pull(q)[0], lambda q: pull(q)[1])
+        """Return the gradient of f by the weights and its products, from one graph."""
+        (gradient,), pull = self.vjp(lambda *at: self.slopes(f, at, 1), weights, hyper)
+        hvp, mixed = (lambda q, i=i: pull((q,), only=i) for i in range(2))
+        return Linearized(gradient, lambda q: pull((q,)), hvp, mixed)
 
     def pushforward(self, f, weights, hyper) -> tuple:
-        pull, gradient = self._pullback(f, weights, hyper)
-        push = _transposed(pull, gradient)
-        return gradient, lambda *tangents: push(tangents)
+        """Return (df/dw (n,), tangents of weights and hyper -> that of df/dw)."""
+        (gradient, _), pull = self.vjp(lambda *at: self.slopes(f, at, 2), weights, hyper)
+        return gradient, lambda *tangents: pull(tangents, only=0)  # H is symmetric
 
-    def vjp(self, f, *args) -> tuple:
-        from autograd import make_vjp
-        from autograd.builtins import tuple as boxed
+    def evaluate(self, f, *args):
+        """Return f(*args) without a graph."""
+        return f(*args)
 
-        with _constants_allowed():
-            pull, outputs = make_vjp(lambda *a: boxed(f(*a)), tuple(range(len(args))))(*args)
-        return tuple(map(self.array, outputs)), lambda cotangents: pull(tuple(cotangents))
+    def floats(self, scalars: list) -> list[float]:
+        """Return scalars as Python's floats, in one transfer."""
+        return [float(x) for x in scalars]
 
-    def jvp(self, f, *args) -> tuple:
-        outputs, pull = self.vjp(f, *args)
-        push = _transposed(pull, outputs)
-        return outputs, lambda *tangents: push(tangents)
+    def memory(self) -> int:
+        """Return the bytes of memory of the device; a very large number where it is unknown."""
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return 2**62
 
-    def fixed_threads(self):
-        return contextlib.nullcontext(lambda: None)
-
-    @staticmethod
-    def _pullback(f, weights, hyper) -> tuple:
-        from autograd import grad, make_vjp
-
-        with _constants_allowed():
-            return make_vjp(grad(lambda w, h: require_scalar(f(w, h))), (0, 1))(weights, hyper)
+    def thread_restorer(self) -> Callable:
+        """Return a function without arguments that restores the present thread count."""
+        return lambda: None
 
 
-def _transposed(pull, outputs) -> Callable:
-    """Return tangents forward from cotangents back: the vjp of a (linear) vjp is the jvp."""
-    from autograd import make_vjp
-
-    zeros = tuple(map(np.zeros_like, outputs)) if type(outputs) is tuple else 0 * outputs
-    with _constants_allowed():
-        return make_vjp(pull)(zeros)[0]
+def require_scalar(value):
+    """Return the value of a loss; raise ValueError unless its shape is ()."""
+    if getattr(value, "shape", None) != ():
+        shape = getattr(value, "shape", type(value).__name__)
+        raise ValueError(f"a loss must return a scalar of shape (), got {shape}; take its mean")
+    return value
 
 
 @contextlib.contextmanager
@@ -171,11 +103,62 @@ def _constants_allowed():
         yield
 
 
-def host_memory() -> int:
-    """Return the bytes of memory of this machine; a very large number where it is unknown."""
-    import os
+@dataclass(frozen=True)
+class Autograd(Backend):
+    """NumPy in float64, differentiated by autograd: plain and slow, the reference for Torch."""
 
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**62
+    name = "autograd"
+    device = "cpu"
+    dtype = "float64"
+
+    @property
+    def xp(self) -> ModuleType:
+        import autograd.numpy
+
+        return autograd.numpy
+
+    def array(self, values) -> np.ndarray:
+        from autograd.tracer import getval
+
+        return np.asarray(getval(values), dtype=np.float64)
+
+    def traced(self, values):
+        from autograd.tracer import isbox
+
+        return values if isbox(values) else self.xp.array(values, dtype=np.float64)
+
+    def numpy(self, array) -> np.ndarray:
+        return np.asarray(array)
+
+    def host_view(self, array):
+        return array if np.ndim(array) else float(array)
+
+    def gradients(self, f, *args) -> tuple:
+        (value,), pull = self.vjp(lambda *a: (require_scalar(f(*a)),), *args)
+        return value[()], *pull((np.ones(()),))
+
+    def slopes(self, f, args, count: int) -> tuple:
+        from autograd import grad
+
+        return grad(lambda *a: require_scalar(f(*a)), tuple(range(count)))(*args)
+
+    @_constants_allowed()
+    def vjp(self, f, *args) -> tuple:
+        from autograd import make_vjp
+        from autograd.builtins import tuple as boxed
+
+        back, outputs = make_vjp(lambda *a: boxed(f(*a)), tuple(range(len(args))))(*args)
+
+        def pull(cotangents, only=None):
+            found = back(tuple(cotangents))
+            return found if only is None else found[only]
+
+        return tuple(map(self.array, outputs)), pull
+
+    @_constants_allowed()
+    def jvp(self, f, *args) -> tuple:
+        from autograd import make_vjp
+
+        outputs, pull = self.vjp(f, *args)
+        push, _ = make_vjp(pull)(tuple(map(np.zeros_like, outputs)))
+        return outputs, lambda *tangents: push(tangents)  # the vjp of a linear vjp is the jvp

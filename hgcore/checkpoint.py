@@ -1,22 +1,14 @@
-"""An outer step on disk: a loop that was killed goes on from it with the same bits."""
-
-from __future__ import annotations
+"""Save an outer step to disk: a killed loop resumes from it with the same bits."""
 
 import io
 import json
-import os
-import tempfile
-import zipfile
-import zlib
+import uuid
 from pathlib import Path
 
 import numpy as np
 
 from hgcore.backend import Backend
 from hgcore.outer import OuterStep
-
-# what NumPy, zip files and JSON raise on bytes that are not theirs (ValueError: also JSON's)
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, TypeError, ValueError)
 
 
 def save(path: str | Path, step: OuterStep) -> None:
@@ -26,12 +18,12 @@ def save(path: str | Path, step: OuterStep) -> None:
         hg.save(path, step)
     """
     arrays, file = {}, io.BytesIO()
-    tree = [_leaf(part, arrays) for part in step]
-    kinds = sorted({str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"})
+    tree = json.dumps(_to_json(tuple(step), arrays))
+    kinds = {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}
     if len(kinds) > 1:
-        found = " and ".join(kinds)
+        found = " and ".join(sorted(kinds))
         raise TypeError(f"a checkpoint has one precision, got {found}: keep all vectors like hyper")
-    np.savez(file, tree=np.array(json.dumps(tree)), **arrays)
+    np.savez(file, tree=np.array(tree), **arrays)
     write_atomically(Path(path), file.getvalue())
 
 
@@ -43,10 +35,10 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
     content = Path(path).read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = dict(file)
         tree = json.loads(str(arrays.pop("tree")))
-        step = OuterStep(*(_grown(leaf, arrays, backend) for leaf in tree))
-    except (*_DAMAGE, RuntimeError) as error:
+        step = OuterStep(*_from_json(tree, arrays, backend))
+    except Exception as error:  # NumPy, zip files and JSON raise many kinds
         why = "is damaged, or was not written by hgcore.save; delete it to start afresh"
         raise ValueError(f"{path} {why}") from error
     for array in arrays.values():
@@ -58,24 +50,21 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
 def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`, whole or not at all; make the folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp gives 0600, git wants it readable
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _leaf(part, arrays: dict):
-    """Return JSON for one part of a step: a tuple as a list, a vector by its name in `arrays`."""
+def _to_json(part, arrays: dict):
+    """Return a tuple as a list, and a vector as {"array": its name in `arrays`}."""
     if type(part) is tuple:
-        return [_leaf(one, arrays) for one in part]
+        return [_to_json(one, arrays) for one in part]
     part = part.item() if isinstance(part, np.generic) else part
     if isinstance(part, bool | int | float | str | None):
-        return {"plain": part}
+        return part
     if not hasattr(part, "dtype"):
         kind = type(part).__name__
         raise TypeError(f"a checkpoint holds plain tuples, numbers and vectors, got {kind}")
@@ -84,10 +73,11 @@ def _leaf(part, arrays: dict):
     return {"array": name}
 
 
-def _grown(leaf, arrays: dict, backend: Backend):
-    if isinstance(leaf, list):
-        return tuple(_grown(one, arrays, backend) for one in leaf)
-    if "plain" in leaf:
-        return leaf["plain"]
-    array = arrays[leaf["array"]]
+def _from_json(part, arrays: dict, backend: Backend):
+    """Undo `_to_json`."""
+    if isinstance(part, list):
+        return tuple(_from_json(one, arrays, backend) for one in part)
+    if not isinstance(part, dict):
+        return part
+    array = arrays[part["array"]]
     return backend.array(array) if array.dtype.kind == "f" else backend.xp.asarray(array)

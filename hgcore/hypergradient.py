@@ -1,10 +1,8 @@
 """Hypergradients: d outer_loss(weights after training, hyper) / d hyper.  The file to read first.
 
 `Reverse` pulls an adjoint back through the steps of training, `Forward` pushes tangents along with
-them, `Implicit` looks at the last weights only and solves one linear system.
+them, `Implicit` uses the last weights only and solves one linear system.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ class Hypergradient(NamedTuple):
     value: object  # the outer loss, a scalar
     grad: object  # (m,)
     state: object  # after training, flat, weights first
-    nbytes: int  # what was kept
+    nbytes: int  # what was kept during training
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Reverse:
     """Reverse mode: exact, about three gradients a step for any number of hyperparameters.
 
     trajectory: Stored (default), Checkpointed or Reversible; Shortcut and Truncated approximate.
-    Raises Diverged if training does, ReversalError if the way back meets another run.
+    Raises Diverged if training does, ReversalError if the backward pass does not reproduce it.
     Implements: Maclaurin et al. 2015, Algorithm 2 (corrected); Franceschi et al. 2017, Reverse-HG.
     """
 
@@ -43,16 +41,16 @@ class Reverse:
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.as_hyper(hyper)
-        with problem.backend.fixed_threads() as restore_threads:
-            run = self.trajectory.train(problem, hyper)
-            value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
-            adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
-            restore_threads()
-            for t in reversed(run.steps):
-                before, linearized = run.undo(t)
-                adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
-                grad = grad + part
-            run.close()
+        restore_threads = problem.backend.thread_restorer()
+        run = self.trajectory.train(problem, hyper)
+        value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
+        adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
+        restore_threads()
+        for t in reversed(run.steps):
+            before, linearized = run.undo(t)
+            adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
+            grad = grad + part
+        run.close()
         if run.whole:
             grad = grad + problem.vjp_initial(hyper, adjoint)
         return _finite(problem, value, grad, run.final, run.nbytes)
@@ -134,8 +132,6 @@ def _finite(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergr
     """Return the Hypergradient, or raise Diverged; looks at the device once."""
     xp = problem.backend.xp
     if not bool(xp.isfinite(grad).all() & xp.isfinite(value)):
-        raise Diverged(
-            "the outer loss or the hypergradient is not finite although training was; look at the"
-            " outer loss at the last weights, shorten the run or lower the rate"
-        )
+        what = "the outer loss or the hypergradient is not finite although training was"
+        raise Diverged(f"{what}; check the outer loss, shorten the run or lower the rate")
     return Hypergradient(value, grad, xp.concatenate(state), nbytes)

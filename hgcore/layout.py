@@ -1,7 +1,5 @@
 """Named blocks of a flat vector."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +25,8 @@ class Layout:
     size: int = field(init=False)
 
     def __post_init__(self):
+        if not self.shapes:
+            raise ValueError("a layout needs at least one block {name: shape}, got {}")
         for name, shape in self.shapes.items():
             if not isinstance(shape, tuple):
                 raise TypeError(f"the shape of block {name!r} must be a tuple, got {shape!r}")

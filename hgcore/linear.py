@@ -1,16 +1,14 @@
-"""Solutions of A x = b with A (n, n) symmetric, known by its products: solve(apply, b)."""
-
-from __future__ import annotations
+"""Solve A x = b, with A (n, n) symmetric and given by its products: solve(apply, b)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hgcore.arrays import namespace
+from hgcore.arrays import like, namespace
 from hgcore.problem import Diverged
 
-SLACK = 0.02  # squared lengths that grow by less are rounding, or do no harm
+SLACK = 0.02  # growth of a squared length below this is rounding, or harmless
 
 
 @dataclass(frozen=True)
@@ -33,60 +31,50 @@ class Neumann:
             raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {given}")
 
     def __call__(self, apply: Callable, b):
-        rate = self.rate or 1 / positive_eigenvalue(apply, b)
+        rate = self.rate or 1 / largest_eigenvalue(apply, b)
         term = total = before = b
         for _ in range(self.terms):
             before, term = term, term - rate * apply(term)
             total = total + term
-        require_not_grown(apply, b, before, term, rate, self.terms)
+        # the terms are a power iteration of I - rate A: once they grow, they go on growing
+        longest, length = (1 + SLACK) * namespace(b).minimum(b @ b, before @ before), term @ term
+        if not bool(length <= longest):
+            raise Diverged(self._explanation(apply, b, rate))
         return rate * total
 
+    def _explanation(self, apply: Callable, vector, rate: float) -> str:
+        """Return why the terms grow, found by terms + 20 more products; vector: b."""
+        for _ in range(self.terms + 20):
+            vector = vector / (vector @ vector) ** 0.5
+            vector = vector / rate - apply(vector)  # not vector - rate A vector: a rate may be huge
+        eigenvalue = float(vector @ apply(vector)) / float(vector @ vector)
+        series = f"the Neumann series grows with rate {rate:.4g}"
+        if eigenvalue > 0:
+            return (
+                f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is"
+                f" about {eigenvalue:.4g}; use rate={1 / eigenvalue:.4g}, or rate=None to find one"
+            )
+        return (
+            f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
+            " positive definite; train on to a minimum, add a penalty, or take fewer terms"
+        )
 
-def largest_eigenvalue(apply: Callable, like, products: int = 20) -> float:
+
+def largest_eigenvalue(apply: Callable, vector, products: int = 20) -> float:
     """Return a lower bound of max |eigenvalue| of A: the largest |A v| / |v| of a power iteration.
 
-    It starts from a random vector. like: a vector (n,) of the kind that apply takes.
+    It starts from a random vector like `vector` (n,). Raises Diverged if A is zero or not finite.
     """
-    vector, found = _like(np.random.default_rng(len(like)).standard_normal(len(like)), like), 0.0
+    n, found = len(vector), 0.0
+    vector = like(np.random.default_rng(n).standard_normal(n), vector)
     for _ in range(products):
         vector = apply(vector / (vector @ vector) ** 0.5)
         if not 0 < (size := float(vector @ vector) ** 0.5) < np.inf:
             break
         found = max(found, size)
-    return found
-
-
-def positive_eigenvalue(apply: Callable, like) -> float:
-    """Return `largest_eigenvalue`; raise Diverged if it is zero."""
-    if not (found := largest_eigenvalue(apply, like)) > 0:
+    if not found:
         raise Diverged("the inner Hessian is zero or not finite: it has no inverse")
     return found
-
-
-def require_not_grown(apply, b, before, last, rate: float, terms: int) -> None:
-    """Raise Diverged if the last Neumann term is longer than b or than the term before it.
-
-    The terms are a power iteration of I - rate A: as long as the series converges they shrink, and
-    once they grow they go on growing. This costs no product unless they do.
-    """
-    first, before, length = b @ b, before @ before, last @ last
-    if bool((length <= (1 + SLACK) * before) & (length <= (1 + SLACK) * first)):
-        return
-    vector = b  # towards the direction that grows fastest
-    for _ in range(terms + 20):
-        vector = vector / (vector @ vector) ** 0.5
-        vector = vector / rate - apply(vector)  # not vector - rate A vector: a rate may be huge
-    eigenvalue = float(vector @ apply(vector)) / float(vector @ vector)
-    series = f"the Neumann series grows with rate {rate:.4g}"
-    if eigenvalue > 0:
-        raise Diverged(
-            f"{series}: it needs rate < 2 / largest eigenvalue of the inner Hessian, which is about"
-            f" {eigenvalue:.4g}; use rate={1 / eigenvalue:.4g}, or rate=None to have it found"
-        )
-    raise Diverged(
-        f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
-        " positive definite; train on to a minimum, add a penalty, or take fewer terms"
-    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +87,10 @@ class ConjugateGradient:
 
     iterations: int = 100
     tolerance: float = 1e-15
+
+    def __post_init__(self):
+        if self.iterations < 0:
+            raise ValueError(f"iterations must be >= 0, got {self.iterations}")
 
     def __call__(self, apply: Callable, b):
         x, residual, direction, square = 0 * b, b, b, float(b @ b)
@@ -154,23 +146,21 @@ class Nystrom:
             why = f"for a rank below the number of weights ({self.rank} < {n}), got {self.rho}"
             raise ValueError(f"rho must be positive {why}")
         rng = np.random.default_rng([*np.atleast_1d(self.seed), n])
-        sketch = _like(self.draw(rng, min(self.rank, n), n), b)
-        basis, values = _factors(xp, xp.stack([apply(row) for row in sketch]), sketch)
+        sketch = like(self.draw(rng, min(self.rank, n), n), b)
+        basis, values = _factors(xp.stack([apply(row) for row in sketch]), sketch)
         inside = basis.T @ b
         x = basis @ (inside / (values + self.rho))
-        # with full rank nothing lies outside of the basis but rounding
+        # with full rank, only rounding lies outside the basis
         return x if self.rank >= n else x + (b - basis @ inside) / self.rho
 
 
-def _factors(xp, image, sketch) -> tuple:
+def _factors(image, sketch) -> tuple:
     """Return (Q (n, k) orthonormal, eigenvalues (k,)) of C W^+ C', C' = `image`, W = sketch C."""
-    core = sketch @ image.T
-    values, vectors = xp.linalg.eigh((core + core.T) / 2)
-    kept = abs(values) > len(values) * xp.finfo(values.dtype).eps * abs(values).max()
-    inverses = xp.where(kept, 1 / xp.where(kept, values, 1 + 0 * values), 0 * values)
-    basis, triangle = xp.linalg.qr(image.T)
-    small = triangle @ ((vectors * inverses) @ vectors.T) @ triangle.T
-    values, vectors = xp.linalg.eigh(small)
+    linalg, core = namespace(image).linalg, sketch @ image.T
+    smallest = len(core) * namespace(image).finfo(image.dtype).eps
+    inverse = linalg.pinv((core + core.T) / 2, rtol=smallest, hermitian=True)
+    basis, triangle = linalg.qr(image.T)
+    values, vectors = linalg.eigh(triangle @ inverse @ triangle.T)
     return basis @ vectors, values
 
 
@@ -197,10 +187,5 @@ class DenseSolve:
         try:
             return xp.linalg.solve(matrix, b)
         except xp.linalg.LinAlgError as error:
-            way_out = "add a penalty, or solve with Nystrom or few Neumann terms"
-            raise Diverged(f"the inner Hessian has no inverse ({error}): {way_out}") from error
-
-
-def _like(values, b):
-    """Return NumPy's `values` as an array of the kind of b."""
-    return namespace(b).asarray(values, dtype=b.dtype, device=b.device)
+            why = f"the inner Hessian has no inverse ({error})"
+            raise Diverged(f"{why}: add a penalty, or use Nystrom or few Neumann terms") from error

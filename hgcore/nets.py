@@ -1,15 +1,14 @@
 """Networks as functions of one flat weight vector: dense nets, and any torch module."""
 
-from __future__ import annotations
-
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import ModuleType
 
 import numpy as np
 
-from hgcore.arrays import is_compiling, namespace
+from hgcore.arrays import namespace
 from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
 
@@ -47,15 +46,19 @@ class DenseNet:
     layout: Layout = field(init=False)
 
     def __post_init__(self):
+        if len(self.sizes) < 2 or min(self.sizes) < 1:
+            rule = "sizes must be those of inputs, hidden layers and outputs, each >= 1"
+            raise ValueError(f"{rule}, got {self.sizes}; one layer takes two, such as (4, 3)")
         shapes = {}
-        pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
-        for layer, (rows, columns) in enumerate(pairs, start=1):
+        for layer, (rows, columns) in enumerate(itertools.pairwise(self.sizes), start=1):
             shapes |= {f"weights {layer}": (rows, columns), f"biases {layer}": (columns,)}
         object.__setattr__(self, "layout", Layout(shapes))
 
     def __call__(self, weights, inputs):
-        plain = is_compiling(weights) or not reverse_mode.get()
-        if not plain and (fast := _hand_written()) and fast.fits(weights, inputs):
+        # asked first: torch.compile cannot follow a ContextVar
+        compiling = hasattr(weights, "detach") and namespace(weights).compiler.is_compiling()
+        fast = None if compiling or not reverse_mode.get() else _hand_written()
+        if fast and fast.fits(weights, inputs):
             return fast.log_probabilities(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
 
@@ -64,12 +67,10 @@ class DenseNet:
 
         normal: *shape -> numbers of a standard normal distribution.
         """
-        return self.layout.join(
-            {
-                name: normal(*shape) / np.sqrt(shape[0]) if len(shape) == 2 else np.zeros(shape)
-                for name, shape in self.layout.shapes.items()
-            }
-        )
+        blocks = {}
+        for name, shape in self.layout.shapes.items():
+            blocks[name] = normal(*shape) / np.sqrt(shape[0]) if shape[1:] else np.zeros(shape)
+        return self.layout.join(blocks)
 
     @staticmethod
     def through(blocks: Sequence, inputs):
@@ -80,20 +81,14 @@ class DenseNet:
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
 
 
-class HandWritten(NamedTuple):
-    """A dense net with hand-written derivatives, and what it takes."""
-
-    fits: Callable
-    log_probabilities: Callable
-
-
 @functools.cache
-def _hand_written() -> HandWritten | None:
+def _hand_written() -> ModuleType | None:
+    """Return fast.dense_net if it can be imported."""
     try:
-        from hgcore.fast.dense_net import fits, log_probabilities
+        from hgcore.fast import dense_net
     except ImportError:
         return None
-    return HandWritten(fits, log_probabilities)
+    return dense_net
 
 
 def functional(module) -> tuple:
@@ -109,13 +104,10 @@ def functional(module) -> tuple:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for name, part in module.named_modules():
-        if why := _unfit(part):
-            kind = type(part).__name__
-            raise ValueError(f"module {name or kind!r} ({kind}) {why}")
+        _require_repeatable(name, part)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not parameters:
-        kind = type(module).__name__
-        raise ValueError(f"{kind} has no parameters to train, none that requires a gradient")
+        raise ValueError(f"{type(module).__name__} has no parameters to train (requires_grad)")
     layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
     weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
 
@@ -127,27 +119,19 @@ def functional(module) -> tuple:
     return weights, function
 
 
-def _unfit(part) -> str | None:
-    """Return what forbids this module, None if nothing does."""
-    import torch
-
-    modules = torch.nn.modules
-    parts = (part, *part._forward_pre_hooks.values())  # a norm is a hook or a module
-    kinds = {type(one).__name__.removeprefix("_") for one in parts}
+def _require_repeatable(name: str, part) -> None:
+    """Raise ValueError if a module gives other results in another call or wrong derivatives."""
+    classes = [type(x).__mro__ for x in (part, *part._forward_pre_hooks.values())]  # norms may hook
+    kinds = {kind.__name__.removeprefix("_") for several in classes for kind in several}
+    share = getattr(part, "p" if "DropoutNd" in kinds else "dropout", 0)
+    draws = isinstance(share, float) and share > 0
+    draws |= bool(kinds & {"RReLU", "FractionalMaxPool2d", "FractionalMaxPool3d", "SpectralNorm"})
+    varies = part.training and (draws or getattr(part, "track_running_stats", False))
     if "WeightNorm" in kinds:
-        return (
-            "has second derivatives that torch gets wrong: remove the weight_norm, or divide by the"
-            " norm in a module of your own"
-        )
-    dropout = getattr(part, "p" if isinstance(part, modules.dropout._DropoutNd) else "dropout", 0)
-    random = (modules.RReLU, modules.FractionalMaxPool2d, modules.FractionalMaxPool3d)
-    draws = isinstance(part, random) or "SpectralNorm" in kinds
-    draws = draws or isinstance(dropout, float) and dropout > 0
-    batch = isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None
-    tracks = getattr(part, "track_running_stats", False)
-    if batch or part.training and (draws or tracks):
-        return (
-            "gives other results when called again or in another batch: put it in eval() mode, or"
-            " use GroupNorm or LayerNorm"
-        )
-    return None
+        why = "has second derivatives that torch gets wrong; divide by the norm in your own module"
+    elif varies or "BatchNorm" in kinds and part.running_mean is None:
+        why = "gives other results in another call or batch; use eval(), GroupNorm or LayerNorm"
+    else:
+        return
+    kind = type(part).__name__
+    raise ValueError(f"module {name or kind!r} ({kind}) {why}")

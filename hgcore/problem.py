@@ -162,7 +162,7 @@ class Problem:
     def split_state(self, state, size: int | None = None) -> tuple:
         """Return the vectors, of `size` numbers, of a flat state such as Hypergradient.state."""
         if isinstance(state, tuple):
-            return state
+            return tuple(map(self.backend.array, state))
         count = 1 + len(self.optimizer.slots)
         size = len(state) // count if size is None else size
         if len(state) != size * count:
@@ -179,7 +179,7 @@ class Problem:
             if name != "t":
                 _require_shape(name, value, weights, t)
             if name in self.optimizer.decays:
-                plain = self.backend.constant(value)
+                plain = self.backend.array(value)
                 setattr(c, name, value + (round_decay(plain) - plain))
         return c
 

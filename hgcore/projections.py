@@ -1,10 +1,8 @@
 """Euclidean projections onto the sets in which hyperparameters are allowed, as vector functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
-from hgcore.arrays import namespace
+from hgcore.arrays import like, namespace
 
 
 def box(low, high) -> Callable:
@@ -12,43 +10,28 @@ def box(low, high) -> Callable:
 
     def project(hyper):
         xp = namespace(hyper)
-        ends = (xp.asarray(end, dtype=hyper.dtype, device=hyper.device) for end in (low, high))
-        return xp.minimum(xp.maximum(hyper, next(ends)), next(ends))
+        return xp.minimum(xp.maximum(hyper, like(low, hyper)), like(high, hyper))
 
     return project
 
 
 def simplex(total: float = 1.0) -> Callable:
-    """Return the projection onto {hyper >= 0, sum = total > 0}, exact in finitely many passes.
-
-    Implements: Michelot 1986.
-    """
-    if not total > 0:
-        raise ValueError(f"the sum must be positive, got {total}")
-
-    def project(hyper):
-        hyper = hyper - hyper.max()  # moves no projection; keeps the largest above the shift
-        shift, count = (hyper.sum() - total) / len(hyper), len(hyper)
-        while True:
-            active = hyper > shift
-            if int(active.sum()) == count:
-                return (hyper - shift) * active
-            count = int(active.sum())
-            shift = ((hyper * active).sum() - total) / count
-
-    return project
+    """Return the projection onto {hyper >= 0, sum = total > 0}."""
+    onto = _capped(total)
+    # a constant does not change the projection; with this one, the bound on the sum is active
+    return lambda hyper: onto(hyper - hyper.max() + total)
 
 
 def l1_ball(radius: float = 1.0) -> Callable:
     """Return the projection onto {sum |hyper_i| <= radius}, radius > 0 (Duchi et al. 2008)."""
-    onto = simplex(radius)
+    onto = _capped(radius)
+    return lambda hyper: namespace(hyper).sign(hyper) * onto(abs(hyper))
 
-    def project(hyper):
-        if float(abs(hyper).sum()) <= radius:
-            return hyper
-        return namespace(hyper).sign(hyper) * onto(abs(hyper))
 
-    return project
+def _capped(total: float) -> Callable:
+    if not total > 0:
+        raise ValueError(f"the sum must be positive, got {total}")
+    return box_l1(0.0, total, total)
 
 
 def box_l1(low, high, radius: float) -> Callable:
@@ -63,14 +46,13 @@ def box_l1(low, high, radius: float) -> Callable:
     inside, lowest, highest = box(low, high), box(low, low), box(high, high)
 
     def project(hyper):
-        more, less, most = inside(hyper), lowest(hyper), highest(hyper)  # on both sides of the sum
+        more, less, most = inside(hyper), lowest(hyper), highest(hyper)
         _require_points(less, most, radius)
-        within = max(radius, float(less.sum()))  # more than the radius by rounding at most
+        within = max(radius, float(less.sum()))  # larger by rounding at most
         if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
-        places = xp.concatenate([hyper - most, hyper - less])
-        places = xp.maximum(places, 0 * xp.concatenate([hyper, hyper]))
+        places = xp.clip(xp.concatenate([hyper - most, hyper - less]), 0, None)
         places = places[xp.argsort(places)]
         first, last = -1, len(places) - 1
         while last - first > 1:
@@ -88,12 +70,11 @@ def box_l1(low, high, radius: float) -> Callable:
 
 def _require_points(least, most, radius: float) -> None:
     """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
-    if bool((least < 0).any()):
-        found = f"{float(least.min()):.6g}"
-        raise ValueError(f"low must be >= 0, got {found}; for either sign see box or l1_ball")
-    if bool((least > most).any()):
-        excess = float((least - most).max())
+    lowest, excess, total = float(least.min()), float((least - most).max()), float(least.sum())
+    if lowest < 0:
+        raise ValueError(f"low must be >= 0, got {lowest:.6g}; for either sign see box or l1_ball")
+    if excess > 0:
         raise ValueError(f"low must be <= high, but exceeds it by {excess:.6g}")
-    if float(least.sum()) > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
-        total = f"low alone adds up to {float(least.sum()):.6g}, more than the radius {radius:.6g}"
-        raise ValueError(f"nothing lies in the set: {total}")
+    if total > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
+        why = f"low alone adds up to {total:.6g}, more than the radius {radius:.6g}"
+        raise ValueError(f"the set is empty: {why}")

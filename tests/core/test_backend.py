@@ -230,9 +230,9 @@ def test_torch_without_graphs():
 def test_torch_restores_the_thread_count():
     before = torch.get_num_threads()
     try:
-        with hg.Torch().fixed_threads() as restore:
-            torch.set_num_threads(before + 1)
-            restore()
-            assert torch.get_num_threads() == before
+        restore = hg.Torch().thread_restorer()
+        torch.set_num_threads(before + 1)
+        restore()
+        assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(before)

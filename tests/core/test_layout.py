@@ -63,3 +63,5 @@ def test_join_refuses_other_blocks(backend):
         LAYOUT.join(blocks | {"matrix": blocks["vector"]})
     with pytest.raises(TypeError, match="shape of block 'bias' must be a tuple, got 3"):
         hg.Layout({"bias": 3})
+    with pytest.raises(ValueError, match="at least one block"):
+        hg.Layout({})

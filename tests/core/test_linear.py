@@ -110,7 +110,8 @@ def test_implicit_at_a_given_state(backend):
     expected = solver(problem, hyper)
     counted = dataclasses.replace(problem, inner_loss=inner_loss)
     halves = expected.state[:4], expected.state[4:]
-    for state in (expected.state, halves):
+    numbers = tuple(map(backend.numpy, halves))
+    for state in (expected.state, halves, numbers):
         found = solver(counted, hyper, state)
         assert np.array_equal(found.grad, expected.grad) and np.array_equal(
             found.state, expected.state
@@ -307,6 +308,8 @@ def test_solve_refuses_wrong_numbers(backend):
     for terms, rate in ((-1, None), (1, 0.0), (1, float("nan"))):
         with pytest.raises(ValueError, match="terms >= 0 and rate > 0 or None, got"):
             hg.Neumann(terms, rate)
+    with pytest.raises(ValueError, match="iterations must be >= 0, got -1"):
+        hg.ConjugateGradient(-1)
     with pytest.raises(ValueError, match="rank must be >= 1 and rho >= 0, got 0"):
         hg.Nystrom(0)
     match = r"rho must be positive for a rank below the number of weights \(2 < 3\), got 0.0"

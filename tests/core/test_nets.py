@@ -44,6 +44,12 @@ def test_initial_weights_have_variance_1_by_inputs():
     assert not blocks["biases 1"].any() and not blocks["biases 2"].any()
 
 
+@pytest.mark.parametrize("sizes", [(), (4,), (4, 0, 3)])
+def test_dense_net_refuses_missing_sizes(sizes):
+    with pytest.raises(ValueError, match=r"each >= 1, got \(.*; one layer takes two"):
+        nets.DenseNet(sizes)
+
+
 def test_cross_entropy_is_that_of_torch(backend):
     scores, labels = RNG.standard_normal((9, 5)) * 3, RNG.integers(5, size=9)
     log, hot = nets.log_softmax(backend.array(scores)), backend.array(np.eye(5)[labels])

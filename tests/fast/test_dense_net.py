@@ -86,7 +86,7 @@ def test_weights_changed_in_place_are_noticed(gradient_graph):
 
 
 def test_backend_uses_them_where_they_fit(monkeypatch):
-    """In linearize and gradient; not forward, nor for inputs that need a gradient or a type."""
+    """In linearize and pushforward; not for inputs that need a gradient."""
     used, fast = [], dense_net.LogProbabilities.forward
     record = staticmethod(lambda *args: used.append(0) or fast(*args))
     monkeypatch.setattr(dense_net.LogProbabilities, "forward", record)
@@ -104,7 +104,7 @@ def test_backend_uses_them_where_they_fit(monkeypatch):
         used.clear()
         getattr(backend, verb)(f, weights, hyper)
         counts.append(len(used))
-    assert counts == [1, 0, 0, 0]
+    assert counts == [1, 1, 0, 0]
     linearized, (gradient, push) = (
         getattr(backend, verb)(loss_of_learned_inputs, weights, hyper)
         for verb in ("linearize", "pushforward")
