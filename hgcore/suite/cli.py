@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hgcore.checkpoint import write_atomically
 from hgcore.suite import notebooks, results
 from hgcore.suite.runner import Job, run_all
 from hgcore.suite.session import PROFILES
@@ -129,7 +130,8 @@ def report(args, root: Path) -> int:
         stale = [name for name, text in results.texts(root).items() if text != _read(root / name)]
         wrong = [f"{name} is not what the records say; python -m hgcore report" for name in stale]
     else:
-        results.write(root)
+        for name, text in results.texts(root).items():
+            write_atomically(root / name, text.encode())
         print(results.headline(root))
     print(*wrong, sep="\n  ", end="\n" if wrong else "", file=sys.stderr)
     return 1 if wrong else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgcore.checkpoint import write_atomically
+from hgcore import __version__
 from hgcore.data import FILES
 from hgcore.suite import notebooks
 from hgcore.suite.claims import ERRATUM, FAILS, HOLDS, NOT_DECIDED, decide, invalid, ledger
@@ -61,7 +61,7 @@ def files(root: Path, *profiles: str) -> Iterator[Path]:
 def problems(root: Path) -> Iterator[str]:
     """Yield what is wrong with the records: damage, a verdict that the ledger does not give."""
     entries, names = ledger(root), notebooks.discover(root)
-    known = set()
+    known, gpu = set(), Path(root) / "figures/beyond/gpu.json"  # of `make gpu`
     for file in files(root, *PROFILES):
         known.add(file)
         try:
@@ -75,7 +75,7 @@ def problems(root: Path) -> Iterator[str]:
         if file.stem != record["notebook"].rpartition("/")[2] or record["notebook"] not in names:
             yield f"{file}: it is the record of {record['notebook']}"
     for file in sorted((Path(root) / "figures").rglob("*.*")):
-        if file.suffix in (".json", ".png", ".pdf") and file not in known:
+        if file.suffix in (".json", ".png", ".pdf") and file not in known | {gpu}:
             yield f"{file} belongs to no record"
 
 
@@ -93,96 +93,74 @@ def _unlike_ledger(record: dict, entries: list[dict]) -> Iterator[str]:
             yield f"claim {entry['id']} has {claim.get('verdict')}, the ledger gives {verdict}"
 
 
-# ---- RESULTS.md
+# ---- RESULTS.md and the README's table
 
 
 def best(root: Path) -> dict[str, dict]:
     """Return {notebook: its record} of the profile paper, else of reduced."""
-    found: dict[str, dict] = {}
-    for file in files(root, "paper", "reduced"):
-        record = load(file)
-        found.setdefault(record["notebook"], record)
-    return found
+    records = [load(file) for file in files(root, "reduced", "paper")]
+    found = {record["notebook"]: record for record in records}
+    return {name: found[name] for name in notebooks.discover(root) if name in found}
+
+
+def decided(root: Path) -> list[dict]:
+    """Return every claim of the ledger with its measured value and verdict, or "not run"."""
+    records, rows = best(root), []
+    for name, entries in ledger(root).items():
+        claims = {claim["id"]: claim for claim in records.get(name, {"claims": []})["claims"]}
+        missing = {"measured": None, "verdict": "not run"}
+        rows += [entry | missing | claims.get(entry["id"], {}) for entry in entries]
+    return rows
+
+
+def headline(root: Path) -> str:
+    """Return a count of the verdicts of the papers' claims, in words."""
+    rows, profiles = decided(root), [record["profile"] for record in best(root).values()]
+    count = Counter(row["verdict"] for row in rows if row["kind"] == "paper")
+    checks = Counter(row["verdict"] for row in rows if row["kind"] == "suite")
+    return (
+        f"Of {count.total()} claims of the papers {count[HOLDS]} hold, {count[FAILS]} fail,"
+        f" {count[NOT_DECIDED]} are not decided, {count[ERRATUM]} are errata and"
+        f" {count['not run']} were not run. {profiles.count('reduced')} of {len(profiles)}"
+        f" notebooks ran at a reduced scale. {sum('changed' in row for row in rows)} entries were"
+        f" changed after a run. Of {checks.total()} checks of our own {checks[FAILS]} fail."
+    )
 
 
 def text(root: Path) -> str:
     """Return RESULTS.md."""
-    records, entries = best(root), ledger(root)
-    rows = [claim for name in records for claim in _decided(records[name], entries.get(name, []))]
+    records, rows = best(root), decided(root)
     lines = ["# Results", "", headline(root), ""]
-    lines += [
-        "| notebook | figures | paper's claims that hold | profile | minutes |",
-        "|---" * 5 + "|",
-    ]
+    lines += ["| notebook | figures | paper's claims that hold | profile | minutes |"]
+    lines += ["|---" * 5 + "|"]
     for name in notebooks.discover(root):
-        if name.startswith("own/"):
-            continue
-        record = records.get(name)
-        lines.append(_row(name, record, [row for row in rows if row[0]["notebook"] == name]))
-    for title, verdict in (
-        ("What does not hold", FAILS),
-        ("What is not decided", NOT_DECIDED),
-        ("Errata of the papers", ERRATUM),
-    ):
+        own = [row["verdict"] for row in rows if (row["notebook"], row["kind"]) == (name, "paper")]
+        lines += [] if name.startswith("own/") else [_row(name, records.get(name), own)]
+    titles = {FAILS: "What does not hold", NOT_DECIDED: "Not decided", ERRATUM: "Errata"}
+    for verdict, title in titles.items():
         lines += ["", f"## {title}", ""]
-        lines += [_claim(entry, claim) for entry, claim in rows if claim["verdict"] == verdict]
+        lines += [_claim(row) for row in rows if row["verdict"] == verdict]
     lines += ["", "## Changed after a run", ""]
-    for entry, _ in rows:
-        for change in entry.get("changed", ()):
-            what = f"{change['what']}, {change['date']}"
-            lines.append(f"- {entry['id']} ({what}): {' '.join(change['reason'].split())}")
+    changes = [(row["id"], change) for row in rows for change in row.get("changed", ())]
+    lines += [f"- {i} ({c['what']}, {c['date']}): {c['reason']}" for i, c in changes]
     return "\n".join(lines) + "\n"
 
 
-def headline(root: Path) -> str:
-    """Return one sentence that counts the verdicts of the papers' claims."""
-    records, entries = best(root), ledger(root)
-    counts, checks, changed, reduced = Counter(), Counter(), 0, 0
-    for name, record in records.items():
-        reduced += record["profile"] == "reduced"
-        for entry, claim in _decided(record, entries.get(name, [])):
-            (counts if entry["kind"] == "paper" else checks)[claim["verdict"]] += 1
-            changed += "changed" in entry
-    missing = sum(e["kind"] == "paper" for n, es in entries.items() if n not in records for e in es)
-    return (
-        f"Of {counts.total() + missing} claims of the papers {counts[HOLDS]} hold, {counts[FAILS]}"
-        f" fail, {counts[NOT_DECIDED]} are not decided, {counts[ERRATUM]} are errata and {missing}"
-        f" were not run. {reduced} of {len(records)} notebooks ran at a reduced scale. {changed}"
-        f" entries were changed after a run. Of {checks.total()} checks of our own"
-        f" {checks[FAILS]} fail."
-    )
-
-
-def _decided(record: dict, entries: list[dict]) -> list[tuple[dict, dict]]:
-    claims = {claim["id"]: claim for claim in record["claims"]}
-    return [(entry, claims[entry["id"]]) for entry in entries if entry["id"] in claims]
-
-
-def _row(name: str, record: dict | None, claims: list) -> str:
+def _row(name: str, record: dict | None, verdicts: list) -> str:
     title = f"[{name}](notebooks/{name}.ipynb)"
     if record is None:
         return f"| {title} | | not run | | |"
-    folder = folder_of(name, record["profile"], Path())
+    folder, made_by = folder_of(name, record["profile"], Path()), record["versions"]["hgcore"]
     shown = ", ".join(f"[{f}]({folder.as_posix()}/{f}.png)" for f in record["figures"])
-    paper = [claim["verdict"] for entry, claim in claims if entry["kind"] == "paper"]
-    old = record["versions"]["hgcore"] != _version()
-    profile = record["profile"] + (f", hgcore {record['versions']['hgcore']}" if old else "")
-    held = f"{paper.count(HOLDS)} of {len(paper)}"
+    profile = record["profile"] + (f", hgcore {made_by}" if made_by != __version__ else "")
+    held = f"{verdicts.count(HOLDS)} of {len(verdicts)}"
     return f"| {title} | {shown} | {held} | {profile} | {record['seconds'] / 60:.1f} |"
 
 
-def _version() -> str:
-    from hgcore import __version__
-
-    return __version__
-
-
-def _claim(entry: dict, claim: dict) -> str:
-    ours = "" if entry["kind"] == "paper" else " (our check)"
-    place = f" ({entry['place']})" if "place" in entry else ""
-    note = f" {' '.join(entry['note'].split())}" if "note" in entry else ""
-    measured = f"measured {brief(claim['measured'])}"
-    return f"- **{entry['notebook']}**{ours}: {entry['statement']}{place}: {measured}.{note}"
+def _claim(row: dict) -> str:
+    place = f" ({row['place']})" if row["kind"] == "paper" else " (a check of ours)"
+    text = f"{row['statement']}{place} Measured: {brief(row['measured'])}. {row.get('note', '')}"
+    return f"- **{row['notebook']}**: {' '.join(text.split())}"
 
 
 def brief(value) -> str:
@@ -203,27 +181,20 @@ def readme(root: Path) -> str:
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"README.md needs the lines {START.strip()} and {END.strip()}")
-    records, entries = best(root), ledger(root)
+    records, rows = best(root), decided(root)
     lines = ["| paper | figures and tables | claims that hold |", "| --- | --- | --- |"]
     for paper, title in PAPERS.items():
-        own = {name: record for name, record in records.items() if name.startswith(f"{paper}/")}
-        rows = [row for name in own for row in _decided(own[name], entries.get(name, []))]
-        verdicts = [claim["verdict"] for entry, claim in rows if entry["kind"] == "paper"]
-        count = sum(len(record["figures"]) for record in own.values())
-        lines.append(f"| {title} | {count} | {verdicts.count(HOLDS)} of {len(verdicts)} |")
-    table = "\n".join([*lines, "", headline(root) + " Details: [RESULTS.md](RESULTS.md)."])
-    return before + START + table + "\n" + END + after
+        own = [row for row in rows if row["notebook"].startswith(paper) and row["kind"] == "paper"]
+        held = sum(row["verdict"] == HOLDS for row in own)
+        count = sum(len(r["figures"]) for name, r in records.items() if name.startswith(paper))
+        lines.append(f"| {title} | {count} | {held} of {len(own)} |")
+    lines += ["", f"{headline(root)} [Details](RESULTS.md)."]
+    return before + START + "\n".join(lines) + "\n" + END + after
 
 
 def texts(root: Path) -> dict[str, str]:
     """Return {file name: what it must hold}."""
     return {"RESULTS.md": text(root), "README.md": readme(root)}
-
-
-def write(root: Path) -> None:
-    """Write RESULTS.md and the README's table."""
-    for name, content in texts(root).items():
-        write_atomically(Path(root) / name, content.encode())
 
 
 # ---- verify

@@ -78,7 +78,7 @@ def test_results_text(toy):
     assert "| [toy/four](notebooks/toy/four.ipynb) | | not run | | |" in text
     assert "[one](figures/toy/one.png) | 1 of 1 | paper | 1.5 |" in text
     assert "[three](figures/reduced/toy/three.png) | 0 of 1 | reduced | 1.5 |" in text
-    assert "- **toy/two**: The loss $L_T$ of two" in text and "measured 3" in text
+    assert "- **toy/two**: The loss $L_T$ of two" in text and "Measured: 3." in text
 
 
 def test_brief_values():

@@ -111,7 +111,7 @@ def test_killed_runner_kernel_and_job(toy):
         for child in children if victim == "runner" else ():
             child.kill()
         assert not (toy.root / "figures").exists()
-        wait_for(lambda: not any(map(psutil.pid_exists, list(ours))))
+        wait_for(lambda pids=tuple(ours): not any(map(psutil.pid_exists, pids)))
     (toy.root / "fast").touch()
     assert cli.main(["run"]) == 0 and (toy.root / "figures/quick/toy/one.json").exists()
 
