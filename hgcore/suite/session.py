@@ -158,26 +158,21 @@ def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
             raise ValueError(f"{other} and quick differ in {sorted(set(table) ^ set(names))}")
     for name, value in overrides.items():
         _require("override", name, names)
-        defaults = [table[name] for table in tables.values()]
-        if not any(_alike(default, value) for default in defaults):
-            kind = f"like {tables[profile][name]!r}"
-            raise ValueError(f"override {name} must be {kind}, got {value!r}")
+        kinds = {_kind(table[name]) for table in tables.values()}
+        kinds |= {int} if float in kinds else set()
+        if type(None) not in kinds and _kind(value) not in kinds:
+            like = f"like {tables[profile][name]!r}"
+            raise ValueError(f"override {name} must be {like}, got {value!r}")
     return tables[profile] | overrides
 
 
-def _alike(default, value) -> bool:
-    if default is None:
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, list | tuple):
-        return isinstance(value, list | tuple)
-    return isinstance(value, int | float if isinstance(default, float) else type(default))
+def _kind(value) -> type:
+    return list if isinstance(value, tuple) else type(value)
 
 
 def _print_table(columns: dict) -> None:
-    shown = {name: {k: _shown(v) for k, v in table.items()} for name, table in columns.items()}
-    rows = [("name", *shown)] + [(k, *(t[k] for t in shown.values())) for k in columns["quick"]]
+    rows = [["name", *columns]]
+    rows += [[name, *(_shown(t[name]) for t in columns.values())] for name in columns["quick"]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -239,9 +234,6 @@ def _device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    file = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", file.read_text() if file.exists() else "")
     return names[0] if names else platform.processor() or platform.machine()
