@@ -50,7 +50,7 @@ gpu: .venv/installed
 	$(RUN) hgcore.benchmarks.gpu
 
 lab: .venv/installed
-	$(RUN) jupyterlab --LabApp.news_url=None --notebook-dir=notebooks
+	$(RUN) jupyterlab --LabApp.news_url=None --notebook-dir=notebooks $$([ $$(id -u) = 0 ] && echo --allow-root)
 
 report: .venv/installed
 	$(RUN) hgcore report

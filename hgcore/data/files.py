@@ -67,13 +67,12 @@ def fetch(name: str) -> bytes:
     try:
         if not path.exists():
             _obtain(name, path)
-        content = path.read_bytes()
+        remedy = "Delete it and run again: it then comes from HGCORE_DATA_MIRROR or from "
+        content = _verified(name, path, remedy + ", ".join(_addresses(name)))
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error}); set HGCORE_DATA to a folder that can"
+            f"{path} cannot be read or written ({error}); set HGCORE_DATA to a folder that can"
         ) from error
-    remedy = "Delete it and run again: it then comes from HGCORE_DATA_MIRROR or from "
-    _verify(content, name, path, remedy + ", ".join(_addresses(name)))
     note(name, FILES[name].sha256)
     return content
 
@@ -112,13 +111,17 @@ def _expected(name: str) -> str:
     return f"expected {FILES[name].size:,} bytes with sha256 {FILES[name].sha256}"
 
 
-def _verify(content: bytes, name: str, path: Path, remedy: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != FILES[name].sha256:
-        raise DataError(
-            f"{path} is altered: {_expected(name)}, found {len(content):,} bytes with sha256 "
-            f"{found}. {remedy}"
-        )
+def _verified(name: str, path: Path, remedy: str) -> bytes:
+    """Return the content of a file that is what FILES says; its size is looked at first."""
+    if not path.is_file():  # of a pipe or a folder nothing can be read, or without end
+        raise DataError(f"{path} is not a file: {_expected(name)}. {remedy}")
+    found = f"{path.stat().st_size:,} bytes"
+    if path.stat().st_size == FILES[name].size:
+        content = path.read_bytes()
+        found = f"sha256 {hashlib.sha256(content).hexdigest()}"
+        if found == f"sha256 {FILES[name].sha256}":
+            return content
+    raise DataError(f"{path} is altered: {_expected(name)}, found {found}. {remedy}")
 
 
 def _obtain(name: str, path: Path) -> None:
@@ -172,13 +175,13 @@ def _copy(name: str) -> Callable:
     """
 
     def copy(source: str, target: str, _: object) -> None:
-        content = Path(source).read_bytes()
-        _verify(
-            content,
-            name,
-            Path(source),
-            "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file",
-        )
-        Path(target).write_bytes(content)
+        remedy = "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file"
+        if not Path(source).exists():
+            raise FileNotFoundError(f"No such file: {source}")
+        content = _verified(name, Path(source), remedy)
+        try:
+            Path(target).write_bytes(content)
+        except OSError as error:
+            raise DataError(f"{cache() / name} cannot be written: {error}") from error
 
     return copy

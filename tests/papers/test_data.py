@@ -89,8 +89,7 @@ def test_altered_cache_is_refused_and_left_alone(cached, mirrored, bad):
         cached,
         "12,000 bytes",
         sha(CONTENT),
-        f"{len(bad):,} bytes",
-        sha(bad),
+        sha(bad) if len(bad) == len(CONTENT) else f"found {len(bad):,} bytes",
         "Delete it",
         "HGCORE_DATA_MIRROR",
         *ADDRESSES,
@@ -123,7 +122,8 @@ def test_mirror_fills_the_cache(cached, mirrored):
 @pytest.mark.parametrize("bad", [CONTENT[:-1], flipped(CONTENT)], ids=["short", "flipped"])
 def test_altered_mirror_is_refused(cached, mirrored, bad):
     mirrored.write_bytes(bad)
-    refusal(mirrored, "Repair the mirror", sha(CONTENT), f"{len(bad):,} bytes", sha(bad))
+    found = sha(bad) if len(bad) == len(CONTENT) else f"found {len(bad):,} bytes"
+    refusal(mirrored, "Repair the mirror", sha(CONTENT), found)
     assert list(cached.parent.iterdir()) == []
 
 
@@ -140,9 +140,26 @@ def test_cache_that_cannot_be_written(cached, monkeypatch):
     refusal(cached.parent, "cannot be written", "no permission", "HGCORE_DATA")
 
 
-def test_unreadable_file(cached):
+def test_what_is_no_file_is_not_read(cached, mirrored):
+    """A folder, a pipe without end, and 30 GB are refused before a byte is read."""
     cached.mkdir(parents=True)
-    refusal(cached, "cannot be read")
+    refusal(cached, "is not a file")
+    cached.rmdir()
+    mirrored.unlink()
+    os.mkfifo(mirrored)
+    refusal(mirrored, "is not a file")
+    mirrored.unlink()
+    with mirrored.open("wb") as file:
+        file.truncate(30 * 10**9)
+    refusal(mirrored, "found 30,000,000,000 bytes")
+
+
+def test_full_disk(cached, mirrored, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    refusal(cached, "cannot be written", "No space left")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ConnectionError])
