@@ -49,11 +49,13 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Put `content` at `path`, whole or not at all; make the folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content)
         part.replace(path)
+    except OSError as error:  # a full disk does not say where
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
