@@ -108,37 +108,53 @@ class Gradients:
 
 @quiet
 def train_and_keep(problem, hyper, count: int, first: int = 0, graphs: int = 0) -> Trajectory:
-    """Train and return the trajectory back to step `first` that keeps `count` states.
+    """Train and return the trajectory back to step `first`; keep at most `count` states at a time.
 
-    It computes the others again. Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
+    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
     start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
+    steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)
+    block = _block(problem.backend, min(count, len(steps) + 1), start)
     problem.smallest_decays(hyper, start)
-    steps, start = (
-        range(first, problem.steps),
-        advance(problem, hyper, start, range(first), gradients.plain),
-    )
-    kept = [(first, start)]
+
+    def keep(t: int, state: tuple) -> None:
+        if len(kept) < len(block):  # else it is in use, and dropped next
+            for place, vector in zip(block[len(kept)], state, strict=True):
+                place[:] = vector
+            state = tuple(block[len(kept)])
+        kept.append((t, state))
 
     def keep_up_to(t: int) -> None:
         """Keep the state before step t, and others before it as long as there are places."""
-        at, state = kept.pop()
+        at, state = kept[-1]
         marks = [at]
         while marks[-1] < t:
-            free = count - len(kept) - len(marks)
+            free = count + 1 - len(kept) - len(marks)
             marks.append(marks[-1] + next_checkpoint(t + 1 - marks[-1], free))
-        run = states(problem, hyper, state, range(at, t), gradients)
-        kept.extend(pair for pair in enumerate(run, at) if pair[0] in marks)
+        for now, passed in enumerate(states(problem, hyper, state, range(at, t), gradients), at):
+            if now in marks[1:]:
+                keep(now, passed)
 
     def undo(t: int) -> tuple[tuple, Linearized]:
         keep_up_to(t)
         _, state = kept.pop()
         return state, gradients.linearized(state[0], t)
 
+    keep(first, advance(problem, hyper, start, range(first), gradients.plain))
     keep_up_to(max(first, problem.steps - 1))
     final = advance(problem, hyper, kept[-1][1], steps[-1:], gradients)
-    nbytes = min(count, len(steps) + 1) * state_nbytes(start)
-    return Trajectory(final, steps, first == 0, nbytes, undo, gradients.compare)
+    return Trajectory(final, steps, first == 0, block.nbytes, undo, gradients.compare)
+
+
+def _block(backend, count: int, state: tuple):
+    """Return memory for `count` states in one block, which does not fragment the heap."""
+    needed, there, like = count * state_nbytes(state), backend.memory(), state[0]
+    if needed > there:
+        raise MemoryError(
+            f"{count} states need {needed / 1e9:.1f} GB, and {backend.device} has"
+            f" {there / 1e9:.1f} GB; use Checkpointed() with fewer states or Reversible()"
+        )
+    return backend.xp.empty((count, len(state), len(like)), dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -157,14 +173,7 @@ class Stored:
 
     def train(self, problem: Problem, hyper, first: int = 0) -> Trajectory:
         """Return the trajectory back to the state before step `first`."""
-        count, backend = problem.steps + 1 - first, problem.backend
-        needed = count * state_nbytes(problem.initial_state(hyper))
-        if needed > (there := backend.memory()):
-            raise MemoryError(
-                f"Stored keeps {count} states, {needed / 1e9:.1f} GB, and {backend.device} has"
-                f" {there / 1e9:.1f} GB; use Checkpointed() or Reversible()"
-            )
-        return train_and_keep(problem, hyper, count, first, self.graphs)
+        return train_and_keep(problem, hyper, problem.steps + 1 - first, first, self.graphs)
 
 
 @dataclass(frozen=True)
