@@ -27,13 +27,12 @@ Coefficient = float | Sequence[float] | Callable
 class Slot(NamedTuple):
     """One vector of optimizer state. c: the coefficients of a step, as attributes, and its t."""
 
-    name: str
     decay: Callable  # c -> decay
     kick: Callable  # (c, gradient, *slots' before this one) -> (n,)
     square: bool = False  # holds squares of gradients, which need a finer unit in fixed point
 
 
-SQUARE = Slot("square", lambda c: c.beta2, lambda c, g, *before: (1 - c.beta2) * g * g, square=True)
+SQUARE = Slot(lambda c: c.beta2, lambda c, g, *before: (1 - c.beta2) * g * g, square=True)
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,39 @@ class Optimizer:
     decays: ClassVar[tuple[str, ...]] = ()  # the coefficients that are rounded to 2**-16
     shrinking: ClassVar[tuple[str, ...]] = ()  # those that `shrink` depends on
     largest_decay: ClassVar[float] = 1.0
-    reversible: ClassVar[bool] = True
+    fade: ClassVar = 1.0
 
     def __post_init__(self):
-        for name in self._names():
-            value, what = getattr(self, name), f"{type(self).__name__}: {name}"
-            fits = isinstance(value, (Real, list, tuple)) or hasattr(value, "ndim")
-            if not (fits or callable(value)) or isinstance(value, (bool, type)):
-                kind = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
-                rule = "must be a number, a vector or a function (hyper, t)"
-                raise TypeError(f"{what} {rule}, got {kind}")
+        for name in self._coefficients:
+            value, kinds = getattr(self, name), (Real, list, tuple, Callable)
+            fits = isinstance(value, kinds) or hasattr(value, "ndim")
+            if not fits or isinstance(value, (bool, type)):
+                what = f"{type(self).__name__}: {name} must be a number, a vector or a function"
+                raise TypeError(f"{what} (hyper, t), got {value!r:.60}")
 
-    def _names(self) -> list[str]:
-        without = ("velocity", "fade") if self.clip is not None else ("velocity", "fade", "clip")
-        return [f.name for f in fields(self) if f.name not in without]
+    @property
+    def _coefficients(self) -> list[str]:
+        others = ("velocity", "fade", *(["clip"] if self.clip is None else []))
+        return [f.name for f in fields(self) if f.name not in others]
 
-    def coefficients(self, backend, hyper, t: int, names=None) -> SimpleNamespace:
-        """Return the coefficients of step t, or those named: with their graph, not rounded."""
-        c = SimpleNamespace(t=t)
-        for name in self._names() if names is None else names:
+    @property
+    def reversible(self) -> bool:
+        """Whether a step can be undone: its drift needs only slots, and their decays are not 0."""
+        return 0 < len(self.slots) == len(self.decays) and self.fade == 1
+
+    def coefficients(self, backend, weights, hyper, t: int, names=None) -> SimpleNamespace:
+        """Return the coefficients of step t, or those in `names`, with their graph, not rounded.
+
+        Raises ValueError unless each is a scalar or has the shape of `weights`.
+        """
+        c, shape = SimpleNamespace(t=t), tuple(weights.shape)
+        for name in self._coefficients if names is None else names:
             value = getattr(self, name)
-            setattr(c, name, backend.traced(value(hyper, t) if callable(value) else value))
+            value = backend.traced(value(hyper, t) if callable(value) else value)
+            if (found := tuple(value.shape)) not in ((), shape):
+                what = f"{type(self).__name__}: {name} must be a scalar or have shape {shape}"
+                raise ValueError(f"{what}, got {found} at step {t}; reshape it")
+            setattr(c, name, value)
         return c
 
     def shrink(self, c):
@@ -92,16 +103,10 @@ class Optimizer:
         kept = weights if (shrink := self.shrink(c)) is None else shrink * weights
         return kept + self.drift(c, gradient, *after), *after
 
-    def steady_slots(self, c, stride, slots) -> tuple:
-        """Return the slots of a walk with this stride (n,) a step, `slots` if none are known."""
-        return slots
-
 
 @dataclass(frozen=True)
 class GradientDescent(Optimizer):
     """w' = w - rate g.  It loses what it overwrites: Reversible cannot undo it."""
-
-    reversible: ClassVar[bool] = False
 
     def drift(self, c, gradient):
         return -c.rate * gradient
@@ -117,15 +122,11 @@ class Momentum(Optimizer):
 
     decay: Coefficient
     velocity: Callable | Sequence[float] | None = None
-    slots: ClassVar = (Slot("velocity", lambda c: c.decay, lambda c, g: (c.decay - 1) * g),)
+    slots: ClassVar = (Slot(lambda c: c.decay, lambda c, g: (c.decay - 1) * g),)
     decays: ClassVar = ("decay",)
 
     def drift(self, c, gradient, velocity):
         return c.rate * velocity
-
-    def steady_slots(self, c, stride, slots) -> tuple:
-        rate = self.drift(c, None, 1.0)  # with its sign
-        return (stride / namespace(stride).where(rate != 0, rate, float("inf")),)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class HeavyBall(Momentum):
     Implements: Franceschi et al. 2017, section 3 (gradient descent with momentum).
     """
 
-    slots: ClassVar = (Slot("velocity", lambda c: c.decay, lambda c, g: g),)
+    slots: ClassVar = (Slot(lambda c: c.decay, lambda c, g: g),)
 
     def drift(self, c, gradient, velocity):
         return -c.rate * velocity
@@ -153,16 +154,13 @@ class RMSProp(Optimizer):
     decay: Coefficient = 0.0
     slots: ClassVar = (
         SQUARE,
-        Slot("velocity", lambda c: c.decay, lambda c, g, square: g / (root(square) + c.epsilon)),
+        Slot(lambda c: c.decay, lambda c, g, square: g / (root(square) + c.epsilon)),
     )
 
     @property
-    def reversible(self) -> bool:
-        return not (isinstance(self.decay, Real) and self.decay == 0)
-
-    @property
     def decays(self) -> tuple[str, ...]:
-        return ("beta2", "decay") if self.reversible else ("beta2",)
+        zero = isinstance(self.decay, Real) and self.decay == 0
+        return ("beta2",) if zero else ("beta2", "decay")
 
     def drift(self, c, gradient, square, velocity):
         return -c.rate * velocity
@@ -187,13 +185,9 @@ class Adam(Optimizer):
     @property
     def slots(self) -> tuple[Slot, ...]:
         def keep(c):
-            return c.beta1 if self.reversible else c.beta1 * self.fade**c.t
+            return c.beta1 if self.fade == 1 else c.beta1 * self.fade**c.t
 
-        return Slot("mean", keep, lambda c, g: (1 - keep(c)) * g), SQUARE
-
-    @property
-    def reversible(self) -> bool:
-        return self.fade == 1
+        return Slot(keep, lambda c, g: (1 - keep(c)) * g), SQUARE
 
     def drift(self, c, gradient, mean, square):
         xp = namespace(mean)

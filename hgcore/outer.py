@@ -9,7 +9,7 @@ from hgcore.arrays import require_instance
 from hgcore.hypergradient import Forward, Implicit
 from hgcore.optimizers import Optimizer
 from hgcore.problem import Diverged, Problem
-from hgcore.trajectory import advance
+from hgcore.trajectory import advance, require_count
 
 
 class OuterStep(NamedTuple):
@@ -48,7 +48,7 @@ def descend(
     def step(now: Problem, k: int, hyper) -> tuple:
         return solver(now, hyper), ()
 
-    return _loop(problem, hyper, lambda *_: (), step, optimizer, steps, project, resume)
+    return _loop("descend", step, problem, hyper, optimizer, steps, project, resume)
 
 
 def realtime(
@@ -60,17 +60,17 @@ def realtime(
     weights are never reset: the hypergradient mixes earlier hypers, it is biased and available at
     once. Other arguments as in `descend`. Implements: Franceschi et al. 2017, RTHO.
     """
-    solver, spans = solver or Forward(), _spans(every)
+    solver = solver or Forward()
+    require_count("every", every, least=1, what="inner steps")
 
-    def start(now: Problem, hyper) -> tuple:
-        return now.initial_state(hyper), now.jvp_initial(hyper)
-
-    def step(now: Problem, k: int, hyper, state: tuple, tangents: tuple) -> tuple:
-        now.smallest_decays(hyper, state, spans(k))
-        carry = solver.advance(now, hyper, state, tangents, spans(k))
+    def step(now: Problem, k: int, hyper, *carry) -> tuple:
+        state, tangents = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
+        span = range(k * every, (k + 1) * every)
+        now.smallest_decays(hyper, state, span)
+        carry = solver.advance(now, hyper, state, tangents, span)
         return solver.hypergradient(now, hyper, *carry), carry
 
-    return _loop(problem, hyper, start, step, optimizer, steps, project, resume)
+    return _loop("realtime", step, problem, hyper, optimizer, steps, project, resume)
 
 
 def alternate(
@@ -84,45 +84,44 @@ def alternate(
     Implements: Lorraine et al. 2020, Algorithm 1.
     """
     require_instance("solver", solver, Implicit, "hg.Implicit(hg.Neumann(20, 0.1))")
-    spans = _spans(every)
+    require_count("every", every, least=1, what="inner steps")
 
-    def start(now: Problem, hyper) -> tuple:
-        return (now.initial_state(hyper),)
-
-    def step(now: Problem, k: int, hyper, state: tuple) -> tuple:
-        now.smallest_decays(hyper, state, spans(k))
-        state = advance(now, hyper, state, spans(k), now.objective(hyper).gradient)
+    def step(now: Problem, k: int, hyper, *carry) -> tuple:
+        (state,) = carry or (now.initial_state(hyper),)
+        span = range(k * every, (k + 1) * every)
+        now.smallest_decays(hyper, state, span)
+        state = advance(now, hyper, state, span, now.objective(hyper).gradient)
         return solver(now, hyper, state), (state,)
 
-    return _loop(problem, hyper, start, step, optimizer, steps, project, resume)
+    return _loop("alternate", step, problem, hyper, optimizer, steps, project, resume)
 
 
-def _spans(every: int) -> Callable:
-    """Return k -> the inner steps of outer step k."""
-    if every < 1:
-        raise ValueError(f"every must be a number of inner steps >= 1, got {every}")
-    return lambda k: range(k * every, (k + 1) * every)
+_LOOPS = ("descend", "alternate", "realtime")  # the loop whose `step` carries 0, 1, 2 things
 
 
-def _loop(problem, hyper, start, step, optimizer, steps, project, resume):
-    """Yield outer steps. start: (problem, hyper) -> carry; step: (..., *carry) -> result, carry."""
+def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iterator[OuterStep]:
+    """Yield outer steps. step: (problem, k, hyper, *carry) -> (result, new carry)."""
     require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
+    kind = type(optimizer).__name__
+    if getattr(optimizer, "velocity", None) is not None:
+        raise ValueError(f"{kind}: an outer velocity starts at zero; leave velocity out")
     at = problem if callable(problem) else lambda k: problem
     if resume is None:
-        first, hyper = 0, at(0).as_hyper(hyper)
-        carry, slots = start(at(0), hyper), tuple(0 * hyper for _ in optimizer.slots)
+        first, hyper, carry = 0, at(0).as_hyper(hyper), ()
+        slots = tuple(0 * hyper for _ in optimizer.slots)
     else:
         first, hyper, (*carry, slots) = resume.k + 1, resume.updated, resume.carry
-    if len(slots) != len(optimizer.slots):
-        name = type(optimizer).__name__
-        raise ValueError(f"resume holds {len(slots)} slots, {name} has {len(optimizer.slots)}")
+        if (theirs := _LOOPS[len(carry)]) != name:
+            raise ValueError(f"resume is a step of {theirs}, not of {name}; go on with {theirs}")
+        if len(slots) != len(optimizer.slots):
+            raise ValueError(f"resume holds {len(slots)} slots, {kind} has {len(optimizer.slots)}")
     for k in progress(range(first, steps), "outer step"):
         now = at(k)
         try:
             result, carry = step(now, k, hyper, *carry)
         except Diverged as error:
             raise type(error)(f"outer step {k}: {error}") from error
-        c = optimizer.coefficients(now.backend, hyper, k)
+        c = optimizer.coefficients(now.backend, hyper, hyper, k)
         updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), result.grad, c)
         updated = updated if project is None else _projected(project, updated)
         yield OuterStep(k, hyper, *result, updated, (*carry, tuple(slots)))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from types import SimpleNamespace
-from typing import Protocol
 
 import numpy as np
 
@@ -23,38 +22,39 @@ class Diverged(ArithmeticError):
     """A number stopped being finite, or left the range of the fixed-point representation."""
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Objective:
     """An inner loss at one hyper, with its derivatives. t: a step, None for all examples.
 
-    gradient: dL/dw (n,); linearize: that and its second-order products; pushforward: (dL/dw (n,),
-    push: tangents of weights and hyper -> that of dL/dw). May have `one_routine = True`: gradient
-    and linearize then give the same bits.
+    This one leaves them to the backend. Others have the same methods, and may have `one_routine =
+    True`: gradient and linearize then give the same bits.
     """
-
-    def gradient(self, weights, t): ...
-    def linearize(self, weights, t) -> Linearized: ...
-    def pushforward(self, weights, t) -> tuple: ...
-
-
-@dataclass(frozen=True)
-class Differentiated:
-    """The Objective of a plain function: its derivatives are left to the backend."""
 
     backend: Backend
     loss: Callable
     hyper: object
 
     def gradient(self, weights, t):
+        """Return dL/dw (n,)."""
         return self.backend.gradient(self._at(t), weights, self.hyper)
 
     def linearize(self, weights, t) -> Linearized:
+        """Return dL/dw and its products with second derivatives."""
         return self.backend.linearize(self._at(t), weights, self.hyper)
 
     def pushforward(self, weights, t) -> tuple:
+        """Return (dL/dw (n,), push: tangents of weights and hyper -> that of dL/dw)."""
         return self.backend.pushforward(self._at(t), weights, self.hyper)
 
     def _at(self, t) -> Callable:
         return lambda weights, hyper: self.loss(weights, hyper, t)
+
+
+def objective_of(loss: Callable, backend: Backend, hyper) -> Objective:
+    """Return an inner loss and its derivatives at `hyper`."""
+    if hasattr(loss, "objective"):
+        return loss.objective(backend, hyper)
+    return Objective(backend, loss, hyper)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,7 @@ class Problem:
 
     def objective(self, hyper) -> Objective:
         """Return the inner loss and its derivatives at `hyper`."""
-        if hasattr(self.inner_loss, "objective"):
-            return self.inner_loss.objective(self.backend, hyper)
-        return Differentiated(self.backend, self.inner_loss, hyper)
+        return objective_of(self.inner_loss, self.backend, hyper)
 
     def as_hyper(self, hyper):
         """Return `hyper` as a vector (m,) of the backend; raise unless it is flat and finite."""
@@ -125,35 +123,31 @@ class Problem:
     def _initials(self) -> dict[str, Callable]:
         """The functions of hyper that give the weights and, if it is given, the velocity."""
         given = {"initial": self.initial}
-        if getattr(self.optimizer, "velocity", None) is not None:
-            given["velocity"] = self.optimizer.velocity
+        if (velocity := getattr(self.optimizer, "velocity", None)) is not None:
+            given["velocity"] = velocity
         return {k: x if callable(x) else lambda hyper, x=x: x for k, x in given.items()}
 
-    def _given(self, hyper) -> tuple:
-        return tuple(f(hyper) for f in self._initials.values())
-
-    def _with_zero_slots(self, given) -> tuple:
-        missing = 1 + len(self.optimizer.slots) - len(given)
-        return *given, *(0 * given[0] for _ in range(missing))
+    def _initial(self, hyper) -> tuple:
+        given = [self.backend.traced(f(hyper)) for f in self._initials.values()]
+        shapes = [tuple(x.shape) for x in given]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
+            raise ValueError(f"initial, velocity must have one shape (n,), n >= 1, got {shapes}")
+        zeros = self.backend.xp.zeros_like(given[0])
+        return *given, *[zeros] * (1 + len(self.optimizer.slots) - len(given))
 
     @quiet
     def initial_state(self, hyper) -> tuple:
         """Return (weights, *slots) before the first step, each (n,)."""
-        given = tuple(map(self.backend.array, self.backend.evaluate(self._given, hyper)))
-        shapes = [tuple(x.shape) for x in given]
-        if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0]:
-            raise ValueError(f"initial, velocity must have one shape (n,), n >= 1, got {shapes}")
-        return self._with_zero_slots(given)
+        return tuple(map(self.backend.array, self.backend.evaluate(self._initial, hyper)))
 
     def vjp_initial(self, hyper, adjoint: tuple):
         """Return what the initial state adds to the hypergradient (m,)."""
-        given, pull = self.backend.vjp(self._given, hyper)
-        return pull(adjoint[: len(given)])[0]
+        return self.backend.vjp(self._initial, hyper)[1](adjoint)[0]
 
     def jvp_initial(self, hyper) -> tuple:
         """Return the tangents of the initial state: a state for each hyperparameter."""
-        push = self.backend.jvp(self._given, hyper)[1]
-        return tuple(self._with_zero_slots(push(unit)) for unit in self.basis(hyper))
+        push = self.backend.jvp(self._initial, hyper)[1]
+        return tuple(push(unit) for unit in self.basis(hyper))
 
     def basis(self, hyper):
         """Return the unit vectors of hyper as rows (m, m)."""
@@ -174,13 +168,11 @@ class Problem:
 
         Decays are rounded to multiples of 2**-16 and differentiated as if they were not.
         """
-        c = self.optimizer.coefficients(self.backend, hyper, t)
-        for name, value in vars(c).items():
-            if name != "t":
-                _require_shape(name, value, weights, t)
-            if name in self.optimizer.decays:
-                plain = self.backend.array(value)
-                setattr(c, name, value + (round_decay(plain) - plain))
+        c = self.optimizer.coefficients(self.backend, weights, hyper, t)
+        for name in self.optimizer.decays:
+            value = getattr(c, name)
+            plain = self.backend.array(value)
+            setattr(c, name, value + (round_decay(plain) - plain))
         return c
 
     @quiet
@@ -212,42 +204,34 @@ class Problem:
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
         """Return the smallest value of each decay, and of shrink, in each of `steps`.
 
-        Raises ValueError for a coefficient of the wrong shape or a decay out of its range, naming
-        the step. Looks at the device once. steps: all by default.
+        Raises ValueError for one out of its range, naming the step. Looks at the device once.
         """
-        optimizer, xp = self.optimizer, self.backend.xp
+        optimizer, backend, rows = self.optimizer, self.backend, []
         steps = range(self.steps) if steps is None else steps
         names = (*optimizer.decays, *optimizer.shrinking)
-        constant = not any(callable(getattr(optimizer, name)) for name in names)
-        found = {t: self._decays_at(hyper, t, names) for t in (steps[:1] if constant else steps)}
-        decays = [(t, *decay) for t, row in found.items() for decay in row.items()]
-        for t, name, value in decays:
-            _require_shape(name, value, state[0], t)
-        ends = [end(value) for _, _, value in decays for end in (xp.amin, xp.amax)]
-        ends = self.backend.floats(ends)
-        for (t, name, _), low, high in zip(decays, ends[::2], ends[1::2], strict=True):
-            largest = optimizer.largest_decay if name in optimizer.decays else 1.0
-            for end in (low, high):
-                require_decay(name, end, largest, f" at step {t}")
-            found[t][name] = low
-        return list(found.values()) * (len(steps) if constant else 1)
-
-    def _decays_at(self, hyper, t: int, names: tuple[str, ...]) -> dict:
-        c = self.backend.evaluate(self.optimizer.coefficients, self.backend, hyper, t, names)
-        decays = {name: getattr(c, name) for name in self.optimizer.decays}
-        return decays | ({SHRINK: self.optimizer.shrink(c)} if self.optimizer.shrinking else {})
-
-
-def _require_shape(name: str, value, weights, t: int) -> None:
-    if tuple(value.shape) not in ((), shape := tuple(weights.shape)):
-        rule = f"must be a scalar or have shape {shape}"
-        raise ValueError(f"{name} {rule}, got {tuple(value.shape)} at step {t}")
+        changing = any(callable(getattr(optimizer, name)) for name in names)
+        for t in steps if changing else steps[:1]:
+            c = backend.evaluate(optimizer.coefficients, backend, state[0], hyper, t, names)
+            rows.append({name: getattr(c, name) for name in optimizer.decays})
+            if optimizer.shrinking:
+                rows[-1][SHRINK] = optimizer.shrink(c)
+        values = [value for row in rows for value in row.values()]
+        ends = backend.floats(
+            [end(x) for x in values for end in (backend.xp.amin, backend.xp.amax)]
+        )
+        lows, highs = iter(ends[::2]), iter(ends[1::2])
+        for t, row in zip(steps, rows, strict=False):
+            for name in row:
+                largest = 1.0 if name == SHRINK else optimizer.largest_decay
+                row[name] = require_decay(name, next(lows), largest, f" at step {t}")
+                require_decay(name, next(highs), largest, f" at step {t}")
+        return rows if changing else rows * len(steps)
 
 
 class DivergenceMonitor:
-    """Looks at one number a step and raises Diverged naming the first that reaches `limit`.
+    """Raises Diverged for the first number, one a step, that reaches `limit`, naming the step.
 
-    It looks every `backend.sync_every` steps and at `flush`. what: the message if it is finite.
+    Looks every `backend.sync_every` steps and at `flush`. what: the message if it is finite.
     """
 
     def __init__(self, backend: Backend, limit: float = float("inf"), what: str = ""):
@@ -260,13 +244,13 @@ class DivergenceMonitor:
 
     def flush(self) -> None:
         """Look at all numbers not looked at yet."""
-        seen, self.seen = self.seen, []
-        numbers = self.backend.floats([number for _, number in seen])
-        for (t, _), number in zip(seen, numbers, strict=True):
+        numbers = self.backend.floats([number for _, number in self.seen])
+        for (t, _), number in zip(self.seen, numbers, strict=True):
             if not number < self.limit:
                 where = f"at step {t}" if t >= 0 else "before step 0"
                 what = self.what if number < float("inf") else _NOT_FINITE
                 raise Diverged(what.format(number=number, where=where, limit=self.limit))
+        self.seen.clear()
 
 
 _NOT_FINITE = "training diverged {where}: a weight or slot is not finite; lower the rate"

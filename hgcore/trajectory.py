@@ -6,7 +6,6 @@ Reversible, in reversible.py, runs the training backwards.
 
 from __future__ import annotations
 
-import collections
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +40,9 @@ def train(problem: Problem, hyper) -> tuple:
 @quiet
 def advance(problem: Problem, hyper, state: tuple, steps: range, gradient: Callable) -> tuple:
     """Return the state after `steps`, the last of `states`."""
-    return collections.deque(states(problem, hyper, state, steps, gradient), maxlen=1).pop()
+    for after in states(problem, hyper, state, steps, gradient):
+        state = after
+    return state
 
 
 def states(problem, hyper, state: tuple, steps: range, gradient: Callable) -> Iterator[tuple]:
@@ -60,10 +61,10 @@ def state_nbytes(state: tuple) -> int:
     return sum(vector.nbytes for vector in state)
 
 
-def require_count(name: str, steps: int) -> None:
-    """Raise ValueError unless `steps` is a number of steps."""
-    if steps < 0:
-        raise ValueError(f"{name} must be a number of steps >= 0, got {steps}")
+def require_count(name: str, count: int, least: int = 0, what: str = "steps") -> None:
+    """Raise ValueError unless `count` is at least `least`."""
+    if count < least:
+        raise ValueError(f"{name} must be a number of {what} >= {least}, got {count}")
 
 
 class Gradients:
@@ -75,32 +76,85 @@ class Gradients:
     def __init__(self, problem: Problem, hyper, graphs: int = 0, plain: Callable | None = None):
         self.backend, self.objective = problem.backend, problem.objective(hyper)
         self.first, self.plain = problem.steps - graphs, plain or self.objective.gradient
-        self.kept, self.squares, self.pairs = {}, {}, {}
+        self.kept, self.seen = {}, []
 
     def __call__(self, weights, t: int):
         if t >= self.first:
             self.kept[t] = self.objective.linearize(weights, t)
         gradient = self.kept[t].gradient if t in self.kept else self.plain(weights, t)
-        self.squares.setdefault(t, self.backend.host_view(gradient @ gradient))
-        return gradient
+        return self._noted(t, gradient)
 
     def linearized(self, weights, t: int) -> Linearized:
         """Return the inner loss linearized at step t, from its graph if that was kept."""
         found = self.kept.pop(t, None) or self.objective.linearize(weights, t)
-        self.pairs[t] = self.squares[t], self.backend.host_view(found.gradient @ found.gradient)
+        self._noted(t, found.gradient)
         return found
+
+    def _noted(self, t: int, gradient):
+        self.seen.append((t, self.backend.host_view(gradient @ gradient)))
+        return gradient
 
     def compare(self) -> None:
         """Raise ReversalError if the length of one changed by over sqrt(eps) of the longest."""
-        squares = self.backend.floats(list(itertools.chain(*self.pairs.values())))
-        lengths = np.sqrt(np.abs(squares)).reshape(-1, 2)
-        allowed = np.finfo(self.backend.dtype).eps ** 0.5 * lengths.max(initial=0)
-        for t, (ours, theirs) in zip(self.pairs, lengths, strict=True):
-            if abs(ours - theirs) > allowed:
+        lengths = np.sqrt(np.abs(self.backend.floats([square for _, square in self.seen])))
+        allowed, training = np.finfo(self.backend.dtype).eps ** 0.5 * lengths.max(initial=0), {}
+        for (t, _), length in zip(self.seen, lengths, strict=True):
+            if abs(training.setdefault(t, length) - length) > allowed:
                 raise ReversalError(
                     f"step {t} has another gradient on the way back than in training: draw what is"
                     " random (batches, dropout, noise) from a seed made of t"
                 )
+
+
+@quiet
+def train_and_keep(problem, hyper, count: int, first: int = 0, graphs: int = 0) -> Trajectory:
+    """Train and return the trajectory back to step `first`; keep at most `count` states at a time.
+
+    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
+    """
+    start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
+    steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)
+    block = _block(problem.backend, min(count, len(steps) + 1), start)
+    problem.smallest_decays(hyper, start)
+
+    def keep(t: int, state: tuple) -> None:
+        if len(kept) < len(block):  # else it is in use, and dropped next
+            for place, vector in zip(block[len(kept)], state, strict=True):
+                place[:] = vector
+            state = tuple(block[len(kept)])
+        kept.append((t, state))
+
+    def keep_up_to(t: int) -> None:
+        """Keep the state before step t, and others before it as long as there are places."""
+        at, state = kept[-1]
+        marks = [at]
+        while marks[-1] < t:
+            free = count + 1 - len(kept) - len(marks)
+            marks.append(marks[-1] + next_checkpoint(t + 1 - marks[-1], free))
+        for now, passed in enumerate(states(problem, hyper, state, range(at, t), gradients), at):
+            if now in marks[1:]:
+                keep(now, passed)
+
+    def undo(t: int) -> tuple[tuple, Linearized]:
+        keep_up_to(t)
+        _, state = kept.pop()
+        return state, gradients.linearized(state[0], t)
+
+    keep(first, advance(problem, hyper, start, range(first), gradients.plain))
+    keep_up_to(max(first, problem.steps - 1))
+    final = advance(problem, hyper, kept[-1][1], steps[-1:], gradients)
+    return Trajectory(final, steps, first == 0, block.nbytes, undo, gradients.compare)
+
+
+def _block(backend, count: int, state: tuple):
+    """Return memory for `count` states in one block, which does not fragment the heap."""
+    needed, there, like = count * state_nbytes(state), backend.memory(), state[0]
+    if needed > there:
+        raise MemoryError(
+            f"{count} states need {needed / 1e9:.1f} GB, and {backend.device} has"
+            f" {there / 1e9:.1f} GB; use Checkpointed() with fewer states or Reversible()"
+        )
+    return backend.xp.empty((count, len(state), len(like)), dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -117,36 +171,9 @@ class Stored:
     def __post_init__(self):
         require_count("graphs", self.graphs)
 
-    @quiet
     def train(self, problem: Problem, hyper, first: int = 0) -> Trajectory:
         """Return the trajectory back to the state before step `first`."""
-        start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, self.graphs)
-        steps = range(first, problem.steps)
-        kept = _block(problem.backend, len(steps) + 1, start)
-        problem.smallest_decays(hyper, start)
-        start = advance(problem, hyper, start, range(first), gradients)
-        run = states(problem, hyper, start, steps, gradients)
-        # zip takes the run last: only when it asks for one too many is the monitor flushed
-        for place, final in zip(kept, run, strict=True):
-            for ours, vector in zip(place, final, strict=True):
-                ours[:] = vector
-
-        def undo(t: int) -> tuple[tuple, Linearized]:
-            state = tuple(kept[t - first])
-            return state, gradients.linearized(state[0], t)
-
-        return Trajectory(final, steps, first == 0, kept.nbytes, undo, gradients.compare)
-
-
-def _block(backend, count: int, state: tuple):
-    """Return memory for `count` states in one block, which does not fragment the heap."""
-    needed, there, like = count * state_nbytes(state), backend.memory(), state[0]
-    if needed > there:
-        raise MemoryError(
-            f"Stored keeps {count} states, {needed / 1e9:.1f} GB, and {backend.device} has"
-            f" {there / 1e9:.1f} GB; use Checkpointed() or Reversible()"
-        )
-    return backend.xp.empty((count, len(state), len(like)), dtype=like.dtype, device=like.device)
+        return train_and_keep(problem, hyper, problem.steps + 1 - first, first, self.graphs)
 
 
 @dataclass(frozen=True)
@@ -171,38 +198,17 @@ class Checkpointed:
 
     By default about 2 sqrt(T) of them, which costs one replay of the run. Replays the fewest steps
     possible, r T - binomial(c + r, r - 1), with c = states and r the most that a step is run.
-    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
 
     states: int | None = None
 
     def __post_init__(self):
-        if self.states is not None and self.states < 1:
-            raise ValueError(f"states must be a number of states >= 1, got {self.states}")
+        if self.states is not None:
+            require_count("states", self.states, least=1, what="states")
 
     def train(self, problem: Problem, hyper) -> Trajectory:
-        start, gradients = problem.initial_state(hyper), Gradients(problem, hyper)
-        problem.smallest_decays(hyper, start)
-        steps, kept = range(problem.steps), [(0, start)]
-        count = self.states or 2 * math.isqrt(len(steps)) + 1
-
-        def keep_up_to(t: int) -> None:
-            """Keep the state before step t, and others before it as long as there are places."""
-            at, state = kept[-1]
-            while at < t:
-                span = range(at, at + next_checkpoint(t + 1 - at, count - len(kept)))
-                at, state = span.stop, advance(problem, hyper, state, span, gradients)
-                kept.append((at, state))
-
-        def undo(t: int) -> tuple[tuple, Linearized]:
-            keep_up_to(t)
-            _, state = kept.pop()
-            return state, gradients.linearized(state[0], t)
-
-        keep_up_to(len(steps) - 1)
-        final = advance(problem, hyper, kept[-1][1], steps[-1:], gradients)
-        nbytes = min(count, max(1, len(steps))) * state_nbytes(start)
-        return Trajectory(final, steps, True, nbytes, undo, gradients.compare)
+        count = self.states or 2 * math.isqrt(problem.steps) + 1
+        return train_and_keep(problem, hyper, count)
 
 
 def next_checkpoint(steps: int, free: int) -> int:
@@ -263,10 +269,11 @@ class Shortcut:
             weights, *slots = ((1 - place) * a + place * b for a, b in pairs)
             if t == 0:
                 slots = first[1:]
-            else:
+            elif len(slots) == 1:  # a velocity; the rate with its sign is its drift
                 stride = (final[0] - first[0]) / problem.steps
                 c = problem.backend.evaluate(problem.coefficients, stride, hyper, t - 1)
-                slots = problem.optimizer.steady_slots(c, stride, slots)
+                rate = problem.optimizer.drift(c, None, 1.0)
+                slots = [stride / problem.backend.xp.where(rate != 0, rate, float("inf"))]
             return (weights, *slots), objective.linearize(weights, t)
 
         nbytes = state_nbytes(first) + state_nbytes(final)

@@ -12,15 +12,7 @@ from hgcore.backend import Backend, Linearized
 from hgcore.backend_torch import Torch
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet, cross_entropy
-from hgcore.problem import Differentiated, Objective
-
-
-def _objective_of(loss: Callable, backend: Backend, hyper) -> Objective:
-    """Return the Objective of any inner loss."""
-    if hasattr(loss, "objective"):
-        return loss.objective(backend, hyper)
-    return Differentiated(backend, loss, hyper)
-
+from hgcore.problem import Objective, objective_of
 
 # ---- penalties
 
@@ -42,7 +34,7 @@ class Penalized:
 
     def objective(self, backend: Backend, hyper) -> Objective:
         """Return the loss and its derivatives at `hyper`."""
-        inner = _objective_of(self.loss, backend, hyper)
+        inner = objective_of(self.loss, backend, hyper)
         return _PenalizedObjective(inner, self.layout, backend, self.strength, hyper)
 
 
@@ -147,7 +139,7 @@ class CrossEntropy:
     def objective(self, backend: Backend, hyper) -> Objective:
         """Return the loss and its derivatives at `hyper`."""
         if not isinstance(backend, Torch):
-            return Differentiated(backend, self, hyper)
+            return Objective(backend, self, hyper)
         plain = _CrossEntropyObjective(self.net, self.batch, hyper)
         if self.strength is None:
             return plain
@@ -248,7 +240,7 @@ class _CompiledObjective:
 
     def __init__(self, compiled: Compiled, hyper):
         self.compiled, self.hyper = compiled, hyper
-        self.plain = Differentiated(Torch(), compiled.loss, hyper)
+        self.plain = Objective(Torch(), compiled.loss, hyper)
 
     def gradient(self, weights, t):
         return self.compiled.compiled_gradient(weights, self.hyper, t)

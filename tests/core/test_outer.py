@@ -162,3 +162,34 @@ def test_loop_refuses_wrong_arguments(name):
     if name != "descend":
         with pytest.raises(ValueError, match="every must be a number of inner steps >= 1, got 0"):
             list(loop(every=0))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_outer_coefficient_of_the_wrong_shape_raises(name, backend):
+    """A column (6, 1) would turn hyper into a matrix."""
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    column = hg.Momentum(backend.array(np.full((6, 1), 0.1)), 0.9)
+    words = r"Momentum: rate must be a scalar or have shape \(6,\), got \(6, 1\) .*; reshape it"
+    with pytest.raises(ValueError, match=words):
+        list(loops(backend, name, problem, hyper, optimizer=column, steps=1)())
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_outer_velocity_raises(name, backend):
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    moving = hg.Momentum(0.1, 0.9, velocity=np.ones(6))
+    with pytest.raises(ValueError, match="an outer velocity starts at zero; leave velocity out"):
+        list(loops(backend, name, problem, hyper, optimizer=moving, steps=1)())
+
+
+@pytest.mark.parametrize("other", LOOPS)
+@pytest.mark.parametrize("name", LOOPS)
+def test_resume_from_another_loop_raises(name, other, backend):
+    problem, hyper = catalogue.ridge(backend, steps=5)
+    ours, theirs = (loops(backend, x, problem, hyper, optimizer=STILL) for x in (name, other))
+    (step,) = theirs(steps=1)
+    if name == other:
+        assert next(ours(steps=2, resume=step)).k == 1
+    else:
+        with pytest.raises(ValueError, match=f"resume is a step of {other}, not of {name}; go on"):
+            list(ours(steps=2, resume=step))
