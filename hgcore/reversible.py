@@ -17,11 +17,10 @@ from hgcore.backend import Linearized
 from hgcore.fixed_point import (
     DENOMINATOR,
     UNIT,
+    WIDE_UNIT,
     FixedPoint,
     ReversalBuffer,
     ReversalError,
-    WideFixedPoint,
-    arithmetic,
     as_decay,
 )
 from hgcore.optimizers import Optimizer
@@ -134,9 +133,11 @@ class ExactState:
 
     def __init__(self, optimizer: Optimizer, state: tuple):
         self.optimizer, self.dtype, self.size = optimizer, state[0].dtype, sum(map(len, state))
-        kinds = [WideFixedPoint if slot.square else FixedPoint for slot in optimizer.slots]
-        self.position, self.buffer, self.packed = FixedPoint(state[0]), ReversalBuffer(), False
-        self.values = [kind(slot) for kind, slot in zip(kinds, state[1:], strict=True)]
+        self.position, self.buffer = FixedPoint(state[0]), ReversalBuffer()
+        self.values = [
+            FixedPoint(values, WIDE_UNIT, wide=True) if slot.square else FixedPoint(values)
+            for slot, values in zip(optimizer.slots, state[1:], strict=True)
+        ]
         self.log_scale, self.decayed, self.renewals = None, 0.0, []
         self.weights, *self.slots = (x.floats(self.dtype) for x in (self.position, *self.values))
         self.reach = _largest([namespace(x).amax(abs(x)) for x in state])
@@ -155,16 +156,14 @@ class ExactState:
 
     def undo_weights(self, c) -> None:
         """Undo the second half of step c.t: afterwards `weights` are those before it."""
-        self._unpack()
         if self.renewals and self.renewals[-1][0] == c.t:
             _, decay = self.renewals.pop()
             self.log_scale.add(_log(decay.numerator / DENOMINATOR))
-            self.position.bits = self.buffer.divide(self.position.bits, decay)
-        drift, bits = self._drift(c), self.position.bits
+            self.position.undo_decay_add(self.buffer, decay, None)
+        drift = self._drift(c)  # by the scale after the step, as in the forward pass
         if (shrink := self.optimizer.shrink(c)) is not None:
             self.log_scale.subtract(_log(shrink))
-        self.position.bits, floats = arithmetic(bits).subtract(bits, drift, UNIT, self._kind)
-        self.weights = self._scaled(floats)
+        self.weights = self._scaled(self.position.undo_decay_add(None, None, drift, self._kind))
 
     def undo_slots(self, gradient, c, smallest: dict) -> None:
         """Undo the first half of step c.t, given the gradient (n,) at the weights before it."""
@@ -186,16 +185,17 @@ class ExactState:
             self.log_scale = self.log_scale or FixedPoint(0 * shrink)
             self.log_scale.add(_log(shrink))
             self.decayed += math.log(smallest[SHRINK])
-        drift, bits = self._drift(c), self.position.bits
-        self.position.bits, floats, reach = arithmetic(bits).add(bits, drift, UNIT, self._kind)
-        self.weights = self._scaled(self._renewed(c.t) if self.decayed < -math.log(2) else floats)
+        floats, reach = self.position.decay_add(None, None, self._drift(c), self._kind)
+        if self.decayed < -math.log(2):
+            floats = self._renewed(c.t)
+        self.weights = self._scaled(floats)
         return reach
 
     def _renewed(self, t: int):
         """Multiply the scale into the position; return the position."""
         scale = self._scale()
         decay = as_decay(namespace(scale).clip(scale, 1 / DENOMINATOR, 1.0))
-        self.position.bits = self.buffer.multiply(self.position.bits, decay)
+        self.position.decay_add(self.buffer, decay, None)
         self.log_scale.subtract(_log(decay.numerator / DENOMINATOR))
         self.decayed -= math.log(decay.least / DENOMINATOR)
         self.renewals.append((t, decay))
@@ -221,19 +221,12 @@ class ExactState:
     # ---- between the passes, and at the end
 
     def pack(self) -> None:
-        """Keep all integers in as few bytes as hold them, until the first step is undone."""
-        self.packed = True
+        """Keep all integers in as few bytes as hold them, until they are next changed."""
         for part in (self.position, *self.values, self.buffer):
             part.pack()
 
-    def _unpack(self) -> None:
-        for value in (self.position, *self.values) if self.packed else ():
-            value.unpack()
-        self.packed = False
-
     def mismatches(self, other: ExactState) -> int:
         """Return how many numbers differ from those of `other`, one more if anything is left."""
-        self._unpack()
         pairs = zip([self.position, *self.values], [other.position, *other.values], strict=True)
         wrong = sum(ours.mismatches(theirs) for ours, theirs in pairs)
         scaled = self.log_scale is not None and bool((self.log_scale.bits != 0).any())

@@ -34,11 +34,10 @@ class BigIntegers(FixedPoint):
 
     def decay_add(self, buffer, decay, amount, dtype) -> tuple:
         self.multiply(decay.numerator, DENOMINATOR)
-        reach = self.add(amount)
-        return self.floats(dtype), reach
+        return super().decay_add(None, None, amount, dtype)
 
     def undo_decay_add(self, buffer, decay, amount, dtype):
-        self.subtract(amount)
+        super().undo_decay_add(None, None, amount)
         self.multiply(DENOMINATOR, decay.numerator)
         return self.floats(dtype)
 
