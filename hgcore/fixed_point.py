@@ -98,9 +98,9 @@ def _divide(bits, low, state, numerator) -> tuple:
 def decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
     """Return (bits, low, state, floats, reach) of value * numerator / 2**16 + amount.
 
-    The value is bits * unit, or (bits * 2**45 + low) * unit unless low is None. state: what the
-    ReversalBuffer holds. numerator None: no product. amount None: no sum, floats and reach are
-    None. reach: the largest magnitude met.
+    The value is bits * unit if low is None, else (bits * 2**45 + low) * unit. state: that of the
+    ReversalBuffer. numerator None: no product. amount None: no sum, and no floats. reach: the
+    largest magnitude met, None or 0 if none can be large.
     """
     if numerator is not None:
         bits, low, state = _multiply(bits, low, state, numerator)
@@ -113,18 +113,19 @@ def decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
 
 
 def undo_decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
-    """Undo `decay_add`: return (bits, low, state, floats)."""
+    """Undo `decay_add`: return (bits, low, state, floats, None or 0)."""
     if amount is not None:
         bits, low = _plus(operator.sub, bits, low, _double(amount), unit)
     if numerator is not None:
         bits, low, state = _divide(bits, low, state, numerator)
-    return bits, low, state, None if amount is None else to_floats(bits, low, unit, dtype)
+    floats = None if amount is None else to_floats(bits, low, unit, dtype)
+    return bits, low, state, floats, None
 
 
 class Arithmetic(NamedTuple):
     """Implementations of the functions above, with the same bits.
 
-    They may change `bits`, `low` and `state` in place, but for `bits` if `amount` is None.
+    They may change `bits`, `low` and `state` in place, except `bits` if `amount` is None.
     """
 
     decay_add: Callable = decay_add
@@ -170,8 +171,8 @@ class FixedPoint:
     def add(self, amount):
         """Add `amount` (n,), rounded to the unit; return a bound on the magnitudes met.
 
-        The sum is right if the bound (0 if none can be large) lies below 2**63 * unit, and not if
-        it is larger, or NaN.
+        The sum is right if the bound (0 if none can be large) lies below 2**63 * unit, 2**91 * unit
+        if wide, and wrong if it is larger, or NaN.
         """
         return self.decay_add(None, None, amount)[1]
 
@@ -184,19 +185,20 @@ class FixedPoint:
 
         buffer: the ReversalBuffer for what the decay loses. decay None: do not multiply.
         """
-        state, n = buffer.before_multiply(self.bits, decay) if decay else (None, None)
-        act = arithmetic(self.bits).decay_add
-        self.bits, self.low, state, *found = act(*self.parts, state, n, amount, self.unit, dtype)
+        bits, low = self.parts
+        state, n = buffer.before_multiply(bits, decay) if decay else (None, None)
+        found = arithmetic(bits).decay_add(bits, low, state, n, amount, self.unit, dtype)
+        self.bits, self.low, state, floats, reach = found
         if decay:
             buffer.state = state
-        return tuple(found)
+        return floats, reach
 
     def undo_decay_add(self, buffer, decay: Decay | None, amount, dtype=None):
         """Undo `decay_add`; return the floats (n,)."""
-        state, n = buffer.before_divide(self.bits, decay) if decay else (None, None)
-        act = arithmetic(self.bits).undo_decay_add
-        found = act(*self.parts, state, n, amount, self.unit, dtype)
-        self.bits, self.low, state, floats = found
+        bits, low = self.parts
+        state, n = buffer.before_divide(bits, decay) if decay else (None, None)
+        found = arithmetic(bits).undo_decay_add(bits, low, state, n, amount, self.unit, dtype)
+        self.bits, self.low, state, floats, _ = found
         if decay:
             buffer.state = state
         return floats
@@ -212,9 +214,8 @@ class FixedPoint:
 
     def mismatches(self, other: FixedPoint) -> int:
         """Return in how many numbers this differs from `other`."""
-        pairs = zip(self.parts, other.parts, strict=True)
-        unlike = [a != b for a, b in pairs if a is not None]
-        return int(functools.reduce(operator.or_, unlike).sum())
+        (bits, low), (others, rest) = self.parts, other.parts
+        return int(((bits != others) | (low != rest)).sum())
 
     @property
     def nbytes(self) -> int:
@@ -295,10 +296,10 @@ class ReversalBuffer:
 
     so v' is v n/d to within one unit and x grows by log2(d/n) bits. (Algorithm 3 as printed
     replaces all of v0 by a digit of the buffer: the same bijection of v alone, off by up to 2**16
-    units.) When the bound could pass LIMIT, the low 16 bits of all x move to a list of words. This
-    depends on the decays alone, so nothing branches or waits for a device. A vector
-    costs log2(1/decay) bits a step for its smallest decay, and about 24 bits in all once `pack`
-    was called. Vectors of one length may share a buffer.
+    units.) When the bound could pass LIMIT, the low 16 bits of all x move to a list of words. When
+    that happens depends on the decays alone, so nothing waits for a device. A vector costs
+    log2(1/decay) bits a step for its smallest decay, and about 24 bits in all once `pack` was
+    called. Vectors of one length may share a buffer.
 
     >>> buffer, value = ReversalBuffer(), FixedPoint(np.array([0.3, -2.0]))
     >>> less = buffer.multiply(value.bits, 0.9)
@@ -316,15 +317,15 @@ class ReversalBuffer:
         """Return bits * decay as new int64 (n,). decay: a number, (n,), or a `Decay`."""
         state, n = self.before_multiply(bits, as_decay(decay))
         found = arithmetic(bits).decay_add(bits, None, state, n, None, UNIT, None)
-        bits, _, self.state, *_ = found
-        return bits
+        product, _, self.state, *_ = found
+        return product
 
     def divide(self, bits, decay):
         """Undo the latest `multiply`, which must have had this decay."""
         state, n = self.before_divide(bits, as_decay(decay))
         found = arithmetic(bits).undo_decay_add(bits, None, state, n, None, UNIT, None)
-        bits, _, self.state, _ = found
-        return bits
+        quotient, _, self.state, *_ = found
+        return quotient
 
     def before_multiply(self, bits, decay: Decay) -> tuple:
         """Count a `multiply`; return (state, numerator) for its arithmetic."""

@@ -147,8 +147,7 @@ def _decay_add(bits, low, state, numerator, amount, unit, out):
     for i in range(bits.size):
         value, part = bits[i], 0 if low is None else low[i]
         if numerator is not None:
-            n = _at(numerator, i)
-            value, part, state[i] = _multiply(low, value, part, state[i], n)
+            value, part, state[i] = _multiply(low, value, part, state[i], _at(numerator, i))
         if amount is None:
             out[i] = value
         else:
@@ -170,14 +169,14 @@ def _undo_decay_add(bits, low, state, numerator, amount, unit, out):
         if amount is not None:
             value, part = _add(low, value, part, -1, np.float64(_at(amount, i)) * scale)
         if numerator is not None:
-            n = _at(numerator, i)
-            value, part, state[i] = _divide(low, value, part, state[i], n)
+            value, part, state[i] = _divide(low, value, part, state[i], _at(numerator, i))
         if amount is None:
             out[i] = value
         else:
             out[i], bits[i] = _number(low, value, part) * unit, value
         if low is not None:
             low[i] = part
+    return False
 
 
 def _run(loop: Callable, *arguments) -> bool:
@@ -201,7 +200,7 @@ def _run(loop: Callable, *arguments) -> bool:
 # ---- the functions of fixed_point.py
 
 
-def _fit(bits, *others) -> bool:
+def _fits(bits, *others) -> bool:
     """Return whether the loops take these vectors and numbers."""
     return bits.flags.writeable and all(
         x.shape == bits.shape and x.dtype in VECTORS
@@ -211,32 +210,27 @@ def _fit(bits, *others) -> bool:
     )
 
 
-def _call(loop: Callable, bits, low, state, numerator, amount, unit, dtype) -> tuple:
-    """Return what `loop` does, then (bits, low, state, floats)."""
-    out = np.empty_like(bits) if amount is None else np.empty(bits.shape, dtype)
-    large = _run(loop, bits, low, state, numerator, amount, unit, out)
-    bits, floats = (out, None) if amount is None else (bits, out)
-    return large, (bits, low, state, floats)
+def _function(loop: Callable, plain: Callable) -> Callable:
+    def call(bits, low, state, numerator, amount, unit, dtype) -> tuple:
+        if not _fits(bits, low, state, numerator, amount):
+            return plain(bits, low, state, numerator, amount, unit, dtype)
+        out = np.empty_like(bits) if amount is None else np.empty(bits.shape, dtype)
+        large = _run(loop, bits, low, state, numerator, amount, unit, out)
+        if amount is None:
+            return out, low, state, None, None
+        reach = _reach(bits, low, amount, unit) if large else 0.0
+        return bits, low, state, out, reach
 
-
-def decay_add(*arguments) -> tuple:
-    if not _fit(*arguments[:5]):
-        return PLAIN.decay_add(*arguments)
-    large, found = _call(_decay_add, *arguments)
-    return *found, _reach(*found[:2], *arguments[4:6]) if large else 0.0
-
-
-def undo_decay_add(*arguments) -> tuple:
-    if not _fit(*arguments[:5]):
-        return PLAIN.undo_decay_add(*arguments)
-    return _call(_undo_decay_add, *arguments)[1]
+    return call
 
 
 def _reach(bits, low, amount, unit):
     """Return the largest |value before the sum| + |amount|."""
-    bits, low = (None if part is None else part.copy() for part in (bits, low))
-    _, (*_, before) = _call(_undo_decay_add, bits, low, None, None, amount, unit, None)
+    parts = (None if part is None else part.copy() for part in (bits, low))
+    *_, before, _ = KERNELS.undo_decay_add(*parts, None, None, amount, unit, None)
     return np.max(abs(before) + abs(np.asarray(amount, np.float64)))
 
 
-KERNELS = Arithmetic(decay_add, undo_decay_add)
+KERNELS = Arithmetic(
+    _function(_decay_add, PLAIN.decay_add), _function(_undo_decay_add, PLAIN.undo_decay_add)
+)

@@ -69,7 +69,7 @@ class ReversibleOf2015(Reversible):
             device = problem.backend.device
             raise ValueError(f"the buffer of 2015 needs device 'cpu', got {device!r}")
         exact = super().begin(problem, start)
-        exact.values = [BigIntegers(problem.backend.host_view(slot)) for slot in start[1:]]
+        exact.values[1:] = [BigIntegers(problem.backend.host_view(slot)) for slot in start[1:]]
         return exact
 
 
