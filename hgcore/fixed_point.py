@@ -8,14 +8,13 @@ keeps. Second moments of gradients have two integers a value and the unit 2**-80
 square root stands beside a small epsilon: with 2**-52 and epsilon 1e-8 the hypergradient of an
 MNIST net is off by 4e-4, with 2**-70 by 1e-9.
 
-This file has the plain arithmetic, for NumPy and torch; fast/ has the same bits faster.
+This file has the plain arithmetic, for NumPy and torch; fast/ computes the same bits faster.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,13 +26,12 @@ BITS = 16
 DENOMINATOR = 2**BITS
 LOW = DENOMINATOR - 1
 LIMIT = 2**52  # of a buffer's integers: exact in a double, with room for what rounding adds
-LOW_BITS = 45  # of a wide value: the most for which its division stays within int64
 WIDE_UNIT = 2.0**-80
-HIGH_UNIT = WIDE_UNIT * 2**LOW_BITS
+LOW_BITS = 45  # of a wide value: the most for which its division stays within int64
 
 
 class ReversalError(ArithmeticError):
-    """The way back did not meet what the way forth did, bit for bit."""
+    """The backward pass did not reproduce the forward pass bit for bit."""
 
 
 # ---- plain arithmetic: new arrays out, nothing in place
@@ -53,106 +51,85 @@ def to_bits(values, unit: float = UNIT):
     return _as(namespace(values).round(_double(values) * (1 / unit)), "int64")
 
 
-def to_floats(bits, unit: float = UNIT, dtype=None):
-    """Return bits * unit rounded to nearest, in float64 or in `dtype`."""
+def to_floats(bits, low, unit: float, dtype=None):
+    """Return bits * unit, or (bits * 2**45 + low) * unit, to nearest; dtype None: float64."""
     values = _as(bits, "float64") * unit
+    if low is not None:
+        values = values * 2.0**LOW_BITS + _as(low, "float64") * unit
     return values if dtype is None else namespace(bits).asarray(values, dtype=dtype)
 
 
-def add(bits, amount, unit: float, dtype) -> tuple:
-    """Return (bits + round(amount / unit), the sum as floats, the largest magnitude met)."""
-    amount = _double(amount)
-    reach = namespace(bits).amax(abs(to_floats(bits, unit)) + abs(amount))
-    bits = bits + to_bits(amount, unit)
-    return bits, to_floats(bits, unit, dtype), reach
-
-
-def subtract(bits, amount, unit: float, dtype) -> tuple:
-    """Undo `add`: return (bits, the difference as floats)."""
-    bits = bits - to_bits(amount, unit)
-    return bits, to_floats(bits, unit, dtype)
-
-
-def multiply(bits, state, numerator) -> tuple:
-    """Return (bits * numerator / 2**16, state with what rounding loses): see ReversalBuffer."""
-    share = state // numerator
-    carry = (bits & LOW) * numerator + (state - share * numerator)
-    return (bits >> BITS) * numerator + (carry >> BITS), (share << BITS) + (carry & LOW)
-
-
-def divide(bits, state, numerator) -> tuple:
-    """Undo `multiply`."""
-    high = bits // numerator
-    rest = ((bits - high * numerator) << BITS) + (state & LOW)
-    low = rest // numerator
-    return (high << BITS) + low, (state >> BITS) * numerator + (rest - low * numerator)
-
-
-def decay_add(bits, state, numerator, amount, unit: float, dtype) -> tuple:
-    """Return (bits, state, values as floats, largest magnitude) of `multiply`, then `add`."""
-    bits, state = multiply(bits, state, numerator)
-    bits, values, reach = add(bits, amount, unit, dtype)
-    return bits, state, values, reach
-
-
-def undo_decay_add(bits, state, numerator, amount, unit: float, dtype) -> tuple:
-    """Undo `decay_add`: return (bits, state, values as floats)."""
-    bits, state = divide(bits - to_bits(amount, unit), state, numerator)
-    return bits, state, to_floats(bits, unit, dtype)
-
-
-def _wide_bits(values) -> tuple:
-    """Return values / 2**-80, rounded, as (high, low) with 0 <= low <= 2**45."""
-    values = _double(values)
-    high = namespace(values).floor(values / HIGH_UNIT)
-    return _as(high, "int64"), to_bits(values - high * HIGH_UNIT, WIDE_UNIT)
-
-
 def _carried(high, low) -> tuple:
-    """Return the same wide number with 0 <= low < 2**45."""
+    """Return the same wide integers with 0 <= low < 2**45."""
     return high + (low >> LOW_BITS), low & (2**LOW_BITS - 1)
 
 
-def wide_floats(high, low, dtype=None):
-    """Return the values of wide numbers, rounded to nearest."""
-    values = to_floats(high, HIGH_UNIT) + to_floats(low, WIDE_UNIT)
-    return values if dtype is None else namespace(values).asarray(values, dtype=dtype)
+def _plus(sign: Callable, bits, low, amount, unit: float) -> tuple:
+    """Return (bits, low) after the sum, or the difference if `sign` is operator.sub."""
+    if low is None:
+        return sign(bits, to_bits(amount, unit)), None
+    high = namespace(amount).floor(amount * (1 / (unit * 2.0**LOW_BITS)))
+    rest = to_bits(amount - high * (unit * 2.0**LOW_BITS), unit)
+    return _carried(sign(bits, _as(high, "int64")), sign(low, rest))
 
 
-def decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
-    """Return (high, low, state, values, largest magnitude): `decay_add` of high 2**45 + low."""
-    share, product, more = state // numerator, high * numerator, _wide_bits(amount)
-    carry = low * numerator + (state - share * numerator)
+def _multiply(bits, low, state, numerator) -> tuple:
+    """Return (bits, low, state) after the product: see ReversalBuffer."""
+    high, digit = (bits >> BITS, bits & LOW) if low is None else (bits, low)
+    product, share = high * numerator, state // numerator
+    carry = digit * numerator + (state - share * numerator)
+    state = (share << BITS) + (carry & LOW)
+    if low is None:
+        return product + (carry >> BITS), None, state
     low = ((product & LOW) << (LOW_BITS - BITS)) + (carry >> BITS)
-    high, low = _carried((product >> BITS) + more[0], low + more[1])
-    reach = namespace(high).amax(abs(wide_floats(high, low)) + abs(_double(amount)))
-    return high, low, (share << BITS) + (carry & LOW), wide_floats(high, low, dtype), reach
+    return *_carried(product >> BITS, low), state
 
 
-def undo_decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
-    """Undo `decay_add_wide`: return (high, low, state, values)."""
-    more = _wide_bits(amount)
-    high, low = _carried(high - more[0], low - more[1])
-    quotient = (high << BITS) // numerator
-    rest = (high << BITS) - quotient * numerator
-    rest = (rest << LOW_BITS) + (low << BITS) + (state & LOW)
-    part = rest // numerator
-    high, low = _carried(quotient, part)
-    state = (state >> BITS) * numerator + (rest - part * numerator)
-    return high, low, state, wide_floats(high, low, dtype)
+def _divide(bits, low, state, numerator) -> tuple:
+    """Undo `_multiply`: a long division by the numerator, in two digits."""
+    whole, digit, width = (bits, 0, BITS) if low is None else (bits << BITS, low << BITS, LOW_BITS)
+    high = whole // numerator
+    rest = ((whole - high * numerator) << width) + digit + (state & LOW)
+    digit = rest // numerator
+    state = (state >> BITS) * numerator + (rest - digit * numerator)
+    return *(((high << BITS) + digit, None) if low is None else _carried(high, digit)), state
+
+
+def decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
+    """Return (bits, low, state, floats, reach) of value * numerator / 2**16 + amount.
+
+    The value is bits * unit if low is None, else (bits * 2**45 + low) * unit. state: that of the
+    ReversalBuffer. numerator None: no product. amount None: no sum, and no floats. reach: the
+    largest magnitude met, None or 0 if none can be large.
+    """
+    if numerator is not None:
+        bits, low, state = _multiply(bits, low, state, numerator)
+    if amount is None:
+        return bits, low, state, None, None
+    amount = _double(amount)
+    reach = namespace(bits).amax(abs(to_floats(bits, low, unit)) + abs(amount))
+    bits, low = _plus(operator.add, bits, low, amount, unit)
+    return bits, low, state, to_floats(bits, low, unit, dtype), reach
+
+
+def undo_decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
+    """Undo `decay_add`: return (bits, low, state, floats, None or 0)."""
+    if amount is not None:
+        bits, low = _plus(operator.sub, bits, low, _double(amount), unit)
+    if numerator is not None:
+        bits, low, state = _divide(bits, low, state, numerator)
+    floats = None if amount is None else to_floats(bits, low, unit, dtype)
+    return bits, low, state, floats, None
 
 
 class Arithmetic(NamedTuple):
-    """Implementations of the functions above, with the same bits; they may work in place."""
+    """Implementations of the functions above, with the same bits.
 
-    add: Callable = add
-    subtract: Callable = subtract
-    multiply: Callable = multiply
-    divide: Callable = divide
+    They may change `bits`, `low` and `state` in place, except `bits` if `amount` is None.
+    """
+
     decay_add: Callable = decay_add
     undo_decay_add: Callable = undo_decay_add
-    decay_add_wide: Callable = decay_add_wide
-    undo_decay_add_wide: Callable = undo_decay_add_wide
 
 
 PLAIN = Arithmetic()
@@ -175,108 +152,81 @@ def arithmetic(bits) -> Arithmetic:
 # ---- values
 
 
-class _Integers:
-    """Values (n,) kept as vectors of int64, `parts`, which can be packed into fewer bytes."""
-
-    parts: list
-
-    def pack(self) -> None:
-        """Keep the integers in as few bytes as hold them, until `unpack`."""
-        self.parts = [pack(part) for part in self.parts]
-
-    def unpack(self) -> None:
-        """Undo `pack`."""
-        self.parts = [unpack(part) for part in self.parts]
-
-    def mismatches(self, other: _Integers) -> int:
-        """Return in how many numbers this differs from `other`."""
-        unlike = [a != b for a, b in zip(self.parts, other.parts, strict=True)]
-        return int(functools.reduce(operator.or_, unlike).sum())
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the integers."""
-        return sum(part.nbytes for part in self.parts)
-
-
-class FixedPoint(_Integers):
+class FixedPoint:
     """A vector (n,) whose additions `subtract` undoes exactly.
 
     bits: int64 in multiples of `unit`, a power of two. Beyond |value| < 2**63 * unit they wrap
-    around: look at what `add` returns.
+    around: look at what `add` returns. wide: keep two integers a value, (bits * 2**45 + low) *
+    unit with 0 <= low < 2**45, for |value| < 2**91 * unit.
     """
 
-    def __init__(self, values, unit: float = UNIT):
-        self.parts, self.unit = [to_bits(values, unit)], unit
-
-    @property
-    def bits(self):
-        """The integers (n,)."""
-        return self.parts[0]
-
-    @bits.setter
-    def bits(self, bits) -> None:
-        self.parts = [bits]
+    def __init__(self, values, unit: float = UNIT, wide: bool = False):
+        self.unit, zero = unit, 0 if wide else None
+        self.bits, self.low = _plus(operator.add, 0, zero, _double(values), unit)
 
     def floats(self, dtype=None):
         """Return the values (n,), rounded to nearest."""
-        return to_floats(self.bits, self.unit, dtype)
+        return to_floats(self.bits, self.low, self.unit, dtype)
 
     def add(self, amount):
         """Add `amount` (n,), rounded to the unit; return a bound on the magnitudes met.
 
-        The sum is right if the bound (0 if none can be large) lies below 2**63 * unit, and not if
-        it is larger, or NaN.
+        The sum is right if the bound (0 if none can be large) lies below 2**63 * unit, 2**91 * unit
+        if wide, and wrong if it is larger, or NaN.
         """
-        self.bits, _, reach = arithmetic(self.bits).add(self.bits, amount, self.unit, None)
-        return reach
+        return self.decay_add(None, None, amount)[1]
 
     def subtract(self, amount) -> None:
         """Undo `add(amount)`."""
-        self.bits, _ = arithmetic(self.bits).subtract(self.bits, amount, self.unit, None)
+        self.undo_decay_add(None, None, amount)
 
-    def decay_add(self, buffer: ReversalBuffer, decay: Decay, amount, dtype) -> tuple:
-        """Multiply by `decay` and add `amount`; return (values as floats, magnitudes met)."""
-        state, verbs = buffer.before_multiply(self.bits, decay), arithmetic(self.bits)
-        found = verbs.decay_add(self.bits, state, decay.numerator, amount, self.unit, dtype)
-        self.bits, buffer.state, values, reach = found
-        return values, reach
+    def decay_add(self, buffer, decay: Decay | None, amount, dtype=None) -> tuple:
+        """Multiply by `decay`, then add `amount` (n,); return (floats (n,), bound as by `add`).
 
-    def undo_decay_add(self, buffer: ReversalBuffer, decay: Decay, amount, dtype):
-        """Undo `decay_add`; return the values as floats."""
-        state, verbs = buffer.before_divide(self.bits, decay), arithmetic(self.bits)
-        found = verbs.undo_decay_add(self.bits, state, decay.numerator, amount, self.unit, dtype)
-        self.bits, buffer.state, values = found
-        return values
+        buffer: the ReversalBuffer for what the decay loses. decay None: do not multiply.
+        """
+        bits, low = self.parts
+        state, n = buffer.before_multiply(bits, decay) if decay else (None, None)
+        found = arithmetic(bits).decay_add(bits, low, state, n, amount, self.unit, dtype)
+        self.bits, self.low, state, floats, reach = found
+        if decay:
+            buffer.state = state
+        return floats, reach
 
+    def undo_decay_add(self, buffer, decay: Decay | None, amount, dtype=None):
+        """Undo `decay_add`; return the floats (n,)."""
+        bits, low = self.parts
+        state, n = buffer.before_divide(bits, decay) if decay else (None, None)
+        found = arithmetic(bits).undo_decay_add(bits, low, state, n, amount, self.unit, dtype)
+        self.bits, self.low, state, floats, _ = found
+        if decay:
+            buffer.state = state
+        return floats
 
-class WideFixedPoint(_Integers):
-    """A vector (n,) of values high * 2**-35 + low * 2**-80, |value| < 2**11, 0 <= low < 2**45."""
+    @property
+    def parts(self) -> tuple:
+        """The integers (bits, low), unpacked; low is None unless the value is wide."""
+        return unpack(self.bits), unpack(self.low)
 
-    def __init__(self, values):
-        self.parts = list(_carried(*_wide_bits(values)))
+    def pack(self) -> None:
+        """Keep the integers in as few bytes as hold them, until the next change."""
+        self.bits, self.low = map(pack, self.parts)
 
-    def floats(self, dtype=None):
-        """Return the values (n,), rounded to nearest."""
-        return wide_floats(*self.parts, dtype)
+    def mismatches(self, other: FixedPoint) -> int:
+        """Return in how many numbers this differs from `other`."""
+        (bits, low), (others, rest) = self.parts, other.parts
+        return int(((bits != others) | (low != rest)).sum())
 
-    def decay_add(self, buffer: ReversalBuffer, decay: Decay, amount, dtype) -> tuple:
-        """As FixedPoint.decay_add."""
-        state, verbs = buffer.before_multiply(self.parts[0], decay), arithmetic(self.parts[0])
-        found = verbs.decay_add_wide(*self.parts, state, decay.numerator, amount, dtype)
-        *self.parts, buffer.state, values, reach = found
-        return values, reach
-
-    def undo_decay_add(self, buffer: ReversalBuffer, decay: Decay, amount, dtype):
-        """As FixedPoint.undo_decay_add."""
-        state, verbs = buffer.before_divide(self.parts[0], decay), arithmetic(self.parts[0])
-        found = verbs.undo_decay_add_wide(*self.parts, state, decay.numerator, amount, dtype)
-        *self.parts, buffer.state, values = found
-        return values
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the integers."""
+        return sum(part.nbytes for part in (self.bits, self.low) if part is not None)
 
 
 def pack(bits):
     """Return int64 `bits` (n,) as bytes (n, k), with the smallest k that holds them all."""
+    if bits is None or bits.ndim == 2:
+        return bits
     xp = namespace(bits)
     largest = int(xp.amax(xp.maximum(bits, ~bits)))  # ~x = -x - 1 has no overflow
     width = (largest.bit_length() + 8) // 8 if largest else int(bool((bits != 0).any()))
@@ -284,7 +234,9 @@ def pack(bits):
 
 
 def unpack(packed):
-    """Undo `pack`."""
+    """Undo `pack`; int64 (n,) and None stay what they are."""
+    if packed is None or packed.ndim != 2:
+        return packed
     xp, (n, width) = namespace(packed), packed.shape
     whole, shift = xp.zeros((n, 8), dtype=xp.uint8, device=packed.device), 64 - 8 * width
     whole[:, :width] = packed
@@ -308,13 +260,15 @@ def round_decay(decay):
 
 
 def as_decay(decay, least: float | None = None) -> Decay:
-    """Return `decay`, a number or (n,), as a Decay.
+    """Return `decay`, a number, (n,) or a Decay, as a Decay.
 
     least: its smallest value, if it is known and in the range; saves a look at the array.
     """
+    if isinstance(decay, Decay):
+        return decay
     if getattr(decay, "ndim", 0) == 0:
-        decay = require_decay("decay", float(decay))
-        return Decay(round(decay * DENOMINATOR), round(decay * DENOMINATOR))
+        numerator = round(require_decay("decay", float(decay)) * DENOMINATOR)
+        return Decay(numerator, numerator)
     if least is None:
         xp = namespace(decay)
         require_decay("decay", float(xp.amax(decay)))
@@ -342,10 +296,10 @@ class ReversalBuffer:
 
     so v' is v n/d to within one unit and x grows by log2(d/n) bits. (Algorithm 3 as printed
     replaces all of v0 by a digit of the buffer: the same bijection of v alone, off by up to 2**16
-    units.) When the bound could pass LIMIT, the low 16 bits of all x move to a list of words; when
-    that happens depends on the decays alone, so nothing branches or waits for a device. A vector
-    costs log2(1/decay) bits a step for its smallest decay, and about 24 bits in all once `pack`
-    was called. Vectors of one length may share a buffer.
+    units.) When the bound could pass LIMIT, the low 16 bits of all x move to a list of words. When
+    that happens depends on the decays alone, so nothing waits for a device. A vector costs
+    log2(1/decay) bits a step for its smallest decay, and about 24 bits in all once `pack` was
+    called. Vectors of one length may share a buffer.
 
     >>> buffer, value = ReversalBuffer(), FixedPoint(np.array([0.3, -2.0]))
     >>> less = buffer.multiply(value.bits, 0.9)
@@ -353,61 +307,56 @@ class ReversalBuffer:
     (True, True)
     """
 
-    state: object = None  # (n,) int64, or packed
-    words: list = field(default_factory=list)
-    spills: array = field(default_factory=lambda: array("q"))  # the count before which each moved
+    state: object = None  # all x: (n,) int64, or packed
+    words: list = field(default_factory=list)  # (count, int16 (n,)): when they moved, the low bits
     count: int = 0  # multiplications not undone
     bound: int = 0  # of the state
     checksum: int = 0  # of the decays not undone
 
     def multiply(self, bits, decay):
         """Return bits * decay as new int64 (n,). decay: a number, (n,), or a `Decay`."""
-        decay = decay if isinstance(decay, Decay) else as_decay(decay)
-        state = self.before_multiply(bits, decay)
-        bits, self.state = arithmetic(bits).multiply(bits, state, decay.numerator)
-        return bits
+        state, n = self.before_multiply(bits, as_decay(decay))
+        found = arithmetic(bits).decay_add(bits, None, state, n, None, UNIT, None)
+        product, _, self.state, *_ = found
+        return product
 
     def divide(self, bits, decay):
         """Undo the latest `multiply`, which must have had this decay."""
-        decay = decay if isinstance(decay, Decay) else as_decay(decay)
-        state = self.before_divide(bits, decay)
-        bits, self.state = arithmetic(bits).divide(bits, state, decay.numerator)
-        return bits
+        state, n = self.before_divide(bits, as_decay(decay))
+        found = arithmetic(bits).undo_decay_add(bits, None, state, n, None, UNIT, None)
+        quotient, _, self.state, *_ = found
+        return quotient
 
-    def before_multiply(self, bits, decay: Decay):
-        """Do the bookkeeping of `multiply`; return the state for its arithmetic."""
-        state = self._unpacked(bits)
-        if _next_bound(self.bound, decay.least) > LIMIT:  # words are signed: torch has no other
-            self.words.append(_as((state & LOW) - DENOMINATOR // 2, "int16"))
-            self.spills.append(self.count)
-            state, self.bound = state >> BITS, self.bound >> BITS
-        self.bound = _next_bound(self.bound, decay.least)
+    def before_multiply(self, bits, decay: Decay) -> tuple:
+        """Count a `multiply`; return (state, numerator) for its arithmetic."""
+        state, bound = self._unpacked(bits), _next_bound(self.bound, decay)
+        if bound > LIMIT:  # words are signed: torch has no other
+            self.words.append((self.count, _as((state & LOW) - DENOMINATOR // 2, "int16")))
+            state, bound = state >> BITS, _next_bound(self.bound >> BITS, decay)
+        self.bound = bound
         self.count += 1
         self.checksum += self.count * decay.least
-        return state
+        return state, decay.numerator
 
-    def before_divide(self, bits, decay: Decay):
-        """Do the bookkeeping of `divide`; return the state for its arithmetic."""
+    def before_divide(self, bits, decay: Decay) -> tuple:
+        """Count a `divide`; return (state, numerator) for its arithmetic."""
         if not self.count:
             raise ReversalError("there is no multiplication left to undo")
         state = self._unpacked(bits)
-        if self.spills and self.spills[-1] == self.count:
-            self.spills.pop()
-            state = (state << BITS) + (_as(self.words.pop(), "int64") + DENOMINATOR // 2)
+        if self.words and self.words[-1][0] == self.count:
+            _, word = self.words.pop()
+            state = (state << BITS) + (_as(word, "int64") + DENOMINATOR // 2)
         self.checksum -= self.count * decay.least
         self.count -= 1
         self.bound = LIMIT if self.count else 0  # not known on the way back: the safe side
-        return state
+        return state, decay.numerator
 
     def _unpacked(self, bits):
-        if self.state is None:
-            return bits * 0
-        return unpack(self.state) if self.state.ndim == 2 else self.state
+        return bits * 0 if self.state is None else unpack(self.state)
 
     def pack(self) -> None:
         """Keep the state in as few bytes as hold it, until the next product or quotient."""
-        if self.state is not None:
-            self.state = pack(self._unpacked(None))
+        self.state = pack(self.state)
 
     def empty(self) -> bool:
         """Return whether every multiplication was undone, by its own decay, with nothing left."""
@@ -416,10 +365,10 @@ class ReversalBuffer:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the state, the words and their schedule."""
-        held = [*self.words, *([] if self.state is None else [self.state])]
-        return sum(part.nbytes for part in held) + self.spills.itemsize * len(self.spills)
+        """The bytes of the state, the words and their counts."""
+        state = 0 if self.state is None else self.state.nbytes
+        return state + sum(word.nbytes + 8 for _, word in self.words)
 
 
-def _next_bound(bound: int, numerator: int) -> int:
-    return bound // numerator * DENOMINATOR + LOW
+def _next_bound(bound: int, decay: Decay) -> int:
+    return bound // decay.least * DENOMINATOR + LOW

@@ -17,11 +17,10 @@ from hgcore.backend import Linearized
 from hgcore.fixed_point import (
     DENOMINATOR,
     UNIT,
+    WIDE_UNIT,
     FixedPoint,
     ReversalBuffer,
     ReversalError,
-    WideFixedPoint,
-    arithmetic,
     as_decay,
 )
 from hgcore.optimizers import Optimizer
@@ -73,9 +72,10 @@ class Reversible:
         gradients = Gradients(problem, hyper, self.graphs, self._gradient(problem, hyper, start[0]))
 
         def coefficients(t: int) -> SimpleNamespace:
-            c = backend.evaluate(problem.coefficients, exact.weights, hyper, t)
-            shared = {name: backend.host_view(x) for name, x in vars(c).items() if name != "t"}
-            return SimpleNamespace(t=t, **shared)
+            found = vars(backend.evaluate(problem.coefficients, exact.weights, hyper, t))
+            return SimpleNamespace(
+                **found | {k: backend.host_view(found[k]) for k in found if k != "t"}
+            )
 
         def state() -> tuple:
             return tuple(map(backend.array, (exact.weights, *exact.slots)))
@@ -123,22 +123,26 @@ class Reversible:
 
 
 class ExactState:
-    """Weights and slots in fixed point, moved and moved back by the steps of an optimizer.
+    """Weights and slots in fixed point, changed and restored by the steps of an optimizer.
 
     weights, slots: the state as floats of the type that was given. Gradients and coefficients are
     arrays of the same library. One buffer keeps what all decays lose. A factor `shrink` of the
-    weights is kept apart, weights = exp(log_scale) * position: its logarithm is fixed point too and
-    adds up without loss. When the scale falls below one half, it is rounded to a multiple of 2**-16
-    and multiplied into the position, through the buffer.
+    weights is kept apart, weights = scale * position: the logarithm of the scale is fixed point too
+    and adds up without loss. When the scale falls below one half, it is rounded to a multiple of
+    2**-16 and multiplied into the position, through the buffer.
     """
 
     def __init__(self, optimizer: Optimizer, state: tuple):
         self.optimizer, self.dtype, self.size = optimizer, state[0].dtype, sum(map(len, state))
-        kinds = [WideFixedPoint if slot.square else FixedPoint for slot in optimizer.slots]
-        self.position, self.buffer, self.packed = FixedPoint(state[0]), ReversalBuffer(), False
-        self.values = [kind(slot) for kind, slot in zip(kinds, state[1:], strict=True)]
-        self.log_scale, self.decayed, self.renewals = None, 0.0, []
-        self.weights, *self.slots = (x.floats(self.dtype) for x in (self.position, *self.values))
+        squares = [False, *(slot.square for slot in optimizer.slots)]
+        self.values = [
+            FixedPoint(x, WIDE_UNIT if square else UNIT, wide=square)
+            for x, square in zip(state, squares, strict=True)
+        ]
+        self.position, self.buffer, self.renewals = self.values[0], ReversalBuffer(), []
+        self.scale = self.log_scale = None  # of the weights, if they shrink
+        self.log_least = 0.0  # no scale has a smaller logarithm
+        self.weights, *self.slots = (value.floats(self.dtype) for value in self.values)
         self.reach = _largest([namespace(x).amax(abs(x)) for x in state])
 
     def step(self, gradient, c, smallest: dict):
@@ -147,94 +151,76 @@ class ExactState:
         smallest: the smallest value of each decay, and of shrink, in this step.
         """
         gradient, reached = self.optimizer.clipped(c, gradient), []
-        for i, value in enumerate(self.values):
+        for i, value in enumerate(self.values[1:]):
             amount, decay = self._kick_and_decay(i, gradient, c, smallest)
             self.slots[i], reach = value.decay_add(self.buffer, decay, amount, self.dtype)
             reached.append(reach)
-        return _largest([*reached, self._move(c, smallest)])
+        if (shrink := self.optimizer.shrink(c)) is not None:
+            self.log_scale = self.log_scale or FixedPoint(0 * shrink)
+            self._rescale(self.log_scale.add, shrink)
+            self.log_least += math.log(smallest[SHRINK])
+        floats, reach = self.position.decay_add(None, None, *self._drift(c))
+        if self.log_least < -math.log(2):
+            floats = self._renewed(c.t)
+        self.weights = self._scaled(floats)
+        return _largest([*reached, reach])
 
     def undo_weights(self, c) -> None:
         """Undo the second half of step c.t: afterwards `weights` are those before it."""
-        self._unpack()
         if self.renewals and self.renewals[-1][0] == c.t:
             _, decay = self.renewals.pop()
-            self.log_scale.add(_log(decay.numerator / DENOMINATOR))
-            self.position.bits = self.buffer.divide(self.position.bits, decay)
-        drift, bits = self._drift(c), self.position.bits
+            self._rescale(self.log_scale.add, decay.numerator / DENOMINATOR)
+            self.position.undo_decay_add(self.buffer, decay, None)
+        floats = self.position.undo_decay_add(None, None, *self._drift(c))
         if (shrink := self.optimizer.shrink(c)) is not None:
-            self.log_scale.subtract(_log(shrink))
-        self.position.bits, floats = arithmetic(bits).subtract(bits, drift, UNIT, self._kind)
+            self._rescale(self.log_scale.subtract, shrink)
         self.weights = self._scaled(floats)
 
     def undo_slots(self, gradient, c, smallest: dict) -> None:
         """Undo the first half of step c.t, given the gradient (n,) at the weights before it."""
         gradient = self.optimizer.clipped(c, gradient)
-        for i in reversed(range(len(self.values))):
+        for i, value in reversed(list(enumerate(self.values[1:]))):
             amount, decay = self._kick_and_decay(i, gradient, c, smallest)
-            self.slots[i] = self.values[i].undo_decay_add(self.buffer, decay, amount, self.dtype)
+            self.slots[i] = value.undo_decay_add(self.buffer, decay, amount, self.dtype)
 
     def _kick_and_decay(self, i: int, gradient, c, smallest: dict) -> tuple:
         slot = self.optimizer.slots[i]
         least = slot.decay(SimpleNamespace(**smallest))
         return slot.kick(c, gradient, *self.slots[:i]), as_decay(slot.decay(c), least)
 
-    # ---- the weights, and their scale
+    def _drift(self, c) -> tuple:
+        """Return what is added to the position, and the type of the sum: None to be scaled."""
+        drift = self.optimizer.drift(c, None, *self.slots)
+        return (drift, self.dtype) if self.scale is None else (drift / self.scale, None)
 
-    def _move(self, c, smallest: dict):
-        """Shrink the weights and add the drift; return a bound on the magnitudes met."""
-        if (shrink := self.optimizer.shrink(c)) is not None:
-            self.log_scale = self.log_scale or FixedPoint(0 * shrink)
-            self.log_scale.add(_log(shrink))
-            self.decayed += math.log(smallest[SHRINK])
-        drift, bits = self._drift(c), self.position.bits
-        self.position.bits, floats, reach = arithmetic(bits).add(bits, drift, UNIT, self._kind)
-        self.weights = self._scaled(self._renewed(c.t) if self.decayed < -math.log(2) else floats)
-        return reach
+    def _scaled(self, floats):
+        if self.scale is None:
+            return floats
+        return namespace(floats).asarray(floats * self.scale, dtype=self.dtype)
+
+    def _rescale(self, change: Callable, factor) -> None:
+        """Multiply the scale by `factor`, or divide it: change is log_scale.add or subtract."""
+        change(namespace(factor).log(factor))
+        logarithm = self.log_scale.floats()
+        self.scale = namespace(logarithm).exp(logarithm)
 
     def _renewed(self, t: int):
-        """Multiply the scale into the position; return the position."""
-        scale = self._scale()
-        decay = as_decay(namespace(scale).clip(scale, 1 / DENOMINATOR, 1.0))
-        self.position.bits = self.buffer.multiply(self.position.bits, decay)
-        self.log_scale.subtract(_log(decay.numerator / DENOMINATOR))
-        self.decayed -= math.log(decay.least / DENOMINATOR)
+        """Multiply the rounded scale into the position; return the position."""
+        decay = as_decay(namespace(self.scale).clip(self.scale, 1 / DENOMINATOR, 1.0))
+        self.position.decay_add(self.buffer, decay, None)
+        self._rescale(self.log_scale.subtract, decay.numerator / DENOMINATOR)
+        self.log_least -= math.log(decay.least / DENOMINATOR)
         self.renewals.append((t, decay))
         return self.position.floats()
 
-    def _drift(self, c):
-        drift = self.optimizer.drift(c, None, *self.slots)
-        return drift if self.log_scale is None else drift / self._scale()
-
-    @property
-    def _kind(self):
-        return self.dtype if self.log_scale is None else None  # None: float64, to be scaled
-
-    def _scale(self):
-        logarithm = self.log_scale.floats()
-        return namespace(logarithm).exp(logarithm)
-
-    def _scaled(self, floats):
-        if self.log_scale is None:
-            return floats
-        return namespace(floats).asarray(floats * self._scale(), dtype=self.dtype)
-
-    # ---- between the passes, and at the end
-
     def pack(self) -> None:
-        """Keep all integers in as few bytes as hold them, until the first step is undone."""
-        self.packed = True
-        for part in (self.position, *self.values, self.buffer):
+        """Keep all integers in as few bytes as hold them, until they are next changed."""
+        for part in (*self.values, self.buffer):
             part.pack()
-
-    def _unpack(self) -> None:
-        for value in (self.position, *self.values) if self.packed else ():
-            value.unpack()
-        self.packed = False
 
     def mismatches(self, other: ExactState) -> int:
         """Return how many numbers differ from those of `other`, one more if anything is left."""
-        self._unpack()
-        pairs = zip([self.position, *self.values], [other.position, *other.values], strict=True)
+        pairs = zip(self.values, other.values, strict=True)
         wrong = sum(ours.mismatches(theirs) for ours, theirs in pairs)
         scaled = self.log_scale is not None and bool((self.log_scale.bits != 0).any())
         return wrong + (scaled or not self.buffer.empty())
@@ -242,15 +228,10 @@ class ExactState:
     @property
     def nbytes(self) -> int:
         """The bytes of the integers, the buffer and the renewals."""
-        held = [self.position, *self.values, self.buffer]
-        held += [decay.numerator for _, decay in self.renewals]
+        held = [*self.values, self.buffer, *(decay.numerator for _, decay in self.renewals)]
         return sum(getattr(part, "nbytes", 8) for part in held)
 
 
 def _largest(numbers: list):
     """Return the largest of scalars, NaN if there is one."""
     return functools.reduce(namespace(numbers[0]).maximum, numbers)
-
-
-def _log(shrink):
-    return namespace(shrink).log(shrink)

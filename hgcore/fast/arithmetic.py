@@ -16,8 +16,7 @@ LARGE = 2**17  # for fewer numbers starting a GPU kernel takes longer than readi
 def fitting(bits, plain: Arithmetic) -> Arithmetic:
     """Return the fastest implementation for int64 vectors like `bits` (n,), or else `plain`.
 
-    All give the same bits. Those for NumPy, by numba, change the vectors they return in place, but
-    for the `bits` given to `multiply` and `divide`.
+    All give the same bits. Those for NumPy, by numba, work in place: see Arithmetic.
     """
     if isinstance(bits, np.ndarray):
         return KERNELS if KERNELS and bits.ndim == 1 and bits.dtype == np.int64 else plain

@@ -16,7 +16,7 @@ import torch
 from hgcore.fixed_point import DENOMINATOR, LOW_BITS, PLAIN, UNIT, Arithmetic
 
 RANGES = {"numerator": (1, DENOMINATOR + 1), "state": (0, 2**52), "bits": (-(2**62), 2**62)}
-RANGES |= {"high": (-(2**45), 2**45), "low": (0, 2**LOW_BITS)}
+RANGES["low"] = 0, 2**LOW_BITS
 
 
 @functools.cache
@@ -52,9 +52,12 @@ def _on_device(function: Callable, device) -> Callable:
 def _checked(function: Callable, arguments: list) -> Callable:
     """Return `function` compiled if it then has the same bits, else `function`."""
     samples = list(map(_sample, inspect.signature(function).parameters, arguments))
+    if samples[1] is not None:  # of a wide value
+        samples[0] = samples[0] >> 17
     try:
         fast = torch.compile(function, fullgraph=True, dynamic=True)
         pairs = zip(fast(*samples), function(*samples), strict=True)
+        pairs = [(a, b) for a, b in pairs if b is not None]
         # a number is the largest magnitude, a bound
         same = all(torch.equal(a, b) if b.ndim else torch.allclose(a, b) for a, b in pairs)
         reason = "its bits are not those of the operations one by one"
@@ -73,8 +76,10 @@ def _sample(name: str, like):
 
     About as many, too: the compiler fits the work to the sizes that it sees first.
     """
-    if name in ("unit", "dtype"):
-        return like if name == "dtype" else torch.full_like(like, UNIT)
+    if not torch.is_tensor(like):  # None, or a type
+        return like
+    if name == "unit":
+        return torch.full_like(like, UNIT)
     rng, few = np.random.default_rng(0), (4099,) if like.ndim else ()
     if name in RANGES:
         values = rng.integers(*RANGES[name], few)

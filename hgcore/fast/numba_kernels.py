@@ -11,7 +11,6 @@ and put right by their remainder. All else is exact.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,21 +19,12 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from hgcore.fixed_point import (
-    HIGH_UNIT,
-    LOW,
-    LOW_BITS,
-    PLAIN,
-    WIDE_UNIT,
-    Arithmetic,
-    to_floats,
-    wide_floats,
-)
+from hgcore.fixed_point import LOW, LOW_BITS, PLAIN, Arithmetic
 
 LARGE = 2**19  # numbers; fewer are not worth a second thread
-FLOATS = np.dtype(np.float64), np.dtype(np.float32)
-VECTORS, NUMBERS = (np.dtype(np.int64), *FLOATS), (int, float, np.int64, np.float32)
-WORD = 2**32 - 1
+VECTORS = tuple(map(np.dtype, (np.int64, np.float64, np.float32)))
+NUMBERS = int, float, np.int64, np.float32
+WORD, WIDTH = 2**32 - 1, 2**LOW_BITS
 T52, T84 = 2.0**52, 2.0**84
 M52, M84 = 1.5 * T52, 1.5 * T84
 BITS_T52, BITS_T84, BITS_M52 = (int(np.float64(x).view(np.int64)) for x in (T52, T84, M52))
@@ -78,34 +68,6 @@ def _integer(number):
 
 
 @_inline
-def _multiply_one(value, state, numerator):
-    """Return (value, state) after; 0 <= state < 2**53 and state // numerator < 2**51."""
-    n, x = _lower(numerator), _double(state)
-    share = x * (1 / n) + M52  # state / n to the nearest: its floor, or one more
-    rest = x - (share - M52) * n
-    more = rest < 0
-    rest += n if more else 0.0
-    low = _bits(_lower(value) * n + rest + M52)
-    high = _float(_shifted(value, 32) ^ (BITS_T52 | 2**31)) - (T52 + 2.0**31)
-    value = (_bits(high * n + M52) << 16) + (_shifted(low, 16) - (BITS_M52 >> 16))
-    return value, ((_bits(share) - np.int64(more)) << 16) | (low & LOW)
-
-
-@_inline
-def _divide_one(value, state, numerator):
-    """Return (value, state) before, state >= 0: value * 2**16 + state % 2**16, in two digits."""
-    n = _lower(numerator)
-    inverse = 1 / n
-    high = _float(_shifted(value, 16) ^ (BITS_T84 | 2**47)) - (T84 + 2.0**79)
-    first = high * inverse + M84  # high and first are multiples of 2**32
-    rest = (high - (first - M84) * n) + _lower((value << 16) | (state & LOW))
-    second = (rest - (n - 1) / 2) * inverse + M52  # floor(rest / n)
-    rest = (rest - (second - M52) * n) + M52
-    value = (_bits(first) << 32) + (_bits(second) - BITS_M52)
-    return value, _shifted(state, 16) * numerator + (_bits(rest) - BITS_M52)
-
-
-@_inline
 def _floor(value, numerator):
     """Return floor(value / numerator) for |value| < 2**62."""
     n = _lower(numerator)
@@ -114,84 +76,107 @@ def _floor(value, numerator):
     return first + (_bits((rest - (n - 1) / 2) * (1 / n) + M52) - BITS_M52)
 
 
+# a value is the integer `value` if `low` is None, else value * 2**45 + part
+
+
 @_inline
-def _wide(number):
-    """Return (high, low) of a wide value, rounded."""
-    high = np.floor(number * (1 / HIGH_UNIT))
-    return _integer(high), _integer((number - high * HIGH_UNIT) * (1 / WIDE_UNIT))
+def _multiply(low, value, part, state, numerator):
+    """Return (value, part, state) after; 0 <= state < 2**53 and state // numerator < 2**51."""
+    if low is not None:
+        share, product = _floor(state, numerator), value * numerator
+        carry = part * numerator + (state - share * numerator)
+        part = ((product & LOW) << (LOW_BITS - 16)) + (carry >> 16)
+        value = (product >> 16) + (part >> LOW_BITS)
+        return value, part & (WIDTH - 1), (share << 16) + (carry & LOW)
+    n, x = _lower(numerator), _double(state)
+    share = x * (1 / n) + M52  # state / n to the nearest: its floor, or one more
+    rest = x - (share - M52) * n
+    more = rest < 0
+    rest += n if more else 0.0
+    carry = _bits(_lower(value) * n + rest + M52)
+    high = _float(_shifted(value, 32) ^ (BITS_T52 | 2**31)) - (T52 + 2.0**31)
+    value = (_bits(high * n + M52) << 16) + (_shifted(carry, 16) - (BITS_M52 >> 16))
+    return value, part, ((_bits(share) - np.int64(more)) << 16) | (carry & LOW)
 
 
-# ---- loops; `state` and the vectors after the numbers that go in are written, and so may `bits`
+@_inline
+def _divide(low, value, part, state, numerator):
+    """Return (value, part, state) before, state >= 0; a long division in two digits."""
+    if low is not None:
+        quotient = _floor(value << 16, numerator)
+        rest = ((value << 16) - quotient * numerator) << LOW_BITS
+        rest += (part << 16) + (state & LOW)
+        part = _floor(rest, numerator)
+        state = (state >> 16) * numerator + (rest - part * numerator)
+        return quotient + (part >> LOW_BITS), part & (WIDTH - 1), state
+    n = _lower(numerator)
+    inverse = 1 / n
+    high = _float(_shifted(value, 16) ^ (BITS_T84 | 2**47)) - (T84 + 2.0**79)
+    first = high * inverse + M84  # high and first are multiples of 2**32
+    rest = (high - (first - M84) * n) + _lower((value << 16) | (state & LOW))
+    second = (rest - (n - 1) / 2) * inverse + M52  # floor(rest / n)
+    rest = (rest - (second - M52) * n) + M52
+    value = (_bits(first) << 32) + (_bits(second) - BITS_M52)
+    return value, part, _shifted(state, 16) * numerator + (_bits(rest) - BITS_M52)
+
+
+@_inline
+def _add(low, value, part, sign, number):
+    """Return (value, part) + sign * number, in units."""
+    if low is None:
+        return value + sign * _integer(number), part
+    high = np.floor(number * (1 / WIDTH))
+    part += sign * _integer(number - high * WIDTH)
+    return value + sign * _integer(high) + (part >> LOW_BITS), part & (WIDTH - 1)
+
+
+@_inline
+def _number(low, value, part):
+    """Return the value in units, as a double."""
+    return _double(value) if low is None else _double(value) * WIDTH + _double(part)
+
+
+# ---- loops; they change `state` and `low` and, if there is an amount, `bits`
+# out: the floats, or without an amount the new integers
 
 
 @_loop
-def _multiply_all(bits, state, numerator, products):
+def _decay_add(bits, low, state, numerator, amount, unit, out):
+    """Return whether some |sum| + |amount| is half of the range or more, or NaN."""
+    scale, half, large = 1 / unit, 2.0**62 if low is None else 2.0**90, False
     for i in range(bits.size):
-        products[i], state[i] = _multiply_one(bits[i], state[i], _at(numerator, i))
-
-
-@_loop
-def _divide_all(bits, state, numerator, quotients):
-    for i in range(bits.size):
-        quotients[i], state[i] = _divide_one(bits[i], state[i], _at(numerator, i))
-
-
-@_loop
-def _add_all(bits, state, numerator, amount, unit, values):
-    """Return whether some |sum| + |amount| is 2**62 units or more, or NaN. state: or None."""
-    scale, large = 1 / unit, False
-    for i in range(bits.size):
-        value, step = bits[i], np.float64(_at(amount, i)) * scale
-        if state is not None:
-            value, state[i] = _multiply_one(value, state[i], _at(numerator, i))
-        bits[i] = value + _integer(step)
-        total = _double(bits[i])
-        values[i] = total * unit
-        large |= not abs(total) + abs(step) < 2.0**62
+        value, part = bits[i], 0 if low is None else low[i]
+        if numerator is not None:
+            value, part, state[i] = _multiply(low, value, part, state[i], _at(numerator, i))
+        if amount is None:
+            out[i] = value
+        else:
+            step = np.float64(_at(amount, i)) * scale
+            value, part = _add(low, value, part, 1, step)
+            total, bits[i] = _number(low, value, part), value
+            out[i] = total * unit
+            large |= not abs(total) + abs(step) < half
+        if low is not None:
+            low[i] = part
     return large
 
 
 @_loop
-def _subtract_all(bits, state, numerator, amount, unit, values):
+def _undo_decay_add(bits, low, state, numerator, amount, unit, out):
     scale = 1 / unit
     for i in range(bits.size):
-        value = bits[i] - _integer(np.float64(_at(amount, i)) * scale)
-        if state is not None:
-            value, state[i] = _divide_one(value, state[i], _at(numerator, i))
-        bits[i] = value
-        values[i] = _double(value) * unit
-
-
-@_loop
-def _add_wide(high, low, state, numerator, amount, values):
-    """Return whether some |value| + |amount| is 2**10 or more, or NaN."""
-    large = False
-    for i in range(high.size):
-        n, number = _at(numerator, i), np.float64(_at(amount, i))
-        share, product, more = _floor(state[i], n), high[i] * n, _wide(number)
-        carry = low[i] * n + (state[i] - share * n)
-        part = ((product & LOW) << (LOW_BITS - 16)) + (carry >> 16) + more[1]
-        high[i] = (product >> 16) + more[0] + (part >> LOW_BITS)
-        low[i], state[i] = part & (2**LOW_BITS - 1), (share << 16) + (carry & LOW)
-        value = _double(high[i]) * HIGH_UNIT + _double(low[i]) * WIDE_UNIT
-        values[i] = value
-        large |= not abs(value) + abs(number) < 2.0**10
-    return large
-
-
-@_loop
-def _subtract_wide(high, low, state, numerator, amount, values):
-    for i in range(high.size):
-        n, more = _at(numerator, i), _wide(np.float64(_at(amount, i)))
-        part = low[i] - more[1]
-        whole = (high[i] - more[0] + (part >> LOW_BITS)) << 16
-        quotient = _floor(whole, n)
-        rest = (whole - quotient * n) << LOW_BITS
-        rest += ((part & (2**LOW_BITS - 1)) << 16) + (state[i] & LOW)
-        part = _floor(rest, n)
-        high[i], low[i] = quotient + (part >> LOW_BITS), part & (2**LOW_BITS - 1)
-        state[i] = (state[i] >> 16) * n + (rest - part * n)
-        values[i] = _double(high[i]) * HIGH_UNIT + _double(low[i]) * WIDE_UNIT
+        value, part = bits[i], 0 if low is None else low[i]
+        if amount is not None:
+            value, part = _add(low, value, part, -1, np.float64(_at(amount, i)) * scale)
+        if numerator is not None:
+            value, part, state[i] = _divide(low, value, part, state[i], _at(numerator, i))
+        if amount is None:
+            out[i] = value
+        else:
+            out[i], bits[i] = _number(low, value, part) * unit, value
+        if low is not None:
+            low[i] = part
+    return False
 
 
 def _run(loop: Callable, *arguments) -> bool:
@@ -215,78 +200,37 @@ def _run(loop: Callable, *arguments) -> bool:
 # ---- the functions of fixed_point.py
 
 
-def _or_plain(function: Callable) -> Callable:
-    """Return `function`, but the plain one for arguments that the loops do not take."""
-    plain = getattr(PLAIN, function.__name__.lstrip("_"))
-
-    def taken(x, shape: tuple) -> bool:
-        if isinstance(x, np.ndarray):
-            return x.shape == shape and x.dtype in VECTORS
-        return isinstance(x, NUMBERS) or x is None or x in FLOATS
-
-    @functools.wraps(plain)
-    def chosen(bits, *arguments):
-        fits = bits.flags.writeable and all([taken(x, bits.shape) for x in arguments])
-        return function(bits, *arguments) if fits else plain(bits, *arguments)
-
-    return chosen
+def _fits(bits, *others) -> bool:
+    """Return whether the loops take these vectors and numbers."""
+    return bits.flags.writeable and all(
+        x.shape == bits.shape and x.dtype in VECTORS
+        if isinstance(x, np.ndarray)
+        else x is None or isinstance(x, NUMBERS)
+        for x in others
+    )
 
 
-@_or_plain
-def add(bits, amount, unit, dtype) -> tuple:
-    bits, _, values, reach = _decay_add(bits, None, None, amount, unit, dtype)
-    return bits, values, reach
+def _function(loop: Callable, plain: Callable) -> Callable:
+    def call(bits, low, state, numerator, amount, unit, dtype) -> tuple:
+        if not _fits(bits, low, state, numerator, amount):
+            return plain(bits, low, state, numerator, amount, unit, dtype)
+        out = np.empty_like(bits) if amount is None else np.empty(bits.shape, dtype)
+        large = _run(loop, bits, low, state, numerator, amount, unit, out)
+        if amount is None:
+            return out, low, state, None, None
+        reach = _reach(bits, low, amount, unit) if large else 0.0
+        return bits, low, state, out, reach
+
+    return call
 
 
-@_or_plain
-def subtract(bits, amount, unit, dtype) -> tuple:
-    bits, _, values = _undo_decay_add(bits, None, None, amount, unit, dtype)
-    return bits, values
+def _reach(bits, low, amount, unit):
+    """Return the largest |value before the sum| + |amount|."""
+    parts = (None if part is None else part.copy() for part in (bits, low))
+    *_, before, _ = KERNELS.undo_decay_add(*parts, None, None, amount, unit, None)
+    return np.max(abs(before) + abs(np.asarray(amount, np.float64)))
 
 
-@_or_plain
-def multiply(bits, state, numerator) -> tuple:
-    products = np.empty_like(bits)
-    _run(_multiply_all, bits, state, numerator, products)
-    return products, state
-
-
-@_or_plain
-def divide(bits, state, numerator) -> tuple:
-    quotients = np.empty_like(bits)
-    _run(_divide_all, bits, state, numerator, quotients)
-    return quotients, state
-
-
-def _decay_add(bits, state, numerator, amount, unit, dtype) -> tuple:
-    values, reach = np.empty(bits.shape, dtype), 0.0
-    if _run(_add_all, bits, state, numerator, amount, unit, values):
-        before, _, _ = _undo_decay_add(bits.copy(), None, None, amount, unit, dtype)
-        reach = np.max(abs(to_floats(before, unit)) + abs(np.asarray(amount, np.float64)))
-    return bits, state, values, reach
-
-
-def _undo_decay_add(bits, state, numerator, amount, unit, dtype) -> tuple:
-    values = np.empty(bits.shape, dtype)
-    _run(_subtract_all, bits, state, numerator, amount, unit, values)
-    return bits, state, values
-
-
-@_or_plain
-def decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
-    values, reach = np.empty(high.shape, dtype), 0.0
-    if _run(_add_wide, high, low, state, numerator, amount, values):
-        reach = np.max(abs(wide_floats(high, low)) + abs(np.asarray(amount, np.float64)))
-    return high, low, state, values, reach
-
-
-@_or_plain
-def undo_decay_add_wide(high, low, state, numerator, amount, dtype) -> tuple:
-    values = np.empty(high.shape, dtype)
-    _run(_subtract_wide, high, low, state, numerator, amount, values)
-    return high, low, state, values
-
-
-decay_add, undo_decay_add = _or_plain(_decay_add), _or_plain(_undo_decay_add)
-WIDE = decay_add_wide, undo_decay_add_wide
-KERNELS = Arithmetic(add, subtract, multiply, divide, decay_add, undo_decay_add, *WIDE)
+KERNELS = Arithmetic(
+    _function(_decay_add, PLAIN.decay_add), _function(_undo_decay_add, PLAIN.undo_decay_add)
+)

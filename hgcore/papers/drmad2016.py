@@ -34,11 +34,10 @@ class BigIntegers(FixedPoint):
 
     def decay_add(self, buffer, decay, amount, dtype) -> tuple:
         self.multiply(decay.numerator, DENOMINATOR)
-        reach = self.add(amount)
-        return self.floats(dtype), reach
+        return super().decay_add(None, None, amount, dtype)
 
     def undo_decay_add(self, buffer, decay, amount, dtype):
-        self.subtract(amount)
+        super().undo_decay_add(None, None, amount)
         self.multiply(DENOMINATOR, decay.numerator)
         return self.floats(dtype)
 
@@ -70,7 +69,7 @@ class ReversibleOf2015(Reversible):
             device = problem.backend.device
             raise ValueError(f"the buffer of 2015 needs device 'cpu', got {device!r}")
         exact = super().begin(problem, start)
-        exact.values = [BigIntegers(problem.backend.host_view(slot)) for slot in start[1:]]
+        exact.values[1:] = [BigIntegers(problem.backend.host_view(slot)) for slot in start[1:]]
         return exact
 
 

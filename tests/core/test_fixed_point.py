@@ -10,7 +10,7 @@ import hgcore as hg
 from hgcore.fixed_point import (
     DENOMINATOR,
     UNIT,
-    WideFixedPoint,
+    WIDE_UNIT,
     as_decay,
     pack,
     round_decay,
@@ -126,7 +126,7 @@ def test_packing_keeps_every_value(place, largest):
 def test_wide_values_are_undone(place):
     """Squares of gradients from 1e-10 to 10: to 2**-80, and back to the last bit."""
     rng, buffer = np.random.default_rng(5), hg.ReversalBuffer()
-    value, plain = WideFixedPoint(place(np.zeros(50))), np.zeros(50)
+    value, plain = hg.FixedPoint(place(np.zeros(50)), WIDE_UNIT, wide=True), np.zeros(50)
     kicks = np.exp(2 * rng.uniform(-23, 2, (300, 50)))
     for t in range(300):
         decay = as_decay([0.999, 0.5, 2.0**-16][t % 3])

@@ -58,15 +58,18 @@ def copies(*arguments) -> list:
     return [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
 
 
+def assert_same_as_plain(*arguments) -> None:
+    for fast, plain in zip(KERNELS, PLAIN, strict=True):
+        assert_equal(fast(*copies(*arguments)), plain(*arguments))
+
+
 @pytest.mark.parametrize("numerator", NUMERATORS, ids=str)
 def test_products_have_the_plain_bits(numerator):
     """And `divide` undoes `multiply`, for any value and any state that a buffer may have."""
-    bits, state = values(), states(numerator)
-    for name in ("multiply", "divide"):
-        found = getattr(KERNELS, name)(*copies(bits, state, numerator))
-        assert_equal(found, getattr(PLAIN, name)(bits, state, numerator))
-    found = KERNELS.divide(*KERNELS.multiply(bits, state.copy(), numerator), numerator)
-    assert_equal(found, (bits, state))
+    bits, state, rest = values(), states(numerator), (numerator, None, 1.0, None)
+    assert_same_as_plain(bits, None, state, *rest)
+    after, _, left, *_ = KERNELS.decay_add(bits, None, state.copy(), *rest)
+    assert_equal(KERNELS.undo_decay_add(after, None, left, *rest), (bits, None, state, None))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -79,9 +82,7 @@ def test_sums_have_the_plain_bits(unit, dtype):
     ):
         if np.ndim(amount) == 0 and amount > 2**62 * unit:
             continue  # out of range: the bits are whatever the CPU makes of it
-        for name in ("add", "subtract"):
-            found = getattr(KERNELS, name)(bits.copy(), amount, unit, out)
-            assert_equal(found, getattr(PLAIN, name)(bits, amount, unit, out))
+        assert_same_as_plain(bits, None, None, None, amount, unit, out)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -91,11 +92,9 @@ def test_steps_have_the_plain_bits(numerator, dtype):
     for unit in (2.0**-52, 2.0**-80):
         bits, state, amount = values(), states(numerator), amounts(unit, dtype)
         rest = numerator, amount, unit, np.dtype(dtype)
-        for name in ("decay_add", "undo_decay_add"):
-            found = getattr(KERNELS, name)(*copies(bits, state), *rest)
-            assert_equal(found, getattr(PLAIN, name)(bits, state, *rest))
-        after, left, *_ = KERNELS.decay_add(*copies(bits, state), *rest)
-        assert_equal(KERNELS.undo_decay_add(after, left, *rest)[:2], (bits, state))
+        assert_same_as_plain(bits, None, state, *rest)
+        after, _, left, *_ = KERNELS.decay_add(*copies(bits, None, state), *rest)
+        assert_equal(KERNELS.undo_decay_add(after, None, left, *rest)[:3], (bits, None, state))
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered")
@@ -109,10 +108,9 @@ def test_the_verdict_on_the_range_is_the_plain_one(unit):
         bits = np.array([0, bits, 5])
         amount = np.array([0, sign * share * limit, unit])
         for numerator in (None, 65536):
-            decay = [] if numerator is None else [np.zeros_like(bits), numerator]
-            name = "add" if numerator is None else "decay_add"
+            state = None if numerator is None else np.zeros_like(bits)
             reach, expected = (
-                getattr(which, name)(*copies(bits, *decay), amount, unit, None)[-1]
+                which.decay_add(*copies(bits, None, state), numerator, amount, unit, None)[-1]
                 for which in (KERNELS, PLAIN)
             )
             assert (not reach < limit) == (not expected < limit)
@@ -127,11 +125,11 @@ def test_a_buffer_keeps_the_plain_bits(numerator, monkeypatch):
         bits, buffer, seen = values(), ReversalBuffer(), []
         for _ in range(60):
             bits = buffer.multiply(bits, numerator / DENOMINATOR)
-            seen += [bits, buffer.state.copy()]
+            seen += [bits, buffer.state.copy(), *(word for _, word in buffer.words[-1:])]
         for _ in range(60):
             bits = buffer.divide(bits, numerator / DENOMINATOR)
         assert buffer.empty() and np.array_equal(bits, values())
-        return [*seen, *(word for word, _ in buffer.words)]
+        return seen
 
     fast = run()
     monkeypatch.setattr(fixed_point, "_fast", lambda: lambda bits, plain: plain)
@@ -144,19 +142,19 @@ def test_arrays_of_the_caller_are_not_changed():
     given = copies(bits, amount, numerator)
     buffer = ReversalBuffer()
     buffer.divide(buffer.multiply(bits, numerator / DENOMINATOR), numerator / DENOMINATOR)
-    KERNELS.decay_add(bits.copy(), 0 * bits, numerator, amount, 2.0**-52, None)
+    KERNELS.decay_add(bits.copy(), None, 0 * bits, numerator, amount, 2.0**-52, None)
     bits.setflags(write=False)
-    KERNELS.add(bits, amount, 2.0**-52, None)
+    KERNELS.decay_add(bits, None, None, None, amount, 2.0**-52, None)
     assert_equal((bits, amount, numerator), tuple(given))
 
 
 def test_long_vectors_are_cut_without_a_trace(monkeypatch):
     """One thread or several: the same bits, and no piece's verdict is lost."""
     bits, state, amount = values(), states(VECTOR), amounts(2.0**-52, "float64")
-    expected = PLAIN.decay_add(bits, state, VECTOR, amount, 2.0**-52, None)
+    expected = PLAIN.decay_add(bits, None, state, VECTOR, amount, 2.0**-52, None)
     monkeypatch.setattr(numba_kernels, "LARGE", 10)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    found = KERNELS.decay_add(*copies(bits, state), VECTOR, amount, 2.0**-52, None)
+    found = KERNELS.decay_add(*copies(bits, None, state), VECTOR, amount, 2.0**-52, None)
     assert_equal(found, expected)
     assert found[-1] == expected[-1]
 
@@ -166,18 +164,18 @@ def test_other_lengths_do_as_plain_arithmetic_does(length):
     """One number is broadcast; any other length raises, and nothing is read past an end."""
     bits, amount = values(), np.full(length, 0.25)
     numerator = np.full(length, 40000)
-    calls = [
-        lambda which: which.add(bits.copy(), amount, 2.0**-52, None),
-        lambda which: which.multiply(bits, np.zeros(N, np.int64), numerator),
-        lambda which: which.multiply(bits, np.zeros(length, np.int64), 40000),
-        lambda which: which.decay_add(bits.copy(), 0 * bits, numerator, amount, 2.0**-52, None),
+    cases = [
+        (None, None, amount),
+        (np.zeros(N, np.int64), numerator, None),
+        (np.zeros(length, np.int64), 40000, None),
+        (0 * bits, numerator, amount),
     ]
-    for call in calls:
+    for case in cases:
         if length == 1:
-            assert_equal(call(KERNELS), call(PLAIN))
+            assert_same_as_plain(bits, None, *case, 2.0**-52, None)
         else:
             with pytest.raises(ValueError, match="broadcast"):
-                call(KERNELS)
+                KERNELS.decay_add(bits.copy(), None, *case, 2.0**-52, None)
 
 
 def test_vectors_get_the_arithmetic_that_fits(monkeypatch):
@@ -200,16 +198,13 @@ def test_wide_kernels_have_the_plain_bits(numerator, dtype):
     high, low = rng.integers(-(2**45), 2**45, n), rng.integers(0, 2**45, n)
     state = rng.integers(0, min(2**52, int(np.min(numerator)) * 2**30), n)
     amount = (np.exp(rng.uniform(-140, 7, n)) * (rng.random(n) > 0.1)).astype(dtype)
-    fast, kind = numba_kernels.KERNELS, np.dtype(dtype)
-    parts = [part.copy() for part in (high, low, state)]
-    ours = fast.decay_add_wide(*parts, numerator, amount, kind)
-    plain = PLAIN.decay_add_wide(high, low, state, numerator, amount, kind)
-    assert all(np.array_equal(a, b) for a, b in zip(ours[:4], plain[:4], strict=True))
-    assert (float(ours[4]) < 2048) == (float(plain[4]) < 2048)
-    back = fast.undo_decay_add_wide(*ours[:3], numerator, amount, kind)
-    theirs = PLAIN.undo_decay_add_wide(*plain[:3], numerator, amount, kind)
-    assert all(np.array_equal(a, b) for a, b in zip(back, theirs, strict=True))
-    assert all(np.array_equal(a, b) for a, b in zip(back, (high, low, state), strict=False))
+    rest = numerator, amount, 2.0**-80, np.dtype(dtype)
+    assert_same_as_plain(high, low, state, *rest)
+    *found, reach = KERNELS.decay_add(*copies(high, low, state), *rest)
+    expected = PLAIN.decay_add(high, low, state, *rest)[-1]
+    assert (float(reach) < 2048) == (float(expected) < 2048)
+    back = KERNELS.undo_decay_add(*found[:3], *rest)
+    assert_equal(back[:3], (high, low, state))
 
 
 # ---- torch.compile, on a CPU
@@ -229,33 +224,29 @@ def test_compiled_kernels_have_the_plain_bits(numerator, dtype, compiled, compil
     unit = 2.0**-60
     arrays = values(), states(numerator), numerator, amounts(unit, dtype)
     bits, state, decay, amount = (torch.as_tensor(x) if np.ndim(x) else x for x in arrays)
-    rest = amount, unit, getattr(torch, dtype)
-    for name, arguments in {
-        "add": (bits, *rest),
-        "subtract": (bits, *rest),
-        "multiply": (bits, state, decay),
-        "divide": (bits, state, decay),
-        "decay_add": (bits, state, decay, *rest),
-        "undo_decay_add": (bits, state, decay, *rest),
-        "decay_add_wide": (bits >> 18, bits & (2**45 - 1), state, decay, amount, rest[-1]),
-        "undo_decay_add_wide": (bits >> 18, bits & (2**45 - 1), state, decay, amount, rest[-1]),
-    }.items():
-        pairs = zip(
-            getattr(compiled, name)(*arguments), getattr(PLAIN, name)(*arguments), strict=True
-        )
-        assert all(torch.equal(a, b) for a, b in pairs if b.ndim), name
+    rest = unit, getattr(torch, dtype)
+    for arguments in [
+        (bits, None, None, None, amount, *rest),
+        (bits, None, state, decay, None, *rest),
+        (bits, None, state, decay, amount, *rest),
+        (bits >> 18, bits & (2**45 - 1), state, decay, amount, *rest),
+    ]:
+        for fast, plain in zip(compiled, PLAIN, strict=True):
+            pairs = zip(fast(*arguments), plain(*arguments), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs if b is not None and b.ndim)
 
 
 def test_a_kernel_with_other_bits_is_not_used(compiled, monkeypatch):
     """It warns, and the plain function runs."""
 
     def compile(function, **_):
-        return lambda *arguments: tuple(1 + x for x in function(*arguments))
+        return lambda *arguments: tuple(x if x is None else 1 + x for x in function(*arguments))
 
     monkeypatch.setattr(torch, "compile", compile)
-    with pytest.warns(RuntimeWarning, match="cannot fuse `multiply`.*bits are not those"):
-        after, _ = compiled.multiply(torch.arange(5), torch.arange(5), 3)
-    assert torch.equal(after, PLAIN.multiply(torch.arange(5), torch.arange(5), 3)[0])
+    arguments = torch.arange(5), None, torch.arange(5), 3, None, 1.0, None
+    with pytest.warns(RuntimeWarning, match="cannot fuse `decay_add`.*bits are not those"):
+        after = compiled.decay_add(*arguments)
+    assert torch.equal(after[0], PLAIN.decay_add(*arguments)[0])
 
 
 def test_what_torch_cannot_compile_runs_plain(compiled, monkeypatch):
@@ -265,8 +256,9 @@ def test_what_torch_cannot_compile_runs_plain(compiled, monkeypatch):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", fail)
-    with pytest.warns(RuntimeWarning, match="cannot fuse `subtract`.*no compiler here"):
-        bits, _ = compiled.subtract(torch.arange(5), torch.zeros(5), 2.0**-52, None)
+    arguments = torch.arange(5), None, None, None, torch.zeros(5), 2.0**-52, None
+    with pytest.warns(RuntimeWarning, match="cannot fuse `undo_decay_add`.*no compiler here"):
+        bits, *_ = compiled.undo_decay_add(*arguments)
     assert torch.equal(bits, torch.arange(5))
 
 
