@@ -38,12 +38,12 @@ from hgcore.papers.lorraine2020_inverses import (
 )
 from hgcore.papers.maclaurin2015 import (
     LOGISTIC,
-    constant,
+    constant_schedule,
     learned_data,
     loss,
     penalised,
-    scheduled,
-    schedules,
+    schedule_layout,
+    schedule_problem,
     slides,
     sliding,
     training_path,

@@ -47,4 +47,4 @@ def test_batches_are_consecutive_and_cycle(backend, splits):
 
 def test_a_constant_schedule_fills_a_layout_of_any_shapes():
     few = hg.Layout({"log scales": (8,), "log rates": (1, 8), "momentum logits": (1, 1)})
-    assert papers.constant(few, 1.5, -2.0, 3.0).tolist() == 8 * [3.0] + 8 * [1.5] + [-2.0]
+    assert papers.constant_schedule(few, 1.5, -2.0, 3.0).tolist() == 8 * [3.0] + 8 * [1.5] + [-2.0]
