@@ -46,6 +46,7 @@ from hgcore.papers.maclaurin2015 import (
     schedule_problem,
     slides,
     sliding,
+    tied_problem,
     training_path,
     valley,
 )

@@ -4,6 +4,8 @@ section 3.5.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hgcore import data
@@ -116,6 +118,22 @@ def schedule_problem(
         ),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
         steps=steps,
+    )
+
+
+def tied_problem(problem: Problem, spread) -> Problem:
+    """Return the problem in fewer hyperparameters; spread(few) makes those of `problem`."""
+
+    def through(function):
+        return (lambda few, *t: function(spread(few), *t)) if callable(function) else function
+
+    optimizer = problem.optimizer
+    return replace(
+        problem,
+        optimizer=replace(optimizer, rate=through(optimizer.rate), decay=through(optimizer.decay)),
+        initial=through(problem.initial),
+        inner_loss=lambda weights, few, t: problem.inner_loss(weights, spread(few), t),
+        outer_loss=lambda weights, few: problem.outer_loss(weights, spread(few)),
     )
 
 
