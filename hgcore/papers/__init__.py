@@ -38,14 +38,15 @@ from hgcore.papers.lorraine2020_inverses import (
 )
 from hgcore.papers.maclaurin2015 import (
     LOGISTIC,
-    constant,
+    constant_schedule,
     learned_data,
     loss,
     penalised,
-    scheduled,
-    schedules,
+    schedule_layout,
+    schedule_problem,
     slides,
     sliding,
+    tied_problem,
     training_path,
     valley,
 )

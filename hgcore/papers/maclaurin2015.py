@@ -4,6 +4,8 @@ section 3.5.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hgcore import data
@@ -57,9 +59,9 @@ def training_path(problem: Problem, hyper) -> list:
 LOGISTIC = DenseNet((784, 10))
 
 
-def schedules(net: DenseNet, steps: int) -> Layout:
-    """The hyperparameters of `scheduled`: an initial scale per block of weights; a rate and a
-    momentum per step and block.
+def schedule_layout(net: DenseNet, steps: int) -> Layout:
+    """Return the blocks of a schedule: an initial scale per block of weights; a rate and a momentum
+    per step and block.
     """
     blocks = len(net.layout)
     return Layout(
@@ -67,11 +69,12 @@ def schedules(net: DenseNet, steps: int) -> Layout:
     )
 
 
-def constant(
+def constant_schedule(
     layout: Layout, log_rate: float, momentum_logit: float, log_scale: float
 ) -> np.ndarray:
-    """The same for all blocks and steps: a schedule with the blocks of `schedules`, in these or
-    other shapes (layout.size,).
+    """Return (layout.size,): the same rate, momentum and scale for all blocks and steps.
+
+    layout: that of `schedule_layout`, or one with the same blocks in other shapes.
     """
     values = {"log rates": log_rate, "momentum logits": momentum_logit, "log scales": log_scale}
     return layout.join(
@@ -79,11 +82,11 @@ def constant(
     )
 
 
-def scheduled(
+def schedule_problem(
     backend,
     net: DenseNet,
     train: data.Split,
-    judged: data.Split,
+    outer_data: data.Split,
     *,
     steps: int,
     batch: int,
@@ -93,10 +96,10 @@ def scheduled(
     et al. 2015, section 3.1).
 
     Start and minibatches, drawn with replacement, come from the random streams of the authors'
-    code: address = (seed, k). The outer objective is the loss on all of `judged`. `schedules(net,
-    steps)` names the hyperparameters.
+    code: address = (seed, k). The outer objective is the loss on all of `outer_data`. The
+    hyperparameters are those of `schedule_layout(net, steps)`.
     """
-    xp, layout = backend.xp, schedules(net, steps)
+    xp, layout = backend.xp, schedule_layout(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
     batches = [
         data.authors_rng(*address, t).randint(len(train.labels), size=batch) for t in range(steps)
@@ -106,7 +109,7 @@ def scheduled(
         inner_loss=lambda weights, hyper, t: loss(
             net, weights, train, slice(None) if t is None else batches[t]
         ),
-        outer_loss=lambda weights, hyper: loss(net, weights, judged),
+        outer_loss=lambda weights, hyper: loss(net, weights, outer_data),
         optimizer=Momentum(
             rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
             decay=lambda hyper, t: net.layout.expand(
@@ -115,6 +118,22 @@ def scheduled(
         ),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
         steps=steps,
+    )
+
+
+def tied_problem(problem: Problem, spread) -> Problem:
+    """Return the problem in fewer hyperparameters; spread(few) makes those of `problem`."""
+
+    def through(function):
+        return (lambda few, *t: function(spread(few), *t)) if callable(function) else function
+
+    optimizer = problem.optimizer
+    return replace(
+        problem,
+        optimizer=replace(optimizer, rate=through(optimizer.rate), decay=through(optimizer.decay)),
+        initial=through(problem.initial),
+        inner_loss=lambda weights, few, t: problem.inner_loss(weights, spread(few), t),
+        outer_loss=lambda weights, few: problem.outer_loss(weights, spread(few)),
     )
 
 

@@ -47,4 +47,14 @@ def test_batches_are_consecutive_and_cycle(backend, splits):
 
 def test_a_constant_schedule_fills_a_layout_of_any_shapes():
     few = hg.Layout({"log scales": (8,), "log rates": (1, 8), "momentum logits": (1, 1)})
-    assert papers.constant(few, 1.5, -2.0, 3.0).tolist() == 8 * [3.0] + 8 * [1.5] + [-2.0]
+    assert papers.constant_schedule(few, 1.5, -2.0, 3.0).tolist() == 8 * [3.0] + 8 * [1.5] + [-2.0]
+
+
+def test_tied_problem_has_the_summed_gradient(backend, splits):
+    problem, size = penalised(backend, splits), papers.LOGISTIC.layout.size
+    groups = np.arange(size) % 3
+    tied = papers.tied_problem(problem, lambda few: few[groups])
+    few = np.array([-3.0, -4.0, -5.0])
+    ours, free = hg.Reverse()(tied, few), hg.Reverse()(problem, few[groups])
+    sums = [backend.numpy(free.grad)[groups == i].sum() for i in range(3)]
+    np.testing.assert_allclose(backend.numpy(ours.grad), sums, rtol=1e-10)
