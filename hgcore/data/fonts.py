@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from hgcore.data.files import note
-from hgcore.data.omniglot import shrunk
 
 FONT_ALPHABETS = {
     "Latin": "abcdefghijklmnopqrstuvwxyz",
@@ -70,7 +69,8 @@ def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
     note(
         f"font alphabet {name} {ink.shape}", hashlib.sha256(np.packbits(ink).tobytes()).hexdigest()
     )
-    return shrunk(ink, side)
+    samples = ink.reshape(*ink.shape[:2], side, GRAIN, side, GRAIN)
+    return samples.mean(axis=(3, 5)).reshape(*ink.shape[:2], side * side)
 
 
 def _outline(font, character: str) -> tuple[np.ndarray, np.ndarray]:

@@ -51,12 +51,13 @@ from hgcore.papers.maclaurin2015 import (
     valley,
 )
 from hgcore.papers.maclaurin2015_sharing import (
-    alphabets_and_turned,
-    deal,
-    evenly,
+    FIGURE_8,
+    alphabet_tasks,
     losses_by_task,
-    mixed,
-    shared,
-    sharing,
-    turned,
+    mixed_weights,
+    rotated,
+    sharing_problem,
+    split_drawings,
+    uniform_mixing,
+    weight_correlations,
 )

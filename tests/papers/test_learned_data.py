@@ -9,7 +9,7 @@ from hgcore import data, papers
 
 net = hg.nets.DenseNet((6, 3))
 rng = np.random.default_rng(0)
-JUDGED = data.Split(rng.standard_normal((20, 6)), np.eye(3)[rng.integers(3, size=20)])
+VALID = data.Split(rng.standard_normal((20, 6)), np.eye(3)[rng.integers(3, size=20)])
 HARD = np.tile(np.eye(3), (2, 1))  # two examples per class
 BLOCKS = {
     "images": rng.standard_normal((6, 6)),
@@ -21,8 +21,8 @@ BLOCKS = {
 def problem(backend, names, **given):
     """(Problem, hyper) in which those blocks are learned and the others given."""
     layout = hg.Layout({name: np.shape(BLOCKS[name]) for name in names})
-    judged = JUDGED.on(backend)
-    made = papers.learned_data(backend, net, layout, given, judged, steps=7)
+    valid = VALID.on(backend)
+    made = papers.learned_data(backend, net, layout, given, valid, steps=7)
     return made, layout.join({name: BLOCKS[name] for name in names}), layout
 
 
