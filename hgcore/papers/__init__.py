@@ -12,29 +12,23 @@ from hgcore.papers.drmad2016 import (
     units,
 )
 from hgcore.papers.franceschi2017 import (
-    allowed,
+    cost_problem,
     random_search,
-    running,
-    studied,
-    study,
-    trial,
-    tuned,
+    rtho_constraints,
+    rtho_layout,
+    rtho_problem,
+    run_cost_problem,
 )
-from hgcore.papers.franceschi2017_cleaning import corrupted, f1, weighted_examples
-from hgcore.papers.lorraine2020 import first_weights, joined, weight_decays
+from hgcore.papers.franceschi2017_cleaning import corrupt_labels, f1_score, weighted_examples
+from hgcore.papers.lorraine2020 import concatenate, initial_weights, weight_decays
 from hgcore.papers.lorraine2020_inverses import (
-    Misprinted,
-    OuterProducts,
     ReleasedConjugateGradient,
-    Unscaled,
-    exactly,
-    exchanged,
+    boston_regression,
+    boston_split,
     hessian,
-    houses,
-    linear_houses,
     minimum,
     nearness,
-    weigh,
+    peak_memory,
 )
 from hgcore.papers.maclaurin2015 import (
     LOGISTIC,

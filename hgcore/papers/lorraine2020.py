@@ -1,5 +1,6 @@
-"""What Lorraine, Vicol and Duvenaud (2020) train by alternation; their distilled data sets are
-`maclaurin2015.learned_data`.
+"""Problems of Lorraine, Vicol and Duvenaud (2020): a log penalty for each weight of a network.
+
+Their distilled data sets are `maclaurin2015.learned_data`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 from hgcore import data
 from hgcore.nets import DenseNet, cross_entropy
-from hgcore.optimizers import HeavyBall
+from hgcore.optimizers import HeavyBall, Optimizer
 from hgcore.problem import Problem
 
 
@@ -19,20 +20,18 @@ def weight_decays(
     net: Callable,
     start,
     train: data.Split,
-    judged: data.Split,
+    valid: data.Split,
     *,
-    rate: float = 0.1,
-    decay: float = 0.9,
+    optimizer: Optimizer | None = None,
     steps: int = 0,
 ) -> Problem:
-    """Any net under an L2 penalty for each of its weights, the biases among them (Lorraine et al.
-    2020, Figures 5, 8 and 9).
+    """Return the problem of Figures 5, 8 and 9: tune an L2 penalty for each weight of any net.
 
-    net: (weights (n,), inputs) -> log-probabilities, a `DenseNet` or what `functional` makes of a
-    torch module; start: its first weights. hyper: the logarithms of the penalties (n,), or of one
-    for all weights (1,). Inner objective: cross-entropy on all of `train` plus sum(exp(hyper) *
-    weights**2). Outer: cross-entropy on all of `judged`. Heavy ball bears a penalty while
-    exp(hyper) < (1 + decay) / rate, less half the curvature: keep hyper below by a projection.
+    net: (weights (n,), inputs) -> log-probabilities; start: its initial weights (n,). hyper: the
+    log penalties (n,), or one for all weights (1,). Inner loss: cross-entropy on all of `train`
+    plus sum(exp(hyper) * weights**2). Outer loss: cross-entropy on all of `valid`. optimizer: heavy
+    ball, rate 0.1 and decay 0.9, if None; it diverges where exp(hyper) is about 19 or more, so
+    bound hyper by a projection.
     """
     xp, start = backend.xp, backend.array(start)
     return Problem(
@@ -41,21 +40,19 @@ def weight_decays(
             cross_entropy(net(weights, train.images), train.labels)
             + xp.sum(xp.exp(hyper) * weights**2)
         ),
-        outer_loss=lambda weights, hyper: cross_entropy(net(weights, judged.images), judged.labels),
-        optimizer=HeavyBall(rate=rate, decay=decay),
+        outer_loss=lambda weights, hyper: cross_entropy(net(weights, valid.images), valid.labels),
+        optimizer=optimizer or HeavyBall(rate=0.1, decay=0.9),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
-def first_weights(net: DenseNet, address: Sequence[int]) -> np.ndarray:
-    """Weights (n,) to begin with: normal with variance 1 / inputs in each layer, drawn at that
-    address; no biases.
-    """
-    rng = np.random.default_rng(address)
+def initial_weights(net: DenseNet, seed_path: Sequence[int]) -> np.ndarray:
+    """Return normal weights (n,) of variance 1 / inputs in each layer; biases are zero."""
+    rng = np.random.default_rng(seed_path)
     return net.initial_weights(lambda *shape: rng.standard_normal(shape))
 
 
-def joined(*splits: data.Split) -> data.Split:
-    """The examples of these splits, one after the other, as NumPy arrays."""
+def concatenate(*splits: data.Split) -> data.Split:
+    """Return the examples of these splits as one split of NumPy arrays."""
     return data.Split(*map(np.concatenate, zip(*splits, strict=True)))

@@ -1,18 +1,14 @@
-"""What Lorraine et al. (2020) compare their inverse Hessian with: routines as released or as
-misprinted, older inverses, and wide nets to weigh.
-"""
+"""Boston housing, the released conjugate gradients and peak memory (Lorraine et al. 2020)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 
 import numpy as np
 
 from hgcore import linear
-from hgcore.arrays import namespace
 from hgcore.backend_torch import Torch
 from hgcore.data import boston
 from hgcore.hypergradient import Implicit, Reverse
@@ -24,12 +20,11 @@ from hgcore.suite import meter
 
 @dataclass(frozen=True)
 class ReleasedConjugateGradient:
-    """Conjugate gradients as the authors released them: from x = b, and no denominator below floor
-    / 2, `floor` in its place.
+    """Conjugate gradients as the authors released them: from x = b, denominators bounded below.
 
-    Right as long as squared residuals and curvatures stay above floor / 2; below it steps and
-    directions are too short, and it stalls. Stops at a residual of tolerance |b|. No iterations: b
-    itself.
+    A squared residual or curvature below floor / 2 is replaced by `floor`. Steps and directions are
+    then too short, and the method stalls. Stops at a residual of tolerance |b|. With no iterations
+    it returns b.
     """
 
     iterations: int
@@ -37,115 +32,55 @@ class ReleasedConjugateGradient:
     tolerance: float = 1e-4
 
     def __call__(self, apply: Callable, b):
-        x = b
-        residual = b - apply(b) if self.iterations else 0 * b
-        direction, square, goal = (
-            residual,
-            float(residual @ residual),
-            self.tolerance**2 * float(b @ b),
-        )
+        if not self.iterations:
+            return b
+        x, residual = b, b - apply(b)
+        direction, square = residual, float(residual @ residual)
+        goal = self.tolerance**2 * float(b @ b)
         for _ in range(self.iterations):
             image = apply(direction)
-            length = square / self._above(float(direction @ image))
+            length = square / self._bounded(float(direction @ image))
             x, residual = x + length * direction, residual - length * image
             square, previous = float(residual @ residual), square
             if square <= goal:
                 break
-            direction = residual + square / self._above(previous) * direction
+            direction = residual + square / self._bounded(previous) * direction
         return x
 
-    def _above(self, denominator: float) -> float:
+    def _bounded(self, denominator: float) -> float:
         return self.floor if denominator < self.floor / 2 else denominator
 
 
-@dataclass(frozen=True)
-class Unscaled:
-    """A Neumann sum without its factor, sum_{j <= terms} (I - rate A)^j b: the right direction, 1 /
-    rate times too long.
-    """
+def boston_split(backend, seed_path: tuple, sizes: tuple[int, int] = (409, 46)) -> list[tuple]:
+    """Return (train, valid) of Boston housing, each (features (N, 14), prices (N,)).
 
-    terms: int
-    rate: float
-
-    def __call__(self, apply: Callable, b):
-        return linear.Neumann(self.terms, self.rate)(apply, b) / self.rate
-
-
-@dataclass(frozen=True)
-class Misprinted:
-    """Algorithm 3 as the arXiv version prints it: every new term is subtracted, and the sum
-    returned without the rate.
-    """
-
-    terms: int
-    rate: float
-
-    def __call__(self, apply: Callable, b):
-        return 2 * b - Unscaled(self.terms, self.rate)(apply, b)
-
-
-@dataclass(frozen=True)
-class OuterProducts:
-    """(G'G / N)^+ b in place of A^-1 b, G (N, n) the training gradients of single examples: the
-    Hessian of Larsen et al. 1996.
-    """
-
-    gradients: object
-
-    def __call__(self, apply: Callable, b):
-        g = self.gradients
-        return namespace(b).linalg.pinv(g.T @ g / len(g)) @ b
-
-
-def exchanged(problem: Problem, hyper, state: tuple, solve: Callable):
-    """The hypergradient by Algorithm 2 as the arXiv version prints it: grad(dL/dhyper, weights, v)
-    for grad(dL/dweights, hyper, v).
-
-    It exists only where there are as many hyperparameters as weights, and is right only where
-    d2L/dhyper dweights is symmetric.
-    """
-    hyper = problem.as_hyper(hyper)
-    _, weights_adjoint, direct = problem.outer_gradients(state[0], hyper)
-    inverse = solve(problem.objective(hyper).linearize(state[0], None).hvp, weights_adjoint)
-    turned = problem.backend.linearize(lambda h, w: problem.inner_loss(w, h, None), hyper, state[0])
-    return direct - turned.mixed(inverse)
-
-
-def houses(backend, address: tuple, sizes: tuple[int, int] = (409, 46)) -> tuple[tuple, tuple]:
-    """(training, validation) Boston housing, each (features (N, 14), prices (N,)); the last feature
-    is 1, for the bias.
-
-    Drawn without replacement at `address`. Features and prices are standardised by the mean and
-    deviation of the training rows.
+    Rows are drawn without replacement. Features and prices are standardized by mean and deviation
+    of the training rows. The last feature is 1, for the bias.
     """
     features, prices = boston()
-    rows = np.random.default_rng([*address]).permutation(len(prices))
+    rows = np.random.default_rng(seed_path).permutation(len(prices))[: sum(sizes)]
     table = np.column_stack([features, prices])[rows]
     table = (table - table[: sizes[0]].mean(axis=0)) / table[: sizes[0]].std(axis=0)
-    parts = [table[: sizes[0]], table[sizes[0] : sum(sizes)]]
-    return tuple(
-        (
-            backend.array(np.column_stack([part[:, :-1], np.ones(len(part))])),
-            backend.array(part[:, -1]),
-        )
-        for part in parts
-    )
+    inputs = np.column_stack([table[:, :-1], np.ones(len(table))])
+    parts = (slice(sizes[0]), slice(sizes[0], None))
+    return [(backend.array(inputs[part]), backend.array(table[part, -1])) for part in parts]
 
 
-def linear_houses(
-    backend, train: tuple, valid: tuple, *, rate: float, steps: int, address: tuple
+def boston_regression(
+    backend, train: tuple, valid: tuple, *, rate: float, steps: int, seed_path: tuple
 ) -> Problem:
-    """Linear regression of prices with a log penalty on each of the 14 weights, full batch; outer
-    objective: the validation error.
+    """Return linear regression of prices by gradient descent with a log penalty for each weight.
 
-    Starts as a torch.nn.Linear does, uniform within 1 / sqrt(13), at `address`.
+    hyper: (14,). Inner loss: mean squared error on all of `train` plus sum(exp(hyper) * w**2).
+    Outer loss: mean squared error on `valid`. Initial weights as of torch.nn.Linear: uniform within
+    1 / sqrt(13).
     """
-    xp, step = backend.xp, backend.array(rate)
-    start = backend.array(np.random.default_rng([*address]).uniform(-1, 1, 14) / 13**0.5)
+    xp, rate = backend.xp, backend.array(rate)
+    start = backend.array(np.random.default_rng(seed_path).uniform(-1, 1, 14) / 13**0.5)
     return Problem(
         backend=backend,
         steps=steps,
-        optimizer=GradientDescent(rate=step),
+        optimizer=GradientDescent(rate=rate),
         initial=lambda hyper: start,
         inner_loss=lambda w, hyper, t: (
             xp.mean((train[0] @ w - train[1]) ** 2) + xp.sum(xp.exp(hyper) * w**2)
@@ -155,16 +90,14 @@ def linear_houses(
 
 
 def hessian(problem: Problem, hyper, weights) -> np.ndarray:
-    """d2L/dw2 (n, n) of the full inner objective, for small n."""
+    """Return d2L/dw2 (n, n) of the inner loss on all examples; for small n."""
     hvp = problem.objective(problem.as_hyper(hyper)).linearize(weights, None).hvp
     rows = problem.backend.array(np.eye(len(weights)))
     return np.stack([problem.backend.numpy(hvp(row)) for row in rows])
 
 
 def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
-    """The state after so many Newton steps from the start: the minimum to rounding, where the inner
-    objective is quadratic in the weights.
-    """
+    """Return the state after `newton` Newton steps; two reach the minimum of a quadratic loss."""
     hyper = problem.as_hyper(hyper)
     (weights,) = problem.initial_state(hyper)
     for _ in range(newton):
@@ -173,59 +106,14 @@ def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
     return (weights,)
 
 
-def exactly(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """matrix^-1 b in rational numbers, rounded once: for a dozen unknowns."""
-    rows = [
-        [Fraction(x) for x in (*row, right)]
-        for row, right in zip(matrix.tolist(), b.tolist(), strict=True)
-    ]
-    for i in range(len(rows)):
-        pivot = rows[i]
-        rows = [
-            row
-            if row is pivot
-            else [x - row[i] / pivot[i] * y for x, y in zip(row, pivot, strict=True)]
-            for row in rows
-        ]
-    return np.array([float(row[-1] / row[i]) for i, row in enumerate(rows)])
-
-
 def nearness(found, true) -> tuple[float, float]:
-    """(cosine of the angle, distance relative to |true|) of two vectors of NumPy."""
+    """Return (cosine, distance / |true|) of two NumPy vectors."""
     length = np.linalg.norm(true)
-    return float(found @ true / (np.linalg.norm(found) * length)), float(
-        np.linalg.norm(found - true) / length
-    )
+    cosine = found @ true / (np.linalg.norm(found) * length)
+    return float(cosine), float(np.linalg.norm(found - true) / length)
 
 
-def _wide(weights: int, examples: int = 20, rate: float = 0.1) -> tuple[Problem, object]:
-    """(problem, hyper): a dense net of about so many weights with a log penalty for each, on random
-    images and labels, on torch.
-
-    Gradient descent on all examples; the outer objective is the loss on as many others.
-    """
-    backend, rng = Torch(), np.random.default_rng([0])
-    net = DenseNet((784, max(1, (weights - 10) // 795), 10))
-    inputs, judged = (backend.array(rng.standard_normal((examples, 784))) for _ in range(2))
-    labels, truth = (backend.array(np.eye(10)[rng.integers(10, size=examples)]) for _ in range(2))
-    start = backend.array(0.01 * rng.standard_normal(net.layout.size))
-    xp, step = backend.xp, backend.array(rate)
-    problem = Problem(
-        backend=backend,
-        steps=1,
-        optimizer=GradientDescent(rate=step),
-        initial=lambda hyper: start,
-        inner_loss=lambda w, hyper, t: (
-            cross_entropy(net(w, inputs), labels) + xp.sum(xp.exp(hyper) * w * w)
-        ),
-        outer_loss=lambda w, hyper: cross_entropy(net(w, judged), truth),
-    )
-    return problem, backend.array(
-        np.ones(net.layout.size)
-    )  # a penalty so strong that no curvature is negative
-
-
-WEIGHED: dict[str, Callable] = {
+MEASURED: dict[str, Callable] = {
     "training step": lambda problem, hyper, state, terms: problem.step(
         state, problem.objective(hyper).gradient(state[0], 0), hyper, 0
     ),
@@ -247,18 +135,37 @@ WEIGHED: dict[str, Callable] = {
 }
 
 
-def weigh(method: str, weights: int, terms: int = 1) -> int:
-    """Peak bytes of one `method` of WEIGHED on a dense net of so many weights, each with a penalty
-    of its own; in a process of its own.
+def peak_memory(method: str, weights: int, terms: int = 1) -> int:
+    """Return the peak bytes of one `method` of MEASURED, in a process of its own.
 
-    terms: terms, iterations, rank or steps. Counted from before net, data and hyperparameters are
-        made, on torch in float64.
+    The problem is a dense net of about `weights` weights with a penalty for each, on torch in
+    float64; the count begins before it is made. terms: terms, iterations, rank or steps.
     """
-    return meter.fresh(
-        partial(_once, method, weights, terms), partial(_once, method, 2000, terms)
-    ).peak
+    small = partial(_run_once, method, 2000, terms)
+    return meter.fresh(partial(_run_once, method, weights, terms), small).peak
 
 
-def _once(method: str, weights: int, terms: int) -> None:
-    problem, hyper = _wide(weights)
-    WEIGHED[method](problem, hyper, problem.initial_state(hyper), terms)
+def _run_once(method: str, weights: int, terms: int) -> None:
+    problem, hyper = _wide_problem(weights)
+    MEASURED[method](problem, hyper, problem.initial_state(hyper), terms)
+
+
+def _wide_problem(weights: int, examples: int = 20) -> tuple[Problem, object]:
+    """Return (problem, hyper) on random images and labels; no curvature is negative at hyper."""
+    backend, rng = Torch(), np.random.default_rng([0])
+    net = DenseNet((784, max(1, (weights - 10) // 795), 10))
+    train, valid = (backend.array(rng.standard_normal((examples, 784))) for _ in range(2))
+    labels, others = (backend.array(np.eye(10)[rng.integers(10, size=examples)]) for _ in range(2))
+    start = backend.array(0.01 * rng.standard_normal(net.layout.size))
+    xp = backend.xp
+    problem = Problem(
+        backend=backend,
+        steps=1,
+        optimizer=GradientDescent(rate=backend.array(0.1)),
+        initial=lambda hyper: start,
+        inner_loss=lambda w, hyper, t: (
+            cross_entropy(net(w, train), labels) + xp.sum(xp.exp(hyper) * w * w)
+        ),
+        outer_loss=lambda w, hyper: cross_entropy(net(w, valid), others),
+    )
+    return problem, backend.array(np.ones(net.layout.size))
