@@ -1,15 +1,3 @@
-"""Races with other libraries, and one problem on which every method is measured (the atlas)."""
+"""A race against other libraries, one problem for every method (the atlas), and GPU checks."""
 
-from hgcore.benchmarks import peers, peers_buffer, peers_forward, peers_gpu, peers_implicit
-from hgcore.benchmarks.atlas import (
-    Dialled,
-    area,
-    chart,
-    contrasts,
-    dialled,
-    regression,
-    spent,
-    weighed,
-    whitened,
-    with_momentum,
-)
+from hgcore.benchmarks import atlas, baselines, peers

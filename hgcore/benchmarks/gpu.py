@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from hgcore.backend_torch import Torch
-from hgcore.benchmarks import peers_gpu
-from hgcore.benchmarks.peers_task import Task
+from hgcore.benchmarks.baselines import DECAY, Task
+from hgcore.benchmarks.peers import as_problem
 from hgcore.checkpoint import write_atomically
-from hgcore.fixed_point import PLAIN, arithmetic
+from hgcore.fixed_point import PLAIN, ReversalBuffer, ReversalError, arithmetic, as_decay
 from hgcore.hypergradient import Reverse
 from hgcore.optimizers import AdamW, Momentum
 from hgcore.problem import Problem
@@ -27,13 +28,32 @@ NET = (784, 2800, 2800, 10)  # 10,068,410 weights
 PATH = "figures/beyond/gpu.json"
 
 
-def bandwidth() -> float:
-    """The bytes a second of a multiplication by 0.9 over those of a copy, 10 million numbers."""
-    return peers_gpu.share(Torch("cuda"), 10_000_000)
+def seconds(backend: Torch, call: Callable, times: int = 1) -> float:
+    """Return seconds on the clock of one of `times` calls, with all that they start on a device."""
+    wait = backend.xp.cuda.synchronize if backend.device != "cpu" else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    wait()
+    return (time.perf_counter() - start) / times
+
+
+def bandwidth(backend: Torch, count: int, times: int = 20) -> float:
+    """Return bytes per second of multiplying `count` numbers by 0.9 over those of a copy."""
+    xp, buffer, decay = backend.xp, ReversalBuffer(), as_decay(DECAY)
+    values = xp.arange(count, device=backend.device)
+    copy = xp.empty_like(values)
+    spent = []
+    for call in (lambda: copy.copy_(values), lambda: buffer.multiply(values, decay)):
+        call()
+        spent.append(seconds(backend, call, times))
+    # a multiplication reads and writes values and buffer, a copy reads and writes values only
+    return 2 * spent[0] / spent[1]
 
 
 def same_bits() -> bool:
-    """Whether the kernels that are used give the bits of the plain operations."""
+    """Return whether the kernels that are used give the bits of the plain operations."""
     torch = Torch("cuda").xp
     torch.manual_seed(0)
     bits = torch.randint(-(2**62), 2**62, (300_000,), device="cuda")
@@ -49,39 +69,59 @@ def same_bits() -> bool:
 
 
 def undone(optimizer) -> bool:
-    """Whether 1,000 steps of a million weights come back; ReversalError otherwise."""
+    """Return whether 1,000 steps of a million weights come back; ReversalError otherwise."""
     backend = Torch("cuda", "float32")
-    target = backend.array(1.0) * backend.xp.randn(1_000_000, device="cuda")
-
-    def inner_loss(w, hyper, t):
-        return ((w - target * (1 + t % 3)) ** 2).mean() * 1e5
-
-    def outer_loss(w, hyper):
-        return (0 * w).sum() + hyper[0]
-
-    problem = Problem(backend, inner_loss, outer_loss, optimizer, 0 * target + 1, 1000)
+    target = backend.xp.randn(1_000_000, device="cuda")
+    problem = Problem(
+        backend,
+        inner_loss=lambda w, hyper, t: ((w - target * (1 + t % 3)) ** 2).mean() * 1e5,
+        outer_loss=lambda w, hyper: (0 * w).sum() + hyper[0],
+        optimizer=optimizer,
+        initial=0 * target + 1,
+        steps=1000,
+    )
     Reverse(Reversible())(problem, [1.0])
     return True
 
 
-def reversible_over_stored() -> float:
-    """Seconds of a hypergradient of the net at T = 200, reversible over stored."""
-    return peers_gpu.slower(Task(NET, 256, 200, "float32", "cuda"))
+def reversible_over_stored(task: Task, rounds: int = 3) -> float:
+    """Return median seconds of a reversible hypergradient over those of a stored one."""
+    problem, hyper = as_problem(task)
+    spent = {solver: [] for solver in (Reverse(), Reverse(Reversible()))}
+    for solver in spent:
+        solver(replace(problem, steps=min(2, task.steps)), hyper)  # loads and compiles
+    for _ in range(rounds):
+        for solver, each in spent.items():
+            each.append(seconds(task.backend, lambda solver=solver: solver(problem, hyper)))
+    stored, reversible = map(statistics.median, spent.values())
+    return reversible / stored
+
+
+def undone_nbytes(task: Task) -> int:
+    """Return the bytes of the trajectory of a task undone without storing it; 0 if it was not."""
+    try:
+        Reverse(Reversible())(*as_problem(task))
+    except (ReversalError, task.backend.xp.OutOfMemoryError):
+        return 0
+    return task.state_nbytes * (task.steps + 1)
 
 
 def beyond_the_card() -> float:
-    """The trajectory that was undone without storing it, in sizes of the card's memory."""
-    task = Task(NET, 64, 1, "float32", "cuda")
-    total = Torch("cuda").memory()
-    return peers_gpu.undone(replace(task, steps=total // task.state + 1)) / total
+    """Return the trajectory that was undone without storing it, in sizes of the card's memory."""
+    task, total = Task(NET, 64, 1, "float32", "cuda"), Torch("cuda").memory()
+    return undone_nbytes(replace(task, steps=total // task.state_nbytes + 1)) / total
 
 
 ROWS: dict[str, Callable] = {
     "kernels give the plain bits": same_bits,
     "1,000 steps of Momentum undone": lambda: undone(Momentum(0.1, 0.9)),
     "1,000 steps of AdamW undone": lambda: undone(AdamW(1e-3)),
-    "bandwidth of a multiplication over that of a copy": bandwidth,
-    "10 million weights, T = 200: reversible over stored seconds": reversible_over_stored,
+    "bandwidth of a multiplication over that of a copy": lambda: bandwidth(
+        Torch("cuda"), 10_000_000
+    ),
+    "10 million weights, T = 200: reversible over stored seconds": lambda: reversible_over_stored(
+        Task(NET, 256, 200, "float32", "cuda")
+    ),
     "undone trajectory over the card's memory": beyond_the_card,
 }
 
