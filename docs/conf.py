@@ -19,7 +19,11 @@ exclude_patterns = ["notebooks/own/**"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 html_theme, html_title, html_static_path = "pydata_sphinx_theme", "hgcore", ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"secondary_sidebar_items": [], "header_links_before_dropdown": 9, "navbar_align": "left"}
+html_theme_options = {
+    "secondary_sidebar_items": [],
+    "header_links_before_dropdown": 9,
+    "navbar_align": "left",
+}
 html_sidebars = {"docs/index": []}
 html_copy_source = html_show_sourcelink = False
 
@@ -64,8 +68,8 @@ def protect(app, error) -> None:
     """Allow in every page the inline scripts of the theme only: those of a page without content."""
     if error or app.builder.format != "html":
         return
-    start = '<meta charset="utf-8"><meta http-equiv="refresh" content="0; url=docs/index.html">'
-    (Path(app.outdir) / "index.html").write_text(f"<!DOCTYPE html><head>{start}<title>hgcore</title>")
+    head = '<meta http-equiv="refresh" content="0; url=docs/index.html"><title>hgcore</title>'
+    (Path(app.outdir) / "index.html").write_text(f"<!DOCTYPE html><head>{head}</head>")
     own = SCRIPT.findall((Path(app.outdir) / "genindex.html").read_text(encoding="utf-8"))
     for config in (app.config.mathjax3_config, app.config.mathjax4_config):
         own.append(f"window.MathJax = {json.dumps(config)}")

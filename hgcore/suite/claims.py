@@ -69,7 +69,12 @@ def _problem(entry: dict, file: Path, seen: set) -> str | None:
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML in which no field is given twice, where the later one would replace the first."""
+    """YAML whose dates are text and whose fields are given once; a second would win in silence."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
