@@ -160,7 +160,8 @@ class Problem:
         count = 1 + len(self.optimizer.slots)
         size = len(state) // count if size is None else size
         if len(state) != size * count:
-            raise ValueError(f"a flat state has {count} * {size} numbers, got {len(state)}")
+            what = f"a flat state has {count} vectors of {size} numbers here, weights first"
+            raise ValueError(f"{what}, got {len(state)} numbers")
         return tuple(pieces(self.backend.array(state), [size] * count))
 
     def coefficients(self, weights, hyper, t: int) -> SimpleNamespace:
