@@ -69,7 +69,7 @@ def test_products_have_the_plain_bits(numerator):
     bits, state, rest = values(), states(numerator), (numerator, None, 1.0, None)
     assert_same_as_plain(bits, None, state, *rest)
     after, _, left, *_ = KERNELS.decay_add(bits, None, state.copy(), *rest)
-    assert_equal(KERNELS.undo_decay_add(after, None, left, *rest), (bits, None, state, None))
+    assert_equal(KERNELS.undo_decay_add(after, None, left, *rest)[:3], (bits, None, state))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
