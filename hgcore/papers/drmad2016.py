@@ -1,4 +1,4 @@
-"""What Fu et al. (2016, DrMAD) train, and the exact method of 2015 that they compare with."""
+"""The MNIST experiment of Fu et al. 2016 (DrMAD), and the exact method of 2015."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hgcore.trajectory import Shortcut
 
 
 class BigIntegers(FixedPoint):
-    """A FixedPoint with the buffer of 2015: per weight one Python integer, of any size.
+    """A FixedPoint whose buffer is one Python integer of any size for each weight.
 
     Implements: Maclaurin et al. 2015, Algorithm 3 as printed.
     """
@@ -42,7 +42,7 @@ class BigIntegers(FixedPoint):
         return self.floats(dtype)
 
     def multiply(self, n: int, d: int) -> None:
-        """Multiply by n / d; undone by the same with n and d exchanged."""
+        """Multiply by n / d; the inverse is multiply(d, n)."""
         self.digits = self.digits * d + self.bits % d
         self.bits = self.bits // d * n + (self.digits % n).astype(np.int64)
         self.digits = self.digits // n
@@ -52,16 +52,16 @@ class BigIntegers(FixedPoint):
 
     @property
     def nbytes(self) -> int:
-        """With the pointers and the heads of the integer objects."""
+        """Return the bytes, those of the integer objects and their pointers included."""
         return super().nbytes + self.digits.nbytes + sum(map(sys.getsizeof, self.digits))
 
 
-as_released = Shortcut(share=0.1, minibatches="first", ends=0.001)  # DrMAD by the authors' code
+as_released = Shortcut(share=0.1, minibatches="first", ends=0.001)  # the authors' code
 
 
 @dataclass(frozen=True)
 class ReversibleOf2015(Reversible):
-    """Reversible as Maclaurin et al. released it: slow and large, for comparison. CPU only."""
+    """Reversible with the buffer of Maclaurin et al. 2015, for comparison. CPU only."""
 
     def begin(self, problem: Problem, start: tuple):
         """Return the exact state at `start`."""
@@ -77,18 +77,15 @@ as_in_2015 = ReversibleOf2015()
 
 
 def units(net: DenseNet) -> Layout:
-    """The hyperparameters of `unit_penalties`: a number for every unit that weights go out from,
-    inputs first.
-    """
+    """Return the layout of `unit_penalties`: one number per unit with outgoing weights."""
     return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
 
 
 def scaled(net: DenseNet, free, hyper, biases: float = 0.2):
-    """The weights z exp(t) of free weights z (n,): t is hyper (m,) for what leaves a unit, and the
-    number `biases` for a bias.
+    """Return the weights z exp(t), (n,), of z = free (n,).
 
-    Under one penalty on |z|**2 a larger t regularises less: the penalty on a weight is proportional
-    to exp(-2 t).
+    t is hyper (m,) for the weights that leave a unit, and the number `biases` for a bias. Under one
+    penalty on |z|**2 the penalty on a weight is proportional to exp(-2 t).
     """
     xp, rest = namespace(free), np.exp(biases)
     scales = iter(units(net).split(xp.exp(hyper)).values())
@@ -105,7 +102,7 @@ def unit_penalties(
     backend,
     net: DenseNet,
     train: data.Split,
-    judged: data.Split,
+    valid: data.Split,
     *,
     address: tuple,
     steps: int,
@@ -115,13 +112,12 @@ def unit_penalties(
     log_penalty: float = -4.0,
     log_scale: float = -3.0,
 ) -> Problem:
-    """Momentum training under an L2 penalty per unit: `scaled` weights, exp(log_penalty) |z|**2 (Fu
-    et al. 2016).
+    """Return momentum training of `scaled` weights under the penalty exp(log_penalty) |z|**2.
 
-    `units(net)` names the hyperparameters; the release takes the mean over a unit's weights where
-    this is their sum, of equal sign. Streams of the release: the start comes from address = (seed,
-    stage, k, "hyperloss"), as `dealt` with that address deals the examples of outer step k; the
-    minibatch of step t, drawn with replacement, is the same for every k.
+    The layout of hyper is units(net). A hypergradient is a sum over a unit's weights where the
+    release takes the mean, of equal sign. Random streams of the release: the initial weights come
+    from address = (seed, stage, k, "hyperloss"); the minibatch of step t, drawn with replacement,
+    is the same for every outer step k. Source: Fu et al. 2016, experiment on MNIST.
     """
     start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
     batches = [
@@ -135,27 +131,22 @@ def unit_penalties(
             loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
             + penalty * (free @ free)
         ),
-        outer_loss=lambda free, hyper: loss(net, scaled(net, free, hyper), judged),
+        outer_loss=lambda free, hyper: loss(net, scaled(net, free, hyper), valid),
         optimizer=Momentum(rate=rate, decay=decay),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
-def retrained_error(problem: Problem, net: DenseNet, hyper, judged: data.Split) -> float:
-    """Train `unit_penalties` once more with these hyperparameters: the percentage of `judged` that
-    the net then gets wrong.
-    """
+def retrained_error(problem: Problem, net: DenseNet, hyper, test: data.Split) -> float:
+    """Train `unit_penalties` with these hyperparameters; return the error on `test` in percent."""
     hyper = problem.as_hyper(hyper)
-    return 100 * error_rate(
-        net(scaled(net, trajectory.train(problem, hyper)[0], hyper), judged.images), judged.labels
-    )
+    weights = scaled(net, trajectory.train(problem, hyper)[0], hyper)
+    return 100 * error_rate(net(weights, test.images), test.labels)
 
 
 def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
-    """So many examples for each of `sizes`, in the random order that the authors' stream at
-    `address` gives.
-    """
+    """Return parts of these sizes, in the order of the authors' random stream at `address`."""
     order = data.authors_rng(*address).permutation(len(examples.labels))
     return [
         data.Split(examples.images[order[a:b]], examples.labels[order[a:b]])
@@ -165,5 +156,5 @@ def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[da
 
 @cache
 def slices(source: str, *sizes: int) -> list[data.Split]:
-    """`data.splits`, read once by each process: what the tasks on a worker begin with."""
+    """Return `data.splits(source, sizes)`, read once in each process."""
     return data.splits(source, sizes)
