@@ -127,6 +127,9 @@ def train_and_keep(problem, hyper, count: int, first: int = 0, graphs: int = 0) 
     def keep_up_to(t: int) -> None:
         """Keep the state before step t, and others before it as long as there are places."""
         at, state = kept[-1]
+        if at == t:
+            return
+        state = tuple(1 * vector for vector in state)  # graphs must not see the block change
         marks = [at]
         while marks[-1] < t:
             free = count + 1 - len(kept) - len(marks)
