@@ -118,7 +118,7 @@ def test_implicit_at_a_given_state(backend):
         )
     assert set(steps) == {None}
     for wrong in (expected.state[:4], expected.state[:-1]):
-        match = rf"a flat state has 2 \* 4 numbers, got {len(wrong)}"
+        match = rf"2 vectors of 4 numbers here, weights first, got {len(wrong)}"
         with pytest.raises(ValueError, match=match):
             solver(problem, hyper, wrong)
 
