@@ -6,7 +6,9 @@ library every vector is flat, has the backend's type and carries no graph.
 
 import contextlib
 import contextvars
+import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,9 +97,22 @@ def require_scalar(value):
     return value
 
 
+@functools.cache
+def _trace_by_thread() -> None:
+    """Give each thread a count of traces of its own: autograd's single one mixes their levels."""
+    from autograd import tracer
+
+    class TraceStack(threading.local):
+        top = -1
+        new_trace = tracer.TraceStack.new_trace
+
+    tracer.trace_stack = TraceStack()
+
+
 @contextlib.contextmanager
 def _constants_allowed():
     """Silence autograd's warning about outputs that do not depend on the input."""
+    _trace_by_thread()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Output seems independent of input")
         yield
