@@ -73,9 +73,8 @@ class Reversible:
 
         def coefficients(t: int) -> SimpleNamespace:
             found = vars(backend.evaluate(problem.coefficients, exact.weights, hyper, t))
-            return SimpleNamespace(
-                **found | {k: backend.host_view(found[k]) for k in found if k != "t"}
-            )
+            shared = {k: backend.host_view(x) for k, x in found.items() if k != "t"}
+            return SimpleNamespace(**found | shared)
 
         def state() -> tuple:
             return tuple(map(backend.array, (exact.weights, *exact.slots)))

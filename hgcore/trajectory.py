@@ -107,14 +107,16 @@ class Gradients:
 
 
 @quiet
-def train_and_keep(problem, hyper, count: int, first: int = 0, graphs: int = 0) -> Trajectory:
+def train_and_keep(
+    name: str, problem: Problem, hyper, count: int, first: int = 0, graphs: int = 0
+) -> Trajectory:
     """Train and return the trajectory back to step `first`; keep at most `count` states at a time.
 
-    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
+    name: of the strategy, for messages. Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
     start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
     steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)
-    block = _block(problem.backend, min(count, len(steps) + 1), start)
+    block = _block(name, problem.backend, min(count, len(steps) + 1), start)
     problem.smallest_decays(hyper, start)
 
     def keep(t: int, state: tuple) -> None:
@@ -134,8 +136,9 @@ def train_and_keep(problem, hyper, count: int, first: int = 0, graphs: int = 0) 
         while marks[-1] < t:
             free = count + 1 - len(kept) - len(marks)
             marks.append(marks[-1] + next_checkpoint(t + 1 - marks[-1], free))
+        chosen = set(marks[1:])
         for now, passed in enumerate(states(problem, hyper, state, range(at, t), gradients), at):
-            if now in marks[1:]:
+            if now in chosen:
                 keep(now, passed)
 
     def undo(t: int) -> tuple[tuple, Linearized]:
@@ -149,13 +152,13 @@ def train_and_keep(problem, hyper, count: int, first: int = 0, graphs: int = 0) 
     return Trajectory(final, steps, first == 0, block.nbytes, undo, gradients.compare)
 
 
-def _block(backend, count: int, state: tuple):
+def _block(name: str, backend, count: int, state: tuple):
     """Return memory for `count` states in one block, which does not fragment the heap."""
     needed, there, like = count * state_nbytes(state), backend.memory(), state[0]
     if needed > there:
         raise MemoryError(
-            f"{count} states need {needed / 1e9:.1f} GB, and {backend.device} has"
-            f" {there / 1e9:.1f} GB; use Checkpointed() with fewer states or Reversible()"
+            f"{name} keeps {count} states, {needed / 1e9:.1f} GB, and {backend.device} has"
+            f" {there / 1e9:.1f} GB; use Checkpointed() with fewer states, or Reversible()"
         )
     return backend.xp.empty((count, len(state), len(like)), dtype=like.dtype, device=like.device)
 
@@ -176,7 +179,8 @@ class Stored:
 
     def train(self, problem: Problem, hyper, first: int = 0) -> Trajectory:
         """Return the trajectory back to the state before step `first`."""
-        return train_and_keep(problem, hyper, problem.steps + 1 - first, first, self.graphs)
+        count = problem.steps + 1 - first
+        return train_and_keep("Stored", problem, hyper, count, first, self.graphs)
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ class Checkpointed:
 
     def train(self, problem: Problem, hyper) -> Trajectory:
         count = self.states or 2 * math.isqrt(problem.steps) + 1
-        return train_and_keep(problem, hyper, count)
+        return train_and_keep("Checkpointed", problem, hyper, count)
 
 
 def next_checkpoint(steps: int, free: int) -> int:

@@ -219,5 +219,5 @@ def test_divergence_is_seen_where_one_looks_seldom(way, monkeypatch):
 
 def test_memory_that_is_not_there_is_named(backend):
     problem, hyper = catalogue.bowl(backend, steps=10**12)
-    with pytest.raises(MemoryError, match=r"10\d+ states need .* GB.*Reversible\(\)"):
+    with pytest.raises(MemoryError, match=r"Stored keeps 10\d+ states, .* GB.*Reversible\(\)"):
         hg.Reverse()(problem, hyper)

@@ -75,7 +75,7 @@ def test_notebook_form(name):
     first = next(c for c in nb["cells"] if "parameters" in notebooks.tags(c))
     assert re.sub(" *#.*", "", "".join(first["source"])) == PARAMETERS
     ids = [cell["id"] for cell in nb["cells"]]
-    assert len(set(ids)) == len(ids)
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z][a-z0-9-]+", i) for i in ids)
     for source in notebooks.code(name, ROOT):
         assert max(map(len, source.splitlines())) <= 100
 
