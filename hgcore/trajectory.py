@@ -112,7 +112,8 @@ def train_and_keep(
 ) -> Trajectory:
     """Train and return the trajectory back to step `first`; keep at most `count` states at a time.
 
-    name: of the strategy, for messages. Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
+    name: of the strategy, for messages.
+    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
     start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
     steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)

@@ -147,7 +147,7 @@ def _obtain(name: str, path: Path) -> None:
             )  # temporary files are their owner's alone; a cache may be shared
         except DataError:
             raise
-        except Exception as error:  # noqa: BLE001, whatever a network may raise: the next address may still serve
+        except Exception as error:  # a network may raise anything; the next address may serve
             failures.append(f"\n  {source}: {type(error).__name__}: {str(error)[:400]}")
     raise DataError(
         f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\nSet "
