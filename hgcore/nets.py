@@ -11,6 +11,7 @@ import numpy as np
 from hgcore.arrays import namespace
 from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
+from hgcore.modules import functional  # noqa: F401
 
 
 def log_softmax(scores):
@@ -89,49 +90,3 @@ def _hand_written() -> ModuleType | None:
     except ImportError:
         return None
     return dense_net
-
-
-def functional(module) -> tuple:
-    """Return (weights (n,), function(weights, *inputs)) of a torch.nn.Module, for a Problem.
-
-    The parameters are views of the flat vector; those that require no gradient stay as they are.
-    `function.layout` has the names. Modules that change while they run cannot give the same bits
-    twice and raise ValueError: batch statistics, and dropout or spectral norms in training mode.
-    So does weight_norm, whose second derivative torch gets wrong. Attention uses torch's plain
-    kernel: the fused ones have no second derivative.
-    """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    for name, part in module.named_modules():
-        _require_repeatable(name, part)
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if not parameters:
-        raise ValueError(f"{type(module).__name__} has no parameters to train (requires_grad)")
-    layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
-    weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-
-    def function(vector, *inputs):
-        with sdpa_kernel(SDPBackend.MATH):
-            return torch.func.functional_call(module, layout.split(vector), inputs)
-
-    function.layout = layout
-    return weights, function
-
-
-def _require_repeatable(name: str, part) -> None:
-    """Raise ValueError if a module gives other results in another call or wrong derivatives."""
-    classes = [type(x).__mro__ for x in (part, *part._forward_pre_hooks.values())]  # norms may hook
-    kinds = {kind.__name__.removeprefix("_") for several in classes for kind in several}
-    share = getattr(part, "p" if "DropoutNd" in kinds else "dropout", 0)
-    draws = isinstance(share, float) and share > 0
-    draws |= bool(kinds & {"RReLU", "FractionalMaxPool2d", "FractionalMaxPool3d", "SpectralNorm"})
-    varies = part.training and (draws or getattr(part, "track_running_stats", False))
-    if "WeightNorm" in kinds:
-        why = "has second derivatives that torch gets wrong; divide by the norm in your own module"
-    elif varies or "BatchNorm" in kinds and part.running_mean is None:
-        why = "gives other results in another call or batch; use eval(), GroupNorm or LayerNorm"
-    else:
-        return
-    kind = type(part).__name__
-    raise ValueError(f"module {name or kind!r} ({kind}) {why}")
