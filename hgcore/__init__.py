@@ -5,9 +5,10 @@ One backward recursion (Reverse), one forward one (Forward), one linear solve (I
 
 import importlib
 
-from hgcore import linear, nets
+from hgcore import batches, linear, nets
 from hgcore.backend import Autograd
 from hgcore.backend_torch import Torch
+from hgcore.check import check
 from hgcore.checkpoint import load, save
 from hgcore.fixed_point import FixedPoint, ReversalBuffer, ReversalError
 from hgcore.hypergradient import Forward, Hypergradient, Implicit, Reverse

@@ -143,7 +143,7 @@ class _Examination:
 
             def line(e, unit=unit):
                 moved = hyper + e * unit
-                return self._outer_loss(train(problem, moved)[0], moved)
+                return self._outer_loss(self._trained(moved), moved)
 
             if float(stored.grad[i]) == 0 and float(line(0.1)) == float(line(-0.1)):
                 idle.append(i)
@@ -151,6 +151,24 @@ class _Examination:
                 yield self._compared(f"hyper[{i}]", line, stored.grad @ unit, _CUT)
         if idle:
             yield Finding("note", f"hyper{idle}", f"no effect within {problem.steps} steps")
+
+    def _trained(self, hyper):
+        """Return the trained weights at `hyper`, near that of the check.
+
+        Decays are moved by as much as rounding moved them there: rounded ones change in jumps.
+        """
+        problem, optimizer, backend = self.problem, self.problem.optimizer, self.problem.backend
+        state = problem.initial_state(hyper)
+        for t in range(problem.steps):
+            gradient = self._gradient(state[0], hyper, t)
+            c, plain = (
+                optimizer.coefficients(backend, gradient, h, t) for h in (hyper, self.hyper)
+            )
+            rounded = problem.coefficients(gradient, self.hyper, t)
+            for name in optimizer.decays:
+                setattr(c, name, getattr(c, name) + getattr(rounded, name) - getattr(plain, name))
+            state = backend.evaluate(optimizer.step, state, gradient, c)
+        return state[0]
 
     def _direction(self, vector):
         """Return a random direction like `vector`, of length 1 + that of the vector."""
