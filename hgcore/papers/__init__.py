@@ -4,7 +4,6 @@ from hgcore.papers.drmad2016 import (
     BigIntegers,
     as_in_2015,
     as_released,
-    cached_splits,
     retrained_error,
     scaled,
     shuffled_splits,
@@ -33,6 +32,7 @@ from hgcore.papers.lorraine2020_inverses import (
 )
 from hgcore.papers.maclaurin2015 import (
     LOGISTIC,
+    cached_splits,
     constant_schedule,
     learned_data,
     loss,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -152,9 +151,3 @@ def shuffled_splits(examples: data.Split, sizes: Sequence[int], address: tuple) 
         data.Split(examples.images[order[a:b]], examples.labels[order[a:b]])
         for a, b in pairwise(np.cumsum([0, *sizes]))
     ]
-
-
-@cache
-def cached_splits(source: str, *sizes: int) -> list[data.Split]:
-    """Return `data.splits(source, sizes)`, read once in each process."""
-    return data.splits(source, sizes)

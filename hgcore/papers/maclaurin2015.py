@@ -5,6 +5,7 @@ section 3.5.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -62,8 +63,9 @@ LOGISTIC = DenseNet((784, 10))
 
 
 def schedule_layout(net: DenseNet, steps: int) -> Layout:
-    """Return the blocks of a schedule: an initial scale per block of weights; a rate and a momentum
-    per step and block.
+    """Return the layout of a schedule for the blocks of weights of `net`.
+
+    An initial scale per block; a rate and a momentum per step and block.
     """
     blocks = len(net.layout)
     return Layout(
@@ -94,12 +96,11 @@ def schedule_problem(
     batch: int,
     address: tuple,
 ) -> Problem:
-    """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin
-    et al. 2015, section 3.1).
+    """Return momentum training of `net` with a learned schedule and learned initial scales.
 
-    Start and minibatches, drawn with replacement, come from the random streams of the authors'
-    code: address = (seed, k). The outer objective is the loss on all of `outer_data`. The
-    hyperparameters are those of `schedule_layout(net, steps)`.
+    hyper: as in schedule_layout(net, steps). Initial weights and minibatches, drawn with
+    replacement, come from the random streams of the authors' code: address = (seed, k). Outer loss:
+    cross-entropy on all of `outer_data`. Source: Maclaurin et al. 2015, section 3.1.
     """
     xp, layout = backend.xp, schedule_layout(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
@@ -227,6 +228,12 @@ def _loss_on_learned(net: DenseNet, weights, blocks: dict):
         labels = xp.exp(log_softmax(blocks["label logits"]))
     penalty = xp.exp(blocks["log penalty"]) * (weights @ weights)
     return loss(net, weights, data.Split(blocks["images"], labels)) + penalty
+
+
+@cache
+def cached_splits(source: str, *sizes: int) -> list[data.Split]:
+    """Return `data.splits(source, sizes)`, read once in each process."""
+    return data.splits(source, sizes)
 
 
 def loss(net: DenseNet, weights, split: data.Split, rows=slice(None)):
