@@ -12,13 +12,13 @@ def splits():
     return data.splits("mnist_small", [60, 50])
 
 
-def penalised(backend, splits, **settings):
+def small_problem(backend, splits, **settings):
     train, valid = (split.on(backend) for split in splits)
-    return papers.penalised(backend, train, valid, steps=7, batch=20, **settings)
+    return papers.penalty_problem(backend, train, valid, steps=7, batch=20, **settings)
 
 
 def test_penalties_of_all_weights_add_up_to_the_single_one(backend, splits):
-    problem, size = penalised(backend, splits), papers.LOGISTIC.layout.size
+    problem, size = small_problem(backend, splits), papers.LOGISTIC.layout.size
     each, single = (hg.Reverse()(problem, np.full(m, -3.0)) for m in (size, 1))
     assert float(each.value) == pytest.approx(float(single.value), rel=1e-12)
     assert float(each.grad.sum()) == pytest.approx(float(single.grad[0]), rel=1e-10)
@@ -27,7 +27,7 @@ def test_penalties_of_all_weights_add_up_to_the_single_one(backend, splits):
 def test_meta_penalty_adds_its_own_derivative(backend, splits):
     hyper = np.random.default_rng(0).normal(-3, 0.1, papers.LOGISTIC.layout.size)
     plain, meta = (
-        backend.numpy(hg.Reverse()(penalised(backend, splits, meta_penalty=c), hyper).grad)
+        backend.numpy(hg.Reverse()(small_problem(backend, splits, meta_penalty=c), hyper).grad)
         for c in (0.0, 0.01)
     )
     np.testing.assert_allclose(meta - plain, 0.02 * np.exp(2 * hyper), rtol=1e-10)
@@ -35,7 +35,7 @@ def test_meta_penalty_adds_its_own_derivative(backend, splits):
 
 def test_batches_are_consecutive_and_cycle(backend, splits):
     problem, weights = (
-        penalised(backend, splits),
+        small_problem(backend, splits),
         backend.array(np.random.default_rng(0).normal(size=papers.LOGISTIC.layout.size)),
     )
     losses = [
@@ -51,7 +51,7 @@ def test_a_constant_schedule_fills_a_layout_of_any_shapes():
 
 
 def test_tied_problem_has_the_summed_gradient(backend, splits):
-    problem, size = penalised(backend, splits), papers.LOGISTIC.layout.size
+    problem, size = small_problem(backend, splits), papers.LOGISTIC.layout.size
     groups = np.arange(size) % 3
     tied = papers.tied_problem(problem, lambda few: few[groups])
     few = np.array([-3.0, -4.0, -5.0])

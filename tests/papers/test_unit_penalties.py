@@ -6,7 +6,7 @@ import hgcore as hg
 from hgcore import data, papers
 
 NET = hg.nets.DenseNet((6, 4, 3))
-SIZE = papers.units(NET).size
+SIZE = papers.unit_layout(NET).size
 SETTING = dict(address=(0, 2, 0, "hyperloss"), steps=5, batch=4, rate=0.5, decay=0.5)
 
 
@@ -17,7 +17,7 @@ def examples(count=20):
 
 def test_dealt_keeps_examples_with_their_labels():
     whole = np.hstack(examples())
-    parts = [np.hstack(part) for part in papers.dealt(examples(), [14, 6], (0, "top_rs"))]
+    parts = [np.hstack(part) for part in papers.shuffled_splits(examples(), [14, 6], (0, "top_rs"))]
     assert [len(part) for part in parts] == [14, 6]
     assert sorted(np.concatenate(parts).tolist()) == sorted(whole.tolist())
 
@@ -32,7 +32,7 @@ def test_scaled_multiplies_what_leaves_a_unit(backend):
 
 
 def test_hypergradient_equals_differences(backend):
-    parts = papers.dealt(examples(), [14, 6], SETTING["address"])
+    parts = papers.shuffled_splits(examples(), [14, 6], SETTING["address"])
     parts = [part.on(backend) for part in parts]
     case = papers.unit_penalties(backend, NET, *parts, **SETTING, log_scale=-1.0)
     hyper, width = np.full(SIZE, 0.2), 1e-5
