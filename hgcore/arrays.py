@@ -39,3 +39,9 @@ def require_instance(name: str, value, kind: type, example: str) -> None:
     if isinstance(value, type) or not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be an object such as {example}, got {got}")
+
+
+def require_real(values) -> None:
+    """Raise TypeError for complex numbers: their imaginary parts would be dropped."""
+    if "complex" in str(getattr(values, "dtype", type(values))):
+        raise TypeError("numbers must be real, got complex ones; give both parts as real numbers")

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
+from hgcore.arrays import require_real
 from hgcore.backend import Backend, require_scalar, reverse_mode
 
 
@@ -49,6 +50,7 @@ class Torch(Backend):
             return self.xp.full((), values, **kind)
         if isinstance(values, (list, tuple)) and any(hasattr(x, "detach") for x in values):
             return self.xp.stack([self.traced(x) for x in values])  # as_tensor would cut the graphs
+        require_real(values)
         return self.xp.as_tensor(values, **kind)
 
     def numpy(self, array) -> np.ndarray:
@@ -122,7 +124,13 @@ class Torch(Backend):
         token = reverse_mode.set(True)
         try:
             with self.xp.enable_grad():
-                return require_scalar(f(*leaves))
+                value = require_scalar(f(*leaves))
+            if any(leaf._backward_hooks for leaf in leaves):
+                raise ValueError(
+                    "the loss left a hook on its weights, so its gradient is another function's;"
+                    " to clip, use the optimizer's clip="
+                )
+            return value
         except RuntimeError as error:
             self._explain(error, f, leaves)
             raise

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hgcore.arrays import like
-from hgcore.problem import Diverged, Problem, quiet
+from hgcore.problem import Diverged, OutOfRange, Problem, quiet
 from hgcore.trajectory import Checkpointed
 
 _DATA = "at other weights too: look for values that are not finite in the data of this batch"
@@ -18,62 +18,67 @@ _KINK = "a root, norm or power at zero has no finite derivative; add a small con
 _RATE = "lower the rate"
 
 
-def examined(solve: Callable) -> Callable:
-    """Return the method `solve`(self, problem, hyper), which says more when something is wrong.
+def examined(cause: Callable) -> Callable:
+    """Return a decorator of solve(self, problem, hyper): it says more when something is wrong.
 
-    A Diverged names its cause, found by a second run. ValueError for a hyperparameter that acts but
-    has no derivative, found by two evaluations where a derivative is zero.
+    A Diverged names what cause(self, problem, hyper) finds, by a second run. ValueError for a
+    hyperparameter that acts but has no derivative: see `require_connected`.
     """
 
-    @functools.wraps(solve)
-    def method(self, problem: Problem, hyper, *args, **kwargs):
-        hyper = problem.as_hyper(hyper)
-        try:
-            result = solve(self, problem, hyper, *args, **kwargs)
-        except Diverged as error:
-            found = cause(problem, hyper)
-            if found is None:
+    def decorator(solve: Callable) -> Callable:
+        @functools.wraps(solve)
+        def method(self, problem: Problem, hyper, *args, **kwargs):
+            hyper = problem.as_hyper(hyper)
+            try:
+                result = solve(self, problem, hyper, *args, **kwargs)
+            except OutOfRange:
                 raise
-            raise type(error)(found) from error
-        require_connected(problem, hyper, result.grad)
-        return result
+            except Diverged as error:
+                found = cause(self, problem, hyper, *args, **kwargs)
+                raise type(error)(found or str(error)) from error
+            require_connected(problem, hyper, result.grad, getattr(self, "inner_batches", None))
+            return result
 
-    return method
+        return method
+
+    return decorator
 
 
 @quiet
-def require_connected(problem: Problem, hyper, grad) -> None:
+def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None:
     """Raise ValueError if a function changes with a hyperparameter but passes no derivative on.
 
-    Losses are looked at where the hypergradient `grad` (m,) is zero.
+    Losses are looked at where the hypergradient `grad` (m,) is zero. inner_batches: those of
+    Implicit, which does not differentiate training.
     """
-    for name, f in problem.functions_of_hyper().items():
+    functions = problem.functions_of_hyper() if inner_batches is None else {}
+    for name, f in functions.items():
         (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
-        _require_derivative(name, f, hyper, pull((_random_like(value),))[0] == 0)
+        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0] == 0)
     if not bool((grad == 0).any()) or not problem.steps:
         return
-    weights = problem.initial_state(hyper)[0]
-    slopes = problem.objective(hyper).linearize(weights, 0).mixed(_random_like(weights))
-    gradient = lambda h: problem.objective(h).gradient(weights, 0)  # noqa: E731
-    _require_derivative("inner_loss", gradient, hyper, (grad == 0) & (slopes == 0))
+    weights, t = problem.initial_state(hyper)[0], 0 if inner_batches is None else inner_batches[0]
+    slopes = problem.objective(hyper).linearize(weights, t).mixed(_random_like(weights))
+    gradient = lambda h: problem.objective(h).gradient(weights, t)  # noqa: E731
+    _require_derivative(problem, "inner_loss", gradient, hyper, (grad == 0) & (slopes == 0))
     slopes = problem.outer_gradients(weights, hyper)[2]
-    outer = lambda h: problem.backend.evaluate(problem.outer_loss, weights, h)  # noqa: E731
-    _require_derivative("outer_loss", outer, hyper, (grad == 0) & (slopes == 0))
+    outer = lambda h: problem.outer_loss(weights, h)  # noqa: E731
+    _require_derivative(problem, "outer_loss", outer, hyper, (grad == 0) & (slopes == 0))
 
 
-def _require_derivative(name: str, f: Callable, hyper, idle) -> None:
+def _require_derivative(problem: Problem, name: str, f: Callable, hyper, idle) -> None:
     """Raise ValueError if f changes along the entries of hyper in `idle`, on both sides alike."""
     if not bool(idle.any()):
         return
-    step = 1e-3 * (1 + abs(hyper)) * idle
-    up, here, down = f(hyper + step), f(hyper), f(hyper - step)
+    step, backend = 1e-3 * (1 + abs(hyper)) * idle, problem.backend
+    places = hyper + step, hyper, hyper - step
+    up, here, down = (backend.array(backend.evaluate(f, place)) for place in places)
     forth, back = up - here, here - down
     if bool((abs(forth + back) > abs(forth - back)).any()):
-        entries = np.flatnonzero(like(idle, np.zeros(1)))
         raise ValueError(
-            f"{name} changes with hyper{entries[:5].tolist()} but its derivative is cut off:"
-            " float(), .item(), .detach() or a NumPy function lost the graph; compute it with"
-            " backend.xp"
+            f"{name} changes with hyper but its derivative is cut off: float(), .item(), .detach()"
+            " or a NumPy function lost the graph; compute it with backend.xp (hg.check tells which"
+            " hyperparameters)"
         )
 
 
@@ -82,24 +87,51 @@ def _random_like(vector):
 
 
 @quiet
-def cause(problem: Problem, hyper) -> str | None:
-    """Return what first is not finite in the run at hyper (m,), and what to do; None if nothing."""
+def of_run(solver, problem: Problem, hyper) -> str | None:
+    """Return what first is not finite in Reverse or Forward at hyper (m,), and what to do."""
+    found, weights = _training(problem, hyper)
+    return found or _outer(problem, hyper, weights) or _backward(problem, hyper)
+
+
+@quiet
+def of_optimum(solver, problem: Problem, hyper, state=None) -> str | None:
+    """Return what is not finite in Implicit at `state`, by default after training."""
+    if state is None:
+        found, weights = _training(problem, hyper)
+    else:
+        found, weights = None, problem.split_state(state)[0]
+    if found := found or _outer(problem, hyper, weights):
+        return found
+    for t in solver.inner_batches:
+        linearized = problem.objective(hyper).linearize(weights, t)
+        if found := _loss(problem, hyper, t, weights, weights, linearized.gradient):
+            return f"at the trained weights {found}"
+        curvature = linearized.hvp(_random_like(weights))
+        if not _finite(problem, curvature):
+            where = _where(problem, curvature)
+            return f"second derivatives of the inner loss are not finite in {where}: {_KINK}"
+    return None
+
+
+def _training(problem: Problem, hyper) -> tuple:
+    """Return (what is not finite in training or None, the trained weights)."""
     start = state = problem.initial_state(hyper)
     for name, vector in zip(("weights", "velocity"), state, strict=False):
         if not _finite(problem, vector):
-            return f"the initial {name} are not finite in {_where(problem, vector)}"
+            return f"the initial {name} are not finite in {_where(problem, vector)}", None
     for t in range(problem.steps):
         gradient = problem.objective(hyper).gradient(state[0], t)
         after = problem.step(state, gradient, hyper, t)
         if not all(_finite(problem, x) for x in (gradient, *after)):
-            found = _step(problem, hyper, t, start[0], state[0], gradient)
-            return f"training diverged at step {t}: {found}"
+            found = _loss(problem, hyper, t, start[0], state[0], gradient)
+            found = found or _step(problem, hyper, t, state[0], gradient)
+            return f"training diverged at step {t}: {found}", None
         state = after
-    return _outer(problem, hyper, state[0]) or _backward(problem, hyper)
+    return None, state[0]
 
 
-def _step(problem: Problem, hyper, t: int, start, weights, gradient) -> str:
-    """Return what is not finite in step t."""
+def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
+    """Return what is not finite in the inner loss or its gradient at `weights`."""
 
     def loss(weights) -> float:
         return float(problem.backend.evaluate(problem.inner_loss, weights, hyper, t))
@@ -115,10 +147,16 @@ def _step(problem: Problem, hyper, t: int, start, weights, gradient) -> str:
     if not _finite(problem, gradient):
         where = _where(problem, gradient)
         return f"the inner loss is {value:.4g}, its gradient not finite in {where}: {_KINK}"
+    return None
+
+
+def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
+    """Return what is not finite in step t, which has a finite gradient."""
     for name, value in vars(problem.coefficients(gradient, hyper, t)).items():
         if name != "t" and not _finite(problem, value):
             return f"the coefficient {name} is not finite"
-    return f"a weight or slot is not finite after weights up to {magnitude:.3g}: {_RATE}"
+    size = float(abs(weights).max())
+    return f"a weight or slot is not finite after weights up to {size:.3g}: {_RATE}"
 
 
 def _outer(problem: Problem, hyper, weights) -> str | None:
@@ -143,14 +181,14 @@ def _backward(problem: Problem, hyper) -> str | None:
     adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
     for t in reversed(run.steps):
         before, linearized = run.undo(t)
-        curvature, mixed = linearized.product(adjoint[0])
-        if _finite(problem, adjoint[0]) and not _finite(problem, curvature):
+        size = float(abs(adjoint[0]).max()) or 1.0
+        curvature = linearized.hvp(adjoint[0] / size)
+        if not _finite(problem, curvature):
             where = _where(problem, curvature)
             what = f"second derivatives of the inner loss at step {t} are not finite"
             return f"{what} in {where}: {_KINK}"
-        after, (adjoint, part) = adjoint, problem.vjp_step(before, linearized, hyper, t, adjoint)
+        adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
         if not all(_finite(problem, x) for x in (*adjoint, part)):
-            size = float(abs(after[0]).max())
             return f"adjoints grew to {size:.3g} at step {t}: shorten the run or {_RATE}"
     return None
 

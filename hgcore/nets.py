@@ -24,15 +24,38 @@ def log_softmax(scores):
 
 
 def cross_entropy(log_probabilities, labels):
-    """Return the mean negative log-likelihood of one-hot or soft labels; both (batch, classes)."""
-    return namespace(log_probabilities).sum(log_probabilities * labels) / -len(labels)
+    """Return the mean negative log-likelihood of labels, given (batch, classes).
+
+    labels: whole numbers (batch,), or one-hot or soft (batch, classes). ValueError for others.
+    """
+    xp = namespace(log_probabilities)
+    if _are_classes(log_probabilities, labels):
+        if hasattr(xp, "nn"):
+            return xp.nn.functional.nll_loss(log_probabilities, labels)
+        return -xp.mean(log_probabilities[xp.arange(len(labels)), labels])
+    return xp.sum(log_probabilities * labels) / -len(labels)
 
 
 def error_rate(log_probabilities, labels) -> float:
-    """Return the share of a batch whose likeliest class is not the labeled one."""
+    """Return the share of a batch whose likeliest class is not the labeled one; see above."""
     xp = namespace(log_probabilities)
-    right = xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)
+    classes = _are_classes(log_probabilities, labels)
+    true = labels if classes else namespace(labels).argmax(labels, axis=1)
+    right = xp.argmax(log_probabilities, axis=1) == true
     return 1 - float(right.sum()) / len(labels)
+
+
+def _are_classes(log_probabilities, labels) -> bool:
+    """Whether labels are numbers of classes (batch,); ValueError unless they are that or soft."""
+    shape, found = tuple(log_probabilities.shape), tuple(labels.shape)
+    if found == shape:
+        return False
+    if found != shape[:1] or "int" not in str(labels.dtype):
+        what = f"whole numbers of shape {shape[:1]} or of shape {shape}"
+        raise ValueError(f"labels must be {what}, got {labels.dtype} of shape {found}")
+    if isinstance(labels, np.ndarray) and labels.size and labels.min() < 0:
+        raise ValueError(f"labels must lie in 0..{shape[1] - 1}, got {labels.min()}")
+    return True
 
 
 @dataclass(frozen=True)

@@ -174,35 +174,3 @@ def test_functional_leaves_frozen_parameters():
             ValueError, match=f"{type(nothing).__name__} has no parameters to train"
         ):
             nets.functional(nothing)
-
-
-CHANGING = (
-    nn.BatchNorm1d(3),
-    nn.BatchNorm1d(3, track_running_stats=False).eval(),
-    nn.Dropout(0.1),
-    nn.AlphaDropout(0.1),
-    nn.InstanceNorm1d(3, track_running_stats=True),
-    nn.RReLU(),
-    nn.FractionalMaxPool2d(2, output_size=2),
-    nn.MultiheadAttention(4, 2, dropout=0.1),
-    nn.LSTM(3, 3, 2, dropout=0.1),
-)
-
-
-@pytest.mark.parametrize("part", CHANGING, ids=lambda part: type(part).__name__)
-def test_functional_refuses_changing_modules(part):
-    match = rf"module '1' \({type(part).__name__}\) gives other results"
-    with pytest.raises(ValueError, match=match):
-        nets.functional(nn.Sequential(nn.Linear(3, 3), part))
-
-
-@pytest.mark.parametrize("utils", [nn.utils, nn.utils.parametrizations], ids=["old", "new"])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_functional_refuses_norms(utils):
-    """Of spectra while training; of weights always, torch gets its second derivative wrong."""
-    module = utils.spectral_norm(nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="gives other results"):
-        nets.functional(module)
-    nets.functional(module.eval())
-    with pytest.raises(ValueError, match="second derivatives that torch gets wrong"):
-        nets.functional(utils.weight_norm(nn.Linear(3, 3)))
