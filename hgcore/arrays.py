@@ -1,5 +1,6 @@
-"""Functions of arrays that need no backend."""
+"""Functions of arrays that need no backend, and what several files share besides."""
 
+import functools
 import importlib
 import itertools
 from types import ModuleType
@@ -17,7 +18,8 @@ def namespace(array) -> ModuleType:
 
 def like(values, array):
     """Return `values` (numbers, NumPy's or like `array`) with the type and device of `array`."""
-    return namespace(array).asarray(values, dtype=array.dtype, device=array.device)
+    device = getattr(array, "device", None)  # traced arrays have none
+    return namespace(array).asarray(values, dtype=array.dtype, device=device)
 
 
 def pieces(vector, sizes: list[int]):
@@ -32,6 +34,15 @@ def root(square):
     """Return the square root of `square` >= 0, elementwise, with derivative 0 where it is 0."""
     xp, positive = namespace(square), square > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, square, 1 + 0 * square)), 0 * square)
+
+
+@functools.cache
+def fast_module(name: str) -> ModuleType | None:
+    """Return the module hgcore.fast.`name`, None if it cannot be imported (no numba, no folder)."""
+    try:
+        return importlib.import_module(f"hgcore.fast.{name}")
+    except ImportError:
+        return None
 
 
 def require_instance(name: str, value, kind: type, example: str) -> None:

@@ -66,14 +66,14 @@ class Forward:
 
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.as_hyper(hyper)
-        state, tangents = problem.initial_state(hyper), problem.jvp_initial(hyper)
-        problem.smallest_decays(hyper, state)
-        state, tangents = self.advance(problem, hyper, state, tangents, range(problem.steps))
-        return self.hypergradient(problem, hyper, state, tangents)
+        carry = problem.initial_state(hyper), problem.jvp_initial(hyper)
+        carry = self.advance(problem, hyper, *carry, range(problem.steps))
+        return self.hypergradient(problem, hyper, *carry)
 
     @quiet
     def advance(self, problem: Problem, hyper, state: tuple, tangents, steps: range) -> tuple:
         """Return (state, its tangents, one for each hyperparameter) after `steps`."""
+        problem.smallest_decays(hyper, state, steps)
         objective, monitor = problem.objective(hyper), DivergenceMonitor(problem.backend)
         for t in steps:
             gradient, push_gradient = objective.pushforward(state[0], t)

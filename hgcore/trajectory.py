@@ -6,6 +6,7 @@ Reversible, in reversible.py, runs the training backwards.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,19 +31,21 @@ class Trajectory(NamedTuple):
     close: Callable = lambda: None  # raises ReversalError unless the way back was that forth
 
 
-def train(problem: Problem, hyper) -> tuple:
-    """Return the state after training, (weights, *slots), each (n,); nothing else is kept."""
-    state, gradient = problem.initial_state(hyper), problem.objective(hyper).gradient
-    problem.smallest_decays(hyper, state)
-    return advance(problem, hyper, state, range(problem.steps), gradient)
+def train(problem: Problem, hyper, state: tuple | None = None, steps: range | None = None) -> tuple:
+    """Return the state after `steps` (default: all), (weights, *slots), each (n,).
+
+    state: that before the first of them (default: the initial one). Nothing else is kept.
+    """
+    state = problem.initial_state(hyper) if state is None else state
+    steps = range(problem.steps) if steps is None else steps
+    problem.smallest_decays(hyper, state, steps)
+    return advance(problem, hyper, state, steps, problem.objective(hyper).gradient)
 
 
 @quiet
-def advance(problem: Problem, hyper, state: tuple, steps: range, gradient: Callable) -> tuple:
-    """Return the state after `steps`, the last of `states`."""
-    for after in states(problem, hyper, state, steps, gradient):
-        state = after
-    return state
+def advance(*arguments) -> tuple:
+    """Return the last of `states`, which has the same arguments."""
+    return collections.deque(states(*arguments), maxlen=1).pop()
 
 
 def states(problem, hyper, state: tuple, steps: range, gradient: Callable) -> Iterator[tuple]:
@@ -129,18 +132,15 @@ def train_and_keep(
 
     def keep_up_to(t: int) -> None:
         """Keep the state before step t, and others before it as long as there are places."""
-        at, state = kept[-1]
-        if at == t:
+        if kept[-1][0] == t:
             return
+        mark, state = kept.pop()
         state = tuple(1 * vector for vector in state)  # graphs must not see the block change
-        marks = [at]
-        while marks[-1] < t:
-            free = count + 1 - len(kept) - len(marks)
-            marks.append(marks[-1] + next_checkpoint(t + 1 - marks[-1], free))
-        chosen = set(marks[1:])
-        for now, passed in enumerate(states(problem, hyper, state, range(at, t), gradients), at):
-            if now in chosen:
-                keep(now, passed)
+        run = states(problem, hyper, state, range(mark, t), gradients)
+        for now, state in enumerate(run, mark):
+            if now == mark:
+                keep(now, state)
+                mark += next_checkpoint(t + 1 - now, count - len(kept)) if now < t else 1
 
     def undo(t: int) -> tuple[tuple, Linearized]:
         keep_up_to(t)
