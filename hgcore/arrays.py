@@ -45,8 +45,9 @@ def fast_module(name: str) -> ModuleType | None:
         return None
 
 
-def require_instance(name: str, value, kind: type, example: str) -> None:
-    """Raise TypeError unless `value` is an object of type `kind`, not a class."""
-    if isinstance(value, type) or not isinstance(value, kind):
+def require_instance(name: str, value, kind: type | str, example: str) -> None:
+    """Raise TypeError unless `value` is an object, not a class, of type or with method `kind`."""
+    fits = hasattr(value, kind) if isinstance(kind, str) else isinstance(value, kind)
+    if isinstance(value, type) or not fits:
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be an object such as {example}, got {got}")

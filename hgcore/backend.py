@@ -91,8 +91,7 @@ class Backend:
 
 def require_scalar(value):
     """Return the value of a loss; raise ValueError unless its shape is ()."""
-    if getattr(value, "shape", None) != ():
-        shape = getattr(value, "shape", type(value).__name__)
+    if (shape := getattr(value, "shape", type(value).__name__)) != ():
         raise ValueError(f"a loss must return a scalar of shape (), got {shape}; take its mean")
     return value
 

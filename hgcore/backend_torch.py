@@ -23,8 +23,9 @@ class Torch(Backend):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         torch = self.xp
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            found = f"torch {torch.__version__} sees no GPU for {self.device!r}"
-            raise ValueError(f"{found}; use 'cpu'")
+            raise ValueError(
+                f"torch {torch.__version__} sees no GPU for {self.device!r}; use 'cpu'"
+            )
 
     @property
     def xp(self) -> ModuleType:

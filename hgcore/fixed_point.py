@@ -95,9 +95,8 @@ def _divide(bits, low, state, numerator) -> tuple:
 def decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
     """Return (bits, low, state, floats, reach) of value * numerator / 2**16 + amount.
 
-    The value is bits * unit if low is None, else (bits * 2**45 + low) * unit. state: that of the
-    ReversalBuffer. numerator None: no product. amount None: no sum, and no floats. reach: the
-    largest magnitude met, None or 0 if none can be large.
+    low: None unless the value is wide. state: that of the ReversalBuffer. numerator None: no
+    product. amount None: no sum, and no floats. reach: the bound of FixedPoint's sums, or None.
     """
     if numerator is not None:
         bits, low, state = _multiply(bits, low, state, numerator)
@@ -250,9 +249,8 @@ def as_decay(decay, least: float | None = None) -> Decay:
         numerator = round(require_decay("decay", float(decay)) * DENOMINATOR)
         return Decay(numerator, numerator)
     if least is None:
-        xp = namespace(decay)
-        require_decay("decay", float(xp.amax(decay)))
-        least = require_decay("decay", float(xp.amin(decay)))
+        for least in float(decay.max()), float(decay.min()):
+            require_decay("decay", least)
     return Decay(to_bits(decay, 1 / DENOMINATOR), round(least * DENOMINATOR))
 
 

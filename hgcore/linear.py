@@ -27,8 +27,7 @@ class Neumann:
 
     def __post_init__(self):
         if self.terms < 0 or self.rate is not None and not self.rate > 0:
-            given = f"{self.terms} and {self.rate}"
-            raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {given}")
+            raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {self}")
 
     def __call__(self, apply: Callable, b):
         rate = self.rate or 1 / largest_eigenvalue(apply, b)

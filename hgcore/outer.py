@@ -64,9 +64,8 @@ def realtime(
     require_count("every", every, least=1, what="inner steps")
 
     def step(now: Problem, k: int, hyper, *carry) -> tuple:
-        state, tangents = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
-        span = range(k * every, (k + 1) * every)
-        carry = solver.advance(now, hyper, state, tangents, span)
+        carry = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
+        carry = solver.advance(now, hyper, *carry, range(k * every, (k + 1) * every))
         return solver.hypergradient(now, hyper, *carry), carry
 
     return _loop("realtime", step, problem, hyper, optimizer, steps, project, resume)
