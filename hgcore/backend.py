@@ -25,8 +25,7 @@ reverse_mode = contextvars.ContextVar("reverse_mode", default=False)
 class Linearized(NamedTuple):
     """The gradient (n,) of an inner loss at one point, and products with its derivatives.
 
-    product: q (n,) -> (H q (n,), B'q (m,)) with H = d2L/dw2, B = d2L/dw dhyper; hvp: q -> H q;
-    mixed: q -> B'q.
+    product: q (n,) -> (H q (n,), B'q (m,)), H = d2L/dw2, B = d2L/dw dhyper; hvp, mixed: one alone.
     """
 
     gradient: object
