@@ -5,15 +5,16 @@ One backward recursion (Reverse), one forward one (Forward), one linear solve (I
 
 import importlib
 
-from hgcore import batches, linear, nets
+from hgcore import linear, nets
 from hgcore.backend import Autograd
 from hgcore.backend_torch import Torch
-from hgcore.check import check
 from hgcore.checkpoint import load, save
+from hgcore.checks.check import check
 from hgcore.fixed_point import FixedPoint, ReversalBuffer, ReversalError
 from hgcore.hypergradient import Forward, Hypergradient, Implicit, Reverse
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, DenseSolve, Identity, Neumann, Nystrom
+from hgcore.modules import batches
 from hgcore.optimizers import Adam, AdamW, GradientDescent, HeavyBall, Momentum, RMSProp
 from hgcore.outer import OuterStep, alternate, descend, progress, realtime
 from hgcore.problem import Diverged, Problem

@@ -1,17 +1,15 @@
 """Networks as functions of one flat weight vector: dense nets, and any torch module."""
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import numpy as np
 
-from hgcore.arrays import namespace
+from hgcore.arrays import fast_module, namespace
 from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
-from hgcore.modules import functional  # noqa: F401
+from hgcore.modules.functional import functional  # noqa: F401
 
 
 def log_softmax(scores):
@@ -81,7 +79,7 @@ class DenseNet:
     def __call__(self, weights, inputs):
         # asked first: torch.compile cannot follow a ContextVar
         compiling = hasattr(weights, "detach") and namespace(weights).compiler.is_compiling()
-        fast = None if compiling or not reverse_mode.get() else _hand_written()
+        fast = None if compiling or not reverse_mode.get() else fast_module("dense_net")
         if fast and fast.fits(weights, inputs):
             return fast.log_probabilities(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
@@ -103,13 +101,3 @@ class DenseNet:
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
             hidden = namespace(matrix).tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
-
-
-@functools.cache
-def _hand_written() -> ModuleType | None:
-    """Return fast.dense_net if it can be imported."""
-    try:
-        from hgcore.fast import dense_net
-    except ImportError:
-        return None
-    return dense_net

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from hgcore.modules import drawn_from
+from hgcore.modules.functional import drawn_from
 
 
 def keep(batches: Iterable, backend=None) -> Callable:
