@@ -33,7 +33,7 @@ WRONG = (
         "CompiledFunction",
         "pass the module or function itself; hg.fast.Compiled compiles a whole loss",
     ),
-    Limit("torch.cond", (), ("cond",), "AutogradOp", "use torch.where, or Python's if"),
+    Limit("torch.cond", (), ("torch.cond",), "AutogradOp", "use torch.where, or Python's if"),
     Limit(
         "draws from Beta and Dirichlet",
         (),

@@ -265,7 +265,7 @@ FUNCTIONS = {
     **options("grid_sample", sampled, (SPACE[2], (2, 3, 3, 2)), "mode", RESAMPLINGS[:3]),
     **options("grid_sample", sampled, (SPACE[3], (2, 2, 2, 2, 3)), "mode", RESAMPLINGS[:2], d=3),
     # control flow, draws, wrappers
-    "cond": (lambda x: torch.cond(x.sum() > 0, torch.sin, torch.tanh, (x,)), (X,)),
+    "torch.cond": (lambda x: torch.cond(x.sum() > 0, torch.sin, torch.tanh, (x,)), (X,)),
     **{name: (drawn(getattr(distributions, name)), PAIR) for name in FAMILIES},
     "Dirichlet": (drawn(distributions.Dirichlet), (X,)),
     "checkpoint": (lambda x: checkpoint(torch.tanh, x, use_reentrant=False), (X,)),

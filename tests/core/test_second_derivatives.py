@@ -1,4 +1,4 @@
-"""What torch differentiates twice wrongly or not at all is what hgcore says, in a table of samples."""
+"""What torch differentiates twice wrongly or not at all is what hgcore says, sample by sample."""
 
 import inspect
 
