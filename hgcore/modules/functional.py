@@ -8,6 +8,7 @@ from types import MethodType
 
 import numpy as np
 
+from hgcore.checks import second_derivatives
 from hgcore.layout import Layout
 
 _alone = threading.RLock()  # torch has one generator a device, for all threads
@@ -38,8 +39,6 @@ class ModuleFunction:
         self.module, self.parts = module, list(module.modules())
         self.modes = [part.training for part in self.parts]
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        if not self.trained:
-            raise ValueError(f"{type(module).__name__} has no parameters to train (requires_grad)")
         self.layout = Layout({name: tuple(_as_real(p).shape) for name, p in self.trained.items()})
         known = {id(x) for x in (*self.parts, *module.parameters())}
         self.links = [[k for k, x in vars(p).items() if _refers(x, known)] for p in self.parts]
@@ -164,23 +163,15 @@ class ModuleFunction:
 
 
 def _require_plain(module) -> None:
-    """Raise unless `module` and its parameters can be copied as they are."""
+    """Raise unless `module` can be copied as it is, and torch differentiates it twice."""
     import torch
 
     kind = type(module).__name__
     if isinstance(module, type) or not isinstance(module, torch.nn.Module):
         raise TypeError(f"functional takes a torch.nn.Module, got {kind}")
     for name, part in module.named_modules():
-        what = f"module {name or kind!r} ({type(part).__name__})"
-        if getattr(part, "_orig_mod", part) is not part or part._compiled_call_impl:
-            raise ValueError(
-                f"{what} is compiled, which has no second derivative: pass the module itself, and"
-                " compile the loss with hg.fast.Compiled"
-            )
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(f"{what} is a script, which cannot be copied: pass the module itself")
-        if part._backward_hooks or part._backward_pre_hooks:
-            raise ValueError(f"{what} has a backward hook: its gradient is not that of the loss")
+        if (why := _fault(part)) is not None:
+            raise ValueError(f"module {name or kind!r} ({type(part).__name__}) {why}")
     for name, p in module.named_parameters():
         if isinstance(p, torch.nn.parameter.UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet: call the module once before")
@@ -189,11 +180,37 @@ def _require_plain(module) -> None:
                 f"parameter {name!r} has a hook, which its copies lose: remove it, and clip with"
                 " the optimizer's clip=, mask in the module or the loss"
             )
-    kinds = {str(p.dtype) for p in module.parameters() if p.requires_grad}
-    if kinds - {"torch.float32", "torch.float64", "torch.complex64", "torch.complex128"}:
-        raise TypeError(f"{kind} has parameters of {', '.join(kinds)}: use float32 or float64")
-    if len({_as_real(p).dtype for p in module.parameters() if p.requires_grad}) > 1:
-        raise TypeError(f"{kind} mixes {' and '.join(kinds)}: use one, by module.to(torch.float64)")
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"{kind} has no parameters to train (requires_grad)")
+    kinds = sorted({str(_as_real(p).dtype).removeprefix("torch.") for p in trained})
+    if kinds not in (["float32"], ["float64"]):
+        what = f"{kind} has parameters of {' and '.join(kinds)}"
+        raise TypeError(f"{what}; use one of float32 and float64, by module.to(torch.float64)")
+
+
+def _fault(part) -> str | None:
+    """Return why a part of a module cannot be used, None if it can."""
+    import torch
+
+    if isinstance(part, torch.jit.ScriptModule):
+        return "is a script, which cannot be copied; pass the module itself"
+    if part._backward_hooks or part._backward_pre_hooks:
+        return "has a backward hook, so that its gradient is not that of the loss; remove it"
+    if part._compiled_call_impl:
+        return second_derivatives.MODULES["OptimizedModule"]
+    for one in (part, *part._forward_pre_hooks.values()):  # norms may be hooks
+        for kind in type(one).__mro__:
+            why = second_derivatives.MODULES.get(kind.__name__.removeprefix("_"))
+            if why and kind.__module__.startswith("torch."):
+                return why
+    if isinstance(part, torch.nn.Embedding):
+        for option, why in second_derivatives.EMBEDDING.items():
+            given = getattr(part, option)
+            if given is not None and given is not False:
+                if option != "padding_idx" or part.weight[given].any():
+                    return f"has {option}={given}, which {why}"
+    return None
 
 
 def _as_real(parameter):
