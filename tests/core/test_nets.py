@@ -174,3 +174,34 @@ def test_functional_leaves_frozen_parameters():
             ValueError, match=f"{type(nothing).__name__} has no parameters to train"
         ):
             nets.functional(nothing)
+
+
+# ---- labels
+
+
+def test_labels_are_classes_or_shares(backend):
+    """Numbers of classes give what one-hot labels give; also where batch and classes are equal."""
+    scores, classes = nets.log_softmax(backend.array(RNG.standard_normal((4, 4)))), [2, 0, 3, 3]
+    for given in (np.array(classes), torch.tensor(classes)):
+        if isinstance(given, np.ndarray) and backend.name == "torch":
+            continue
+        hot = backend.array(np.eye(4)[classes])
+        found, expected = (nets.cross_entropy(scores, labels) for labels in (given, hot))
+        assert abs(float(found) - float(expected)) < 1e-15
+        assert nets.error_rate(scores, given) == nets.error_rate(scores, hot)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (3, 3), (1, 3), ()])
+def test_labels_of_another_shape_are_refused(backend, shape):
+    scores, labels = backend.array(np.zeros((4, 3))), backend.array(np.zeros(shape))
+    for function in (nets.cross_entropy, nets.error_rate):
+        with pytest.raises(ValueError, match=r"whole numbers of shape \(4,\) or of shape \(4, 3\)"):
+            function(scores, labels)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range_are_refused(backend, label):
+    labels = np.array([0, label])
+    labels = torch.as_tensor(labels) if backend.name == "torch" else labels
+    with pytest.raises(IndexError if label > 0 else (ValueError, IndexError)):
+        nets.cross_entropy(backend.array(np.zeros((2, 3))), labels)
