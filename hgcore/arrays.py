@@ -1,8 +1,9 @@
 """Functions of arrays that need no backend."""
 
-import importlib
 import itertools
 from types import ModuleType
+
+import numpy as np
 
 
 def namespace(array) -> ModuleType:
@@ -11,8 +12,11 @@ def namespace(array) -> ModuleType:
         import torch  # a plain import: torch.compile follows it
 
         return torch
-    traced = type(array).__module__.startswith("autograd")
-    return importlib.import_module("autograd.numpy" if traced else "numpy")
+    if type(array).__module__.startswith("autograd"):
+        import autograd.numpy
+
+        return autograd.numpy
+    return np
 
 
 def like(values, array):
