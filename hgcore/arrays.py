@@ -5,6 +5,8 @@ import importlib
 import itertools
 from types import ModuleType
 
+import numpy as np
+
 
 def namespace(array) -> ModuleType:
     """Return the module whose functions take `array`: numpy, autograd.numpy (traced) or torch."""
@@ -12,8 +14,11 @@ def namespace(array) -> ModuleType:
         import torch  # a plain import: torch.compile follows it
 
         return torch
-    traced = type(array).__module__.startswith("autograd")
-    return importlib.import_module("autograd.numpy" if traced else "numpy")
+    if type(array).__module__.startswith("autograd"):
+        import autograd.numpy
+
+        return autograd.numpy
+    return np
 
 
 def like(values, array):

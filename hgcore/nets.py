@@ -80,8 +80,8 @@ class DenseNet:
         # asked first: torch.compile cannot follow a ContextVar
         compiling = hasattr(weights, "detach") and namespace(weights).compiler.is_compiling()
         fast = None if compiling or not reverse_mode.get() else fast_module("dense_net")
-        if fast and fast.fits(weights, inputs):
-            return fast.log_probabilities(weights, inputs, self.layout)
+        if fast and fast.fits(weights, inputs, self.layout):
+            return fast.LogProbabilities.apply(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
 
     def initial_weights(self, normal: Callable) -> np.ndarray:

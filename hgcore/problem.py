@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,13 +31,13 @@ class OutOfRange(Diverged):
 class Objective:
     """An inner loss at one hyper, with its derivatives. t: a step, None for all examples.
 
-    This one leaves them to the backend. Others have the same methods, and may have `one_routine =
-    True`: gradient and linearize then give the same bits.
+    This one leaves them to the backend. one_routine: gradient and linearize give the same bits.
     """
 
     backend: Backend
     loss: Callable
     hyper: object
+    one_routine: ClassVar[bool] = False
 
     def gradient(self, weights, t):
         """Return dL/dw (n,)."""
@@ -166,8 +167,9 @@ class Problem:
         c = self.optimizer.coefficients(self.backend, weights, hyper, t)
         for name in self.optimizer.decays:
             value = getattr(c, name)
-            plain = self.backend.array(value)
-            setattr(c, name, value + (round_decay(plain) - plain))
+            rounded = round_decay(plain := self.backend.array(value))
+            varies = callable(getattr(self.optimizer, name))
+            setattr(c, name, value + (rounded - plain) if varies else rounded)
         return c
 
     @quiet
