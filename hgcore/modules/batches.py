@@ -18,18 +18,7 @@ def keep(batches: Iterable, backend=None) -> Callable:
     tuple, list or dictionary of them. backend: converts floating-point numbers to its precision
     and device, and moves the rest there.
     """
-    import torch
-
-    kept = [_on(backend, batch) for batch in batches]
-    if not kept:
-        raise ValueError("keep needs at least one batch, got none")
-
-    def batch(t):
-        if t is None:
-            return _each(lambda *parts: torch.cat(parts), *kept)
-        return kept[t % len(kept)]
-
-    return batch
+    return _Kept([_on(backend, batch) for batch in batches])
 
 
 def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callable:
@@ -41,6 +30,20 @@ def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callab
     random) comes from (seed, t). t = None: all examples, in order. backend: as in `keep`.
     """
     return _Drawn(source, size, seed, backend)
+
+
+class _Kept:
+    def __init__(self, batches: list):
+        if not batches:
+            raise ValueError("keep needs at least one batch, got none")
+        self.batches = batches
+
+    def __call__(self, t):
+        import torch
+
+        if t is None:
+            return _each(lambda *parts: torch.cat(parts), *self.batches)
+        return self.batches[t % len(self.batches)]
 
 
 class _Drawn:

@@ -54,8 +54,11 @@ class ModuleFunction:
         import torch
 
         if torch.compiler.is_compiling():  # which knows this call, and cannot follow a copy
-            blocks = self._parameters(weights)
-            return torch.func.functional_call(self.module, blocks, inputs, named)
+            if seed is not None:
+                raise ValueError("a compiled loss cannot take a seed: leave hg.fast.Compiled out")
+            state = self._parameters(weights)
+            state |= {name: b.clone() for name, b in self.module.named_buffers()}
+            return torch.func.functional_call(self.module, state, inputs, named)
         if self.modes != [part.training for part in self.parts]:
             kind = type(self.module).__name__
             raise ValueError(f"{kind}: train() or eval() changed the mode; call functional again")

@@ -1,5 +1,6 @@
 """Batches by the number of a step: replayed, drawn again, converted."""
 
+import pickle
 import random
 
 import numpy as np
@@ -56,6 +57,11 @@ def test_drawn_arrays_and_dropped_rests():
     inputs, labels = drawn(2)
     assert len(labels) == 2 and np.array_equal(inputs, labels)
     assert len(hg.batches.draw(loader(drop_last=True))(2)["labels"]) == 4
+
+
+def test_batches_can_be_sent_to_processes():
+    for batch in (hg.batches.draw(loader()), hg.batches.keep(loader())):
+        assert torch.equal(pickle.loads(pickle.dumps(batch))(1)["inputs"], batch(1)["inputs"])
 
 
 def test_batches_get_the_precision_of_the_backend():
