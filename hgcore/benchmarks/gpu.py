@@ -17,12 +17,12 @@ from hgcore.backend_torch import Torch
 from hgcore.benchmarks.baselines import DECAY, Task
 from hgcore.benchmarks.peers import as_problem
 from hgcore.checkpoint import write_atomically
+from hgcore.data import find_root
 from hgcore.fixed_point import PLAIN, ReversalBuffer, ReversalError, arithmetic, as_decay
 from hgcore.hypergradient import Reverse
 from hgcore.optimizers import AdamW, Momentum
 from hgcore.problem import Problem
 from hgcore.reversible import Reversible
-from hgcore.suite.notebooks import find_root
 
 NET = (784, 2800, 2800, 10)  # 10,068,410 weights
 PATH = "figures/beyond/gpu.json"

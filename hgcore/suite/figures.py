@@ -1,7 +1,5 @@
 """How figures look, and how they are kept: PNG and PDF, and the numbers that were drawn."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -50,7 +48,7 @@ def save(run, figure: str, fig, *, extra: dict | None = None, rtol: float | None
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", figure):
         raise ValueError(f"the name of a figure has letters, digits, _ and -, got {figure!r}")
-    files = {"png": _png(fig), "pdf": _pdf(fig)}
+    files = {"png": _png(fig), "pdf": _bytes(fig, "pdf", "CreationDate", "Creator", "Producer")}
     series = drawn(fig) | {name: rounded(x) for name, x in (extra or {}).items()}
     hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in files.items()}
     run.figures[figure] = Saved(files, {**hashes, "rtol": rtol, "series": series})
@@ -85,21 +83,16 @@ def _numbers(artist) -> dict:
 
 
 def _png(fig) -> bytes:
-    options = {"format": "png", "metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    dpi = DPI
-    while len(content := _rendered(fig, dpi=dpi, **options)) >= LIMIT:
+    dpi, optimized = DPI, {"pil_kwargs": {"optimize": True}}
+    while len(content := _bytes(fig, "png", "Software", dpi=dpi, **optimized)) >= LIMIT:
         dpi *= 0.8
     return content
 
 
-def _pdf(fig) -> bytes:
-    nothing = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    return _rendered(fig, format="pdf", metadata=nothing)
-
-
-def _rendered(fig, **options) -> bytes:
+def _bytes(fig, kind: str, *without: str, **options) -> bytes:
+    """Return a figure as the bytes of a file, the same each time: `without` changing metadata."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, **options)
+    fig.savefig(buffer, format=kind, metadata=dict.fromkeys(without), **options)
     return buffer.getvalue()
 
 
