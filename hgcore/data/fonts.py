@@ -13,7 +13,7 @@ FONT_ALPHABETS = {
     "Greek": "αβγδεζηθικλμνξοπρστυφχψω",
     "Cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
     "Armenian": "".join(map(chr, range(ord("ա"), ord("ֆ") + 1))),
-    "Georgian": "აბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ",
+    "Georgian": "".join(map(chr, range(ord("ა"), ord("ჰ") + 1))),
 }
 FACES = [
     f"DejaVu{family}{style}.ttf"
