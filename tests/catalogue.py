@@ -4,6 +4,12 @@ import numpy as np
 
 import hgcore as hg
 
+SOLVERS = {
+    "stored": hg.Reverse(),
+    "checkpointed": hg.Reverse(hg.Checkpointed()),
+    "reversible": hg.Reverse(hg.Reversible()),
+    "forward": hg.Forward(),
+}
 OPTIMIZERS = ("descent", "momentum", "heavy ball", "rmsprop", "adam", "adamw")
 
 

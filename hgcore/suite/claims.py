@@ -24,9 +24,6 @@ class Undecided:
     why: str
 
 
-# ---- the ledger
-
-
 def ledger(root: Path) -> dict[str, list[dict]]:
     """Return {notebook: its claims} of all claims.yml, each checked."""
     found: dict[str, list[dict]] = {}
@@ -104,9 +101,6 @@ def _validator(name: str):
     return jsonschema.Draft202012Validator(yaml.safe_load(text))
 
 
-# ---- verdicts
-
-
 def decide(entry: dict, profile: str, measured) -> str:
     """Return the verdict of a claim on a `plain` measured value.
 
@@ -168,9 +162,6 @@ def plain(value):
     return value if value is None or isinstance(value, bool | int | str) else repr(value)
 
 
-# ---- the end of a notebook
-
-
 def check(run, measured: dict) -> None:
     """Print the verdict of every claim of this notebook and write the record of the run.
 
@@ -185,15 +176,15 @@ def check(run, measured: dict) -> None:
     values = {name: plain(value) for name, value in measured.items()}
     lines, failed = [], []
     for entry in entries:
-        value = values[entry["id"]]
+        name, value = entry["id"], values[entry["id"]]
         verdict = NOT_DECIDED if run.overrides else decide(entry, run.profile, value)
-        lines.append({"id": entry["id"], "measured": value, "verdict": verdict})
-        print(f"{verdict:<12} {entry['id']:<{max(map(len, ids))}}  {entry['statement']}")
+        lines.append({"id": name, "measured": value, "verdict": verdict})
+        print(f"{verdict:<12} {name:<{max(map(len, ids))}}  {entry['statement']}")
         if verdict == FAILS and entry["kind"] == "suite":
-            failed.append(f"{entry['id']}: {value} is not {entry['accept'][run.profile]}")
-    for name in () if entries else values:  # a notebook without claims
-        lines.append({"id": name, "measured": values[name]})
-        print(f"{name}: {values[name]}")
+            failed.append(f"{name}: {value} is not {entry['accept'][run.profile]}")
+    if not entries:
+        lines = [{"id": name, "measured": value} for name, value in values.items()]
+        print(*(f"{name}: {value}" for name, value in values.items()), sep="\n")
     run.write_record(lines)
     if failed:
         raise AssertionError("suite checks fail:\n" + "\n".join(failed))

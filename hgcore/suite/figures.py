@@ -4,7 +4,6 @@ import hashlib
 import io
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +13,6 @@ LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI, LIMIT = 200, 200_000  # of a PNG: dots an inch, bytes
 DIGITS = 7  # of the series in a record
-
-
-class Saved(NamedTuple):
-    """A figure: its files by suffix, and its entry in the record."""
-
-    files: dict[str, bytes]
-    entry: dict
 
 
 def use_style() -> None:
@@ -51,7 +43,7 @@ def save(run, figure: str, fig, *, extra: dict | None = None, rtol: float | None
     files = {"png": _png(fig), "pdf": _bytes(fig, "pdf", "CreationDate", "Creator", "Producer")}
     series = drawn(fig) | {name: rounded(x) for name, x in (extra or {}).items()}
     hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in files.items()}
-    run.figures[figure] = Saved(files, {**hashes, "rtol": rtol, "series": series})
+    run.figures[figure] = files, {**hashes, "rtol": rtol, "series": series}
 
 
 def drawn(fig) -> dict:

@@ -45,12 +45,7 @@ def _named(word: str, names: list[str]) -> list[str]:
     raise ValueError(f"no notebook is called {word!r}; {hint} `python -m hgcore list` shows all")
 
 
-def read(name: str, root: Path) -> dict:
-    """Return the notebook `name`."""
-    return load(path(name, root))
-
-
-def load(file: Path) -> dict:
+def read(file: Path) -> dict:
     """Return a notebook as JSON, the source of each cell as one string."""
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
@@ -62,7 +57,7 @@ def load(file: Path) -> dict:
 
 def code(name: str, root: Path) -> list[str]:
     """Return the sources of the code cells after the parameters."""
-    cells = [c for c in read(name, root)["cells"] if c["cell_type"] == "code"]
+    cells = [c for c in read(path(name, root))["cells"] if c["cell_type"] == "code"]
     return [c["source"].strip() for c in cells if c["source"].strip() and not NOT_KEYED & tags(c)]
 
 
@@ -115,7 +110,7 @@ def copy(name: str, new: str, root: Path) -> Path:
     """Write notebooks/own/<new>.ipynb, a copy of a notebook that has no claims."""
     if not new.isidentifier():
         raise ValueError(f"the name must be letters, digits and _, got {new!r}")
-    nb, target = read(name, root), path(f"own/{new}", root)
+    nb, target = read(path(name, root)), path(f"own/{new}", root)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name")
     for cell in nb["cells"]:

@@ -97,9 +97,6 @@ def _unlike_ledger(record: dict, entries: list[dict]) -> Iterator[str]:
                 yield f"claim {entry['id']} has {claim.get('verdict')}, the ledger gives {verdict}"
 
 
-# ---- RESULTS.md and the README's table
-
-
 def best(root: Path) -> dict[str, dict]:
     """Return {notebook: its record} of the profile paper, else of reduced."""
     records = [load(file) for file in files(root, "reduced", "paper")]
@@ -202,9 +199,6 @@ def brief(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(brief, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# ---- verify
 
 
 def differences(file: Path, other: Path) -> Iterator[str]:

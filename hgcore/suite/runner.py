@@ -102,7 +102,7 @@ def execute(job: Job, root: Path, out: Path) -> None:
         if results.state(job, root, out) != "done":
             raise RuntimeError(f"{job.name} left no whole record: it must end with suite.check")
         if job.update:
-            notebooks.write(notebooks.normalized(notebooks.load(target)), source)
+            notebooks.write(notebooks.normalized(notebooks.read(target)), source)
 
 
 def main() -> None:

@@ -67,7 +67,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Job):
-    """A running notebook. scale: the table of its profile; figures: what suite.save was given."""
+    """A running notebook.
+
+    scale: the table of its profile; figures: by name (files by suffix, entry of the record).
+    """
 
     scale: SimpleNamespace
     root: Path
@@ -95,8 +98,8 @@ class Run(Job):
         if own:
             print(f"{own}: figures and record go to runs/{own}, not to figures/")
         file = self.record(Path(os.environ.get("HGCORE_OUT", self.root)), own)
-        for name, saved in self.figures.items():
-            for suffix, content in saved.files.items():
+        for name, (files, _) in self.figures.items():
+            for suffix, content in files.items():
                 write_atomically(file.with_name(f"{name}.{suffix}"), content)
         data = used()
         record = {
@@ -111,7 +114,7 @@ class Run(Job):
             | {library: installed(library) for library in LIBRARIES},
             "threads": {name: os.environ.get(name) for name in THREADS},
             "claims": claims,
-            "figures": {name: saved.entry for name, saved in self.figures.items()},
+            "figures": {name: entry for name, (_, entry) in self.figures.items()},
         }
         write_atomically(file, signed(record).encode())
 

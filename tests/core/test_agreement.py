@@ -24,16 +24,8 @@ CASES |= {
     "no steps": partial(catalogue.everything, steps=0),
     "one step": partial(catalogue.everything, name="adam", steps=1),
 }
-EXACT = {
-    "stored": hg.Reverse(),
-    "stored, graphs": hg.Reverse(hg.Stored(graphs=5)),
-    "checkpointed": hg.Reverse(hg.Checkpointed()),
-    "two states": hg.Reverse(hg.Checkpointed(states=2)),
-    "reversible": hg.Reverse(hg.Reversible()),
-    "reversible, graphs": hg.Reverse(hg.Reversible(graphs=5)),
-    "all of truncated": hg.Reverse(hg.Truncated(last=99)),
-    "forward": hg.Forward(),
-}
+WAYS = hg.Stored(graphs=5), hg.Checkpointed(states=2), hg.Reversible(graphs=5), hg.Truncated(99)
+EXACT = [*catalogue.SOLVERS.values(), *map(hg.Reverse, WAYS)]
 
 
 def possible(problem, solvers):
@@ -50,7 +42,7 @@ def test_solvers_equal_unrolled(case, backend):
     problem, hyper = case(backend)
     value, slope = catalogue.unrolled(problem, hyper)
     tiny_epsilon = getattr(problem.optimizer, "epsilon", 1) == 1e-8
-    for solver in possible(problem, EXACT.values()):
+    for solver in possible(problem, EXACT):
         result = solver(problem, hyper)
         wide = tiny_epsilon and "Reversible" in repr(solver)
         assert gap(backend.numpy(result.value), value) < (1e-9 if wide else 1e-11), solver
@@ -70,7 +62,7 @@ def test_solvers_in_single_precision(name):
     """Float32 against float64: 12 steps of 6e-8, amplified some 1e3 times."""
     single, hyper = catalogue.everything(hg.Torch(dtype="float32"), name)
     exact = hg.Reverse()(*catalogue.everything(hg.Torch(), name))
-    for solver in possible(single, EXACT.values()):
+    for solver in possible(single, EXACT):
         assert gap(solver(single, hyper).grad, exact.grad) < 1e-4
 
 
@@ -88,7 +80,7 @@ def test_finite_differences_agree(name, backend):
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
 def test_same_call_gives_same_bits(backend, name):
     problem, hyper = catalogue.everything(backend, name, per_weight=True)
-    for solver in EXACT.values():
+    for solver in EXACT:
         results = zip(solver(problem, hyper), solver(problem, hyper), strict=True)
         assert all(np.array_equal(a, b) for a, b in results)
 

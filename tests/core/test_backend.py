@@ -187,14 +187,3 @@ def test_jvp_of_what_torch_differentiates_once():
     expected = torch.exp(h) * tangent, 3 * h**2 * tangent, mixed, 0 * h
     for a, b in zip(push(tangent), expected, strict=True):
         assert torch.allclose(a, b, atol=1e-14)
-
-
-def test_torch_restores_the_thread_count():
-    before = torch.get_num_threads()
-    try:
-        restore = hg.Torch().thread_restorer()
-        torch.set_num_threads(before + 1)
-        restore()
-        assert torch.get_num_threads() == before
-    finally:
-        torch.set_num_threads(before)

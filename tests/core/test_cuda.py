@@ -12,11 +12,10 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
-SOLVERS = [hg.Reverse(), hg.Reverse(hg.Checkpointed()), hg.Reverse(hg.Reversible()), hg.Forward()]
 
 
 @pytest.mark.parametrize("name", catalogue.OPTIMIZERS)
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("solver", catalogue.SOLVERS.values(), ids=catalogue.SOLVERS)
 def test_gpu_equals_cpu(solver, name):
     """Other sums in another order: 12 steps of 1e-16, amplified some 1e4 times."""
     problem, hyper = catalogue.everything(hg.Torch("cuda"), name, per_weight=True)

@@ -7,17 +7,11 @@ import catalogue
 import numpy as np
 import pytest
 import torch
-from catalogue import bowl
+from catalogue import SOLVERS, bowl
 
 import hgcore as hg
 from hgcore.nets import DenseNet
 
-SOLVERS = {
-    "stored": hg.Reverse(),
-    "checkpointed": hg.Reverse(hg.Checkpointed()),
-    "reversible": hg.Reverse(hg.Reversible()),
-    "forward": hg.Forward(),
-}
 LAYOUT = hg.Layout({"matrix": (2, 3), "number": (), "empty": (0,), "vector": (4,)})
 TORCH_ADAM = torch.optim.Adam([torch.zeros(1)])
 ARGUMENTS = [  # a call with a backend, words of its error
@@ -56,10 +50,7 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Neumann(1, math.nan), "terms >= 0 and rate > 0 or None, got"),
     (lambda b: hg.ConjugateGradient(-1), "iterations must be >= 0, got -1"),
     (lambda b: hg.Nystrom(0), "rank must be >= 1 and rho >= 0, got 0"),
-    (
-        lambda b: hg.Nystrom(2, 0.0)(lambda v: v, b.array(np.ones(3))),
-        r"rho must be positive for a rank below the number of weights \(2 < 3\), got 0.0",
-    ),
+    (lambda b: hg.Nystrom(2, 0)(lambda v: v, b.array(np.ones(3))), r"positive .* \(2 < 3\), got 0"),
     (lambda b: hg.simplex(0.0), "must be positive, got"),
     (lambda b: hg.simplex(math.nan), "must be positive, got"),
     (lambda b: hg.l1_ball(-1.0), "must be positive, got"),
@@ -82,8 +73,8 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: LAYOUT.join(blocks(b, vector=None)), "blocks must be"),
     (lambda b: LAYOUT.join(blocks(b, other=1.0)), "blocks must be"),
     (
-        lambda b: LAYOUT.join(blocks(b, matrix=b.array(np.ones(4)))),
-        r"block 'matrix' must have shape \(2, 3\), got \(4,\)",
+        lambda b: LAYOUT.join(blocks(b, matrix=np.ones(4))),
+        r"'matrix' must have shape \(2, 3\), got",
     ),
     (lambda b: hg.Torch(dtype="float16"), "'float32' or 'float64', got 'float16'"),
 ]

@@ -13,7 +13,6 @@ import hgcore as hg
 from hgcore import nets
 
 RNG = np.random.default_rng(0)
-SOLVERS = hg.Reverse(), hg.Reverse(hg.Reversible()), hg.Forward()
 
 
 @pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (784, 50, 50, 50, 10)])
@@ -141,7 +140,7 @@ def test_solver_through_a_module_equals_unrolled(name):
     """In float64, and within float32's 6e-8 a step, amplified 1e3 times."""
     problem, hyper = trained(name)
     expected = catalogue.unrolled(problem, hyper)[1]
-    for solver in SOLVERS:
+    for solver in catalogue.SOLVERS.values():
         assert gap(solver(problem, hyper).grad, expected) < 1e-10
         assert gap(solver(*trained(name, "float32")).grad, expected) < 1e-3
 

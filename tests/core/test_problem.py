@@ -9,16 +9,10 @@ import catalogue
 import numpy as np
 import pytest
 import torch
-from catalogue import gap
+from catalogue import SOLVERS, gap
 
 import hgcore as hg
 
-SOLVERS = {
-    "stored": hg.Reverse(),
-    "checkpointed": hg.Reverse(hg.Checkpointed()),
-    "reversible": hg.Reverse(hg.Reversible()),
-    "forward": hg.Forward(),
-}
 solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 ODD = [
     {"outer_loss": lambda w, h: (h**2).sum()},

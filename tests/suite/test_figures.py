@@ -38,15 +38,15 @@ def test_drawn_series(fig):
 
 
 def test_saved_twice_has_the_same_bytes(fig):
-    one, two = saved(fig, extra={"more": np.float32(0.5)}), saved(fig)
-    assert one.files == two.files and one.files["png"][1:4] == b"PNG"
-    assert one.entry["png"] == two.entry["png"] and one.entry["series"]["more"] == 0.5
+    (files, entry), (again, other) = saved(fig, extra={"more": np.float32(0.5)}), saved(fig)
+    assert files == again and files["png"][1:4] == b"PNG"
+    assert entry["png"] == other["png"] and entry["series"]["more"] == 0.5
 
 
 def test_large_pictures_are_scaled_down(fig):
     fig.axes[1].imshow(np.random.default_rng(0).random((400, 400, 3)))
     fig.set_size_inches(6, 6)
-    assert len(saved(fig).files["png"]) < figures.LIMIT
+    assert len(saved(fig)[0]["png"]) < figures.LIMIT
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "paper/fig"])

@@ -46,7 +46,7 @@ def test_key_depends_on_code_parameters_and_data(toy):
 
 def test_normalized_is_idempotent(toy):
     toy.add("one")
-    nb = notebooks.read("toy/one", toy.root)
+    nb = notebooks.read(notebooks.path("toy/one", toy.root))
     text = {"output_type": "stream", "name": "stdout", "text": "a\n"}
     result = {"output_type": "execute_result", "data": {}, "metadata": {"x": 1}}
     outputs = [text, text | {"name": "stderr"}, text, result | {"execution_count": 9}]
@@ -60,9 +60,10 @@ def test_normalized_is_idempotent(toy):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"cells": 3}'])
 def test_not_a_notebook(toy, content):
-    notebooks.path("toy/one", toy.root).write_text(content)
+    file = notebooks.path("toy/one", toy.root)
+    file.write_text(content)
     with pytest.raises(ValueError, match=r"one\.ipynb is not a notebook"):
-        notebooks.read("toy/one", toy.root)
+        notebooks.read(file)
 
 
 def test_root_is_found(toy, monkeypatch, tmp_path):

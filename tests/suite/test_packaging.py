@@ -46,7 +46,8 @@ def test_conda_constraints_and_pip_agree():
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_is_committed_whole(name):
     """Normalized, valid, executed in order without errors, small, with a figure and claims."""
-    text, nb = notebooks.path(name, ROOT).read_text(), notebooks.read(name, ROOT)
+    file = notebooks.path(name, ROOT)
+    text, nb = file.read_text(), notebooks.read(file)
     nbformat.validate(nbformat.from_dict(nb))
     assert notebooks.normalized(nb) == nb
     cells = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
@@ -61,7 +62,7 @@ def test_notebook_is_committed_whole(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_form(name):
     """The same parameters, ids that differ, no long line, no function over ten lines."""
-    nb, sources = notebooks.read(name, ROOT), notebooks.code(name, ROOT)
+    nb, sources = notebooks.read(notebooks.path(name, ROOT)), notebooks.code(name, ROOT)
     first = next(cell for cell in nb["cells"] if "parameters" in notebooks.tags(cell))
     assert re.sub(" *#.*", "", first["source"]) == PARAMETERS
     ids = [cell["id"] for cell in nb["cells"]]

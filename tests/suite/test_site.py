@@ -34,7 +34,7 @@ def site(tmp_path_factory):
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "tests", "quick")
     shutil.copytree(ROOT, root, ignore=ignored)
     name = "00_tour"
-    nb = notebooks.read(name, root)
+    nb = notebooks.read(notebooks.path(name, root))
     html = {"output_type": "display_data", "data": {"text/html": PLANTED}, "metadata": {}}
     script = html | {"data": {"application/javascript": "window.planted = 1"}}
     text = {"output_type": "stream", "name": "stdout", "text": PLANTED}
