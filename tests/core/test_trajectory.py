@@ -1,4 +1,4 @@
-"""Strategies: what they keep, how they come back, and that those that guess do as their papers say."""
+"""Strategies: what they keep, that they come back, and that guesses are those of the papers."""
 
 import math
 from dataclasses import replace
@@ -204,23 +204,23 @@ MOVING = {
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", MOVING)
 def test_training_comes_back_to_its_start(name, dtype):
-    """500 steps: more than 64 bits of decays. close() compares every bit with the true start and raises otherwise."""
+    """close() compares every bit with the true start and raises otherwise."""
     assert float(REVERSIBLE(long_run(MOVING[name], dtype=dtype), [1.0]).grad[0]) == 1
 
 
 LOST = [
-    (hg.Momentum(0.1, 0.9), (0.9,)),
-    (hg.AdamW(1e-3, weight_decay=0.01), (0.9, 0.999, 1 - 1e-5)),
-    (hg.AdamW(1e-2, weight_decay=10.0), (0.9, 0.999, 0.9)),
+    (hg.Momentum(0.1, 0.5), (0.5,)),
+    (hg.AdamW(1e-3, 0.5, 0.99), (0.5, 0.99, 1 - 1e-5)),
+    (hg.AdamW(1e-2, 0.5, 0.9, weight_decay=10.0), (0.5, 0.9, 0.9)),
 ]
 
 
 @pytest.mark.parametrize("optimizer, factors", LOST)
 def test_a_step_costs_what_its_factors_lose(optimizer, factors):
-    """log2 of 1 / each factor; between 1,000 and 2,000 steps, so without the constant part."""
-    few, many = (REVERSIBLE(long_run(optimizer, t), [1.0]).nbytes for t in (1000, 2000))
+    """log2 of 1 / each factor; between 100 and 400 steps, so without the constant part."""
+    few, many = (REVERSIBLE(long_run(optimizer, t), [1.0]).nbytes for t in (100, 400))
     lost = -sum(math.log2(round(f * 2**16) / 2**16) for f in factors)
-    assert 8 * (many - few) / 300 / 1000 == pytest.approx(lost, rel=0.05)
+    assert 8 * (many - few) / 300 / 300 == pytest.approx(lost, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
