@@ -128,7 +128,8 @@ def report(args, root: Path) -> int:
                 write_atomically(root / name, text.encode())
             elif not (root / name).exists() or (root / name).read_text("utf-8") != text:
                 wrong.append(f"{name} is not what the records say; python -m hgcore report")
-        print("" if args.check else f"{headline}\n", end="")
+        if not args.check:
+            print(headline)
     print(*wrong, sep="\n  ", end="\n" if wrong else "", file=sys.stderr)
     return 1 if wrong else 0
 
