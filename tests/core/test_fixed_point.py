@@ -113,19 +113,6 @@ def test_wide_values_are_undone(place):
     assert buffer.empty() and not any(bool((part != 0).any()) for part in value.parts)
 
 
-@pytest.mark.parametrize("decay", [0.875, 0.9, 0.98, 0.5])
-def test_memory_is_what_the_decay_loses(decay):
-    """log2(1/decay) bits a step, and about 24 bits in all once packed."""
-    value = hg.FixedPoint(np.random.default_rng(2).standard_normal(1000))
-    buffer = hg.ReversalBuffer()
-    for _ in range(3000):
-        value.bits = buffer.multiply(value.bits, decay)
-        value.add(np.full(1000, 0.01))
-    buffer.pack()
-    bits, lost = 8 * buffer.nbytes / 1000, 3000 * math.log2(1 / round_decay(decay))
-    assert lost <= bits <= lost + 32
-
-
 def test_wrong_divisions_are_noticed(place):
     buffer, start = hg.ReversalBuffer(), hg.FixedPoint(place(START)).bits
     assert buffer.empty()
