@@ -1,5 +1,6 @@
-"""Functions of arrays that need no backend."""
+"""Functions of arrays that need no backend, and what several files share besides."""
 
+import functools
 import importlib
 import itertools
 from types import ModuleType
@@ -17,7 +18,8 @@ def namespace(array) -> ModuleType:
 
 def like(values, array):
     """Return `values` (numbers, NumPy's or like `array`) with the type and device of `array`."""
-    return namespace(array).asarray(values, dtype=array.dtype, device=array.device)
+    device = getattr(array, "device", None)  # traced arrays have none
+    return namespace(array).asarray(values, dtype=array.dtype, device=device)
 
 
 def pieces(vector, sizes: list[int]):
@@ -34,8 +36,18 @@ def root(square):
     return xp.where(positive, xp.sqrt(xp.where(positive, square, 1 + 0 * square)), 0 * square)
 
 
-def require_instance(name: str, value, kind: type, example: str) -> None:
-    """Raise TypeError unless `value` is an object of type `kind`, not a class."""
-    if isinstance(value, type) or not isinstance(value, kind):
+@functools.cache
+def fast_module(name: str) -> ModuleType | None:
+    """Return the module hgcore.fast.`name`, None if it cannot be imported (no numba, no folder)."""
+    try:
+        return importlib.import_module(f"hgcore.fast.{name}")
+    except ImportError:
+        return None
+
+
+def require_instance(name: str, value, kind: type | str, example: str) -> None:
+    """Raise TypeError unless `value` is an object, not a class, of type or with method `kind`."""
+    fits = hasattr(value, kind) if isinstance(kind, str) else isinstance(value, kind)
+    if isinstance(value, type) or not fits:
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be an object such as {example}, got {got}")

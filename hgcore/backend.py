@@ -25,8 +25,7 @@ reverse_mode = contextvars.ContextVar("reverse_mode", default=False)
 class Linearized(NamedTuple):
     """The gradient (n,) of an inner loss at one point, and products with its derivatives.
 
-    product: q (n,) -> (H q (n,), B'q (m,)) with H = d2L/dw2, B = d2L/dw dhyper; hvp: q -> H q;
-    mixed: q -> B'q.
+    product: q (n,) -> (H q (n,), B'q (m,)), H = d2L/dw2, B = d2L/dw dhyper; hvp, mixed: one alone.
     """
 
     gradient: object
@@ -91,8 +90,7 @@ class Backend:
 
 def require_scalar(value):
     """Return the value of a loss; raise ValueError unless its shape is ()."""
-    if getattr(value, "shape", None) != ():
-        shape = getattr(value, "shape", type(value).__name__)
+    if (shape := getattr(value, "shape", type(value).__name__)) != ():
         raise ValueError(f"a loss must return a scalar of shape (), got {shape}; take its mean")
     return value
 

@@ -23,8 +23,9 @@ class Torch(Backend):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         torch = self.xp
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            found = f"torch {torch.__version__} sees no GPU for {self.device!r}"
-            raise ValueError(f"{found}; use 'cpu'")
+            raise ValueError(
+                f"torch {torch.__version__} sees no GPU for {self.device!r}; use 'cpu'"
+            )
 
     @property
     def xp(self) -> ModuleType:
@@ -63,9 +64,8 @@ class Torch(Backend):
         return super().floats(scalars) if self.device == "cpu" else self.array(scalars).tolist()
 
     def memory(self) -> int:
-        if self.xp.device(self.device).type != "cuda":
-            return super().memory()
-        return self.xp.cuda.mem_get_info(self.device)[1]
+        cuda = self.xp.device(self.device).type == "cuda"
+        return self.xp.cuda.mem_get_info(self.device)[1] if cuda else super().memory()
 
     def thread_restorer(self) -> Callable:
         return functools.partial(self.xp.set_num_threads, self.xp.get_num_threads())
@@ -93,9 +93,9 @@ class Torch(Backend):
         return tuple(y.detach() for y in outputs), pull
 
     def jvp(self, f, *args) -> tuple:
-        torch, (leaves, outputs) = self.xp, self._outputs(f, args)
+        torch, zeros, (leaves, outputs) = self.xp, self.xp.zeros_like, self._outputs(f, args)
         live = [y for y in outputs if y.requires_grad]
-        cotangents = [torch.zeros_like(y).requires_grad_() for y in live]
+        cotangents = [zeros(y).requires_grad_() for y in live]
         with torch.enable_grad():
             pulled = self._grad(live, leaves, cotangents, create_graph=True)
 
@@ -103,9 +103,7 @@ class Torch(Backend):
             try:  # the vjp of a (linear) vjp is the jvp; an error if a cotangent is not used
                 seeds = pulled, cotangents, tangents
                 found = iter(torch.autograd.grad(*seeds, retain_graph=True) if live else ())
-                return tuple(
-                    next(found) if y.requires_grad else torch.zeros_like(y) for y in outputs
-                )
+                return tuple(next(found) if y.requires_grad else zeros(y) for y in outputs)
             except RuntimeError:  # an operation that torch differentiates once; not thread-safe
                 return torch.func.jvp(lambda *a: tuple(map(self.traced, f(*a))), args, tangents)[1]
 

@@ -8,18 +8,18 @@ keeps. Second moments of gradients have two integers a value and the unit 2**-80
 square root stands beside a small epsilon: with 2**-52 and epsilon 1e-8 the hypergradient of an
 MNIST net is off by 4e-4, with 2**-70 by 1e-9.
 
-This file has the plain arithmetic, for NumPy and torch; fast/ computes the same bits faster.
+This file has the plain arithmetic, for NumPy and torch, which changes nothing in place; fast/
+computes the same bits faster.
 """
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hgcore.arrays import namespace
+from hgcore.arrays import fast_module, namespace
 
 UNIT = 2.0**-52
 BITS = 16
@@ -32,9 +32,6 @@ LOW_BITS = 45  # of a wide value: the most for which its division stays within i
 
 class ReversalError(ArithmeticError):
     """The backward pass did not reproduce the forward pass bit for bit."""
-
-
-# ---- plain arithmetic: new arrays out, nothing in place
 
 
 def _as(array, kind: str):
@@ -98,9 +95,8 @@ def _divide(bits, low, state, numerator) -> tuple:
 def decay_add(bits, low, state, numerator, amount, unit: float, dtype) -> tuple:
     """Return (bits, low, state, floats, reach) of value * numerator / 2**16 + amount.
 
-    The value is bits * unit if low is None, else (bits * 2**45 + low) * unit. state: that of the
-    ReversalBuffer. numerator None: no product. amount None: no sum, and no floats. reach: the
-    largest magnitude met, None or 0 if none can be large.
+    low: None unless the value is wide. state: that of the ReversalBuffer. numerator None: no
+    product. amount None: no sum, and no floats. reach: the bound of FixedPoint's sums, or None.
     """
     if numerator is not None:
         bits, low, state = _multiply(bits, low, state, numerator)
@@ -135,29 +131,19 @@ class Arithmetic(NamedTuple):
 PLAIN = Arithmetic()
 
 
-@functools.cache
-def _fast() -> Callable:
-    try:
-        from hgcore.fast.arithmetic import fitting
-    except ImportError:  # no numba, or fast/ is not there
-        return lambda bits, plain: plain
-    return fitting
-
-
 def arithmetic(bits) -> Arithmetic:
     """Return the fastest implementation for vectors like `bits`."""
-    return _fast()(bits, PLAIN)
-
-
-# ---- values
+    fast = fast_module("arithmetic")
+    return fast.fitting(bits, PLAIN) if fast else PLAIN
 
 
 class FixedPoint:
     """A vector (n,) whose additions `subtract` undoes exactly.
 
-    bits: int64 in multiples of `unit`, a power of two. Beyond |value| < 2**63 * unit they wrap
-    around: look at what `add` returns. wide: keep two integers a value, (bits * 2**45 + low) *
-    unit with 0 <= low < 2**45, for |value| < 2**91 * unit.
+    bits: int64 in multiples of `unit`, a power of two. wide: keep two integers a value, (bits *
+    2**45 + low) * unit with 0 <= low < 2**45. Sums return a bound on the magnitudes met, 0 if none
+    can be large. They are right if it lies below 2**63 * unit, 2**91 * unit if wide; they wrap
+    around, and are wrong, if it is larger, or NaN.
     """
 
     def __init__(self, values, unit: float = UNIT, wide: bool = False):
@@ -169,11 +155,7 @@ class FixedPoint:
         return to_floats(self.bits, self.low, self.unit, dtype)
 
     def add(self, amount):
-        """Add `amount` (n,), rounded to the unit; return a bound on the magnitudes met.
-
-        The sum is right if the bound (0 if none can be large) lies below 2**63 * unit, 2**91 * unit
-        if wide, and wrong if it is larger, or NaN.
-        """
+        """Add `amount` (n,), rounded to the unit; return the bound."""
         return self.decay_add(None, None, amount)[1]
 
     def subtract(self, amount) -> None:
@@ -181,7 +163,7 @@ class FixedPoint:
         self.undo_decay_add(None, None, amount)
 
     def decay_add(self, buffer, decay: Decay | None, amount, dtype=None) -> tuple:
-        """Multiply by `decay`, then add `amount` (n,); return (floats (n,), bound as by `add`).
+        """Multiply by `decay`, then add `amount` (n,); return (floats (n,), bound).
 
         buffer: the ReversalBuffer for what the decay loses. decay None: do not multiply.
         """
@@ -244,9 +226,6 @@ def unpack(packed):
     return (bits << shift) >> shift if width else bits
 
 
-# ---- decays, and what multiplications by them lose
-
-
 class Decay(NamedTuple):
     """A decay numerator / 2**16: one integer, or one per coordinate (n,); least: the smallest."""
 
@@ -270,9 +249,8 @@ def as_decay(decay, least: float | None = None) -> Decay:
         numerator = round(require_decay("decay", float(decay)) * DENOMINATOR)
         return Decay(numerator, numerator)
     if least is None:
-        xp = namespace(decay)
-        require_decay("decay", float(xp.amax(decay)))
-        least = require_decay("decay", float(xp.amin(decay)))
+        for least in float(decay.max()), float(decay.min()):
+            require_decay("decay", least)
     return Decay(to_bits(decay, 1 / DENOMINATOR), round(least * DENOMINATOR))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hgcore.arrays import require_instance
 from hgcore.problem import Diverged, DivergenceMonitor, Problem, quiet
-from hgcore.trajectory import Stored, state_nbytes, train
+from hgcore.trajectory import Stored, train
 
 
 class Hypergradient(NamedTuple):
@@ -34,9 +34,7 @@ class Reverse:
     trajectory: object = field(default_factory=Stored)
 
     def __post_init__(self):
-        if isinstance(self.trajectory, type) or not hasattr(self.trajectory, "train"):
-            rule = "trajectory must be an object such as hg.Reversible()"
-            raise TypeError(f"{rule}, got {self.trajectory!r}")
+        require_instance("trajectory", self.trajectory, "train", "hg.Reversible()")
 
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
@@ -66,14 +64,14 @@ class Forward:
 
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
         hyper = problem.as_hyper(hyper)
-        state, tangents = problem.initial_state(hyper), problem.jvp_initial(hyper)
-        problem.smallest_decays(hyper, state)
-        state, tangents = self.advance(problem, hyper, state, tangents, range(problem.steps))
-        return self.hypergradient(problem, hyper, state, tangents)
+        carry = problem.initial_state(hyper), problem.jvp_initial(hyper)
+        carry = self.advance(problem, hyper, *carry, range(problem.steps))
+        return self.hypergradient(problem, hyper, *carry)
 
     @quiet
     def advance(self, problem: Problem, hyper, state: tuple, tangents, steps: range) -> tuple:
         """Return (state, its tangents, one for each hyperparameter) after `steps`."""
+        problem.smallest_decays(hyper, state, steps)
         objective, monitor = problem.objective(hyper), DivergenceMonitor(problem.backend)
         for t in steps:
             gradient, push_gradient = objective.pushforward(state[0], t)
@@ -90,7 +88,8 @@ class Forward:
         value, adjoint, grad = problem.outer_gradients(state[0], hyper)
         if tangents:
             grad = grad + problem.backend.xp.stack([dz[0] @ adjoint for dz in tangents])
-        return _finite(problem, value, grad, state, sum(map(state_nbytes, (state, *tangents))))
+        nbytes = (1 + len(tangents)) * len(state) * state[0].nbytes
+        return _finite(problem, value, grad, state, nbytes)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hgcore.arrays import namespace, pieces
+from hgcore.arrays import like, namespace, pieces
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,20 @@ class Layout:
         return {name: block.reshape(shape) for (name, shape), block in blocks}
 
     def join(self, blocks: Mapping):
-        """Return the vector (size,) of all named blocks (arrays, or numbers): undoes `split`."""
+        """Return the vector (size,) of all named blocks (arrays, or numbers): undoes `split`.
+
+        A tensor or traced block makes all others like it.
+        """
         if set(blocks) != set(self.shapes):
             raise ValueError(f"blocks must be {list(self.shapes)}, got {list(blocks)}")
         given = [blocks[name] for name in self.shapes]
         arrays = [x if hasattr(x, "shape") else np.asarray(x, dtype=float) for x in given]
         for (name, shape), array in zip(self.shapes.items(), arrays, strict=True):
             _require_shape(f"block {name!r} must have", array, shape)
-        return namespace(arrays[0]).concatenate([array.reshape((-1,)) for array in arrays])
+        model = next((x for x in arrays if namespace(x) is not np), arrays[0])
+        xp = namespace(model)
+        alike = [x if namespace(x) is xp else like(x, model) for x in arrays]
+        return xp.concatenate([x.reshape((-1,)) for x in alike])
 
     def expand(self, values):
         """Return one value per coordinate (size,) from one per block (len(layout),)."""

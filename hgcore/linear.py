@@ -27,8 +27,7 @@ class Neumann:
 
     def __post_init__(self):
         if self.terms < 0 or self.rate is not None and not self.rate > 0:
-            given = f"{self.terms} and {self.rate}"
-            raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {given}")
+            raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {self}")
 
     def __call__(self, apply: Callable, b):
         rate = self.rate or 1 / largest_eigenvalue(apply, b)
@@ -147,21 +146,16 @@ class Nystrom:
             raise ValueError(f"rho must be positive {why}")
         rng = np.random.default_rng([*np.atleast_1d(self.seed), n])
         sketch = like(self.draw(rng, min(self.rank, n), n), b)
-        basis, values = _factors(xp.stack([apply(row) for row in sketch]), sketch)
+        image = xp.stack([apply(row) for row in sketch])
+        core, smallest = sketch @ image.T, len(sketch) * xp.finfo(b.dtype).eps
+        inverse = xp.linalg.pinv((core + core.T) / 2, rtol=smallest, hermitian=True)
+        basis, triangle = xp.linalg.qr(image.T)
+        values, vectors = xp.linalg.eigh(triangle @ inverse @ triangle.T)
+        basis = basis @ vectors  # eigenvectors (n, k) of A_k
         inside = basis.T @ b
         x = basis @ (inside / (values + self.rho))
         # with full rank, only rounding lies outside the basis
         return x if self.rank >= n else x + (b - basis @ inside) / self.rho
-
-
-def _factors(image, sketch) -> tuple:
-    """Return (Q (n, k) orthonormal, eigenvalues (k,)) of C W^+ C', C' = `image`, W = sketch C."""
-    linalg, core = namespace(image).linalg, sketch @ image.T
-    smallest = len(core) * namespace(image).finfo(image.dtype).eps
-    inverse = linalg.pinv((core + core.T) / 2, rtol=smallest, hermitian=True)
-    basis, triangle = linalg.qr(image.T)
-    values, vectors = linalg.eigh(triangle @ inverse @ triangle.T)
-    return basis @ vectors, values
 
 
 @dataclass(frozen=True)

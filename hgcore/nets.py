@@ -1,14 +1,13 @@
 """Networks as functions of one flat weight vector: dense nets, and any torch module."""
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from numbers import Real
 
 import numpy as np
 
-from hgcore.arrays import namespace
+from hgcore.arrays import fast_module, namespace
 from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
 
@@ -57,7 +56,7 @@ class DenseNet:
     def __call__(self, weights, inputs):
         # asked first: torch.compile cannot follow a ContextVar
         compiling = hasattr(weights, "detach") and namespace(weights).compiler.is_compiling()
-        fast = None if compiling or not reverse_mode.get() else _hand_written()
+        fast = None if compiling or not reverse_mode.get() else fast_module("dense_net")
         if fast and fast.fits(weights, inputs):
             return fast.log_probabilities(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
@@ -79,16 +78,6 @@ class DenseNet:
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
             hidden = namespace(matrix).tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
-
-
-@functools.cache
-def _hand_written() -> ModuleType | None:
-    """Return fast.dense_net if it can be imported."""
-    try:
-        from hgcore.fast import dense_net
-    except ImportError:
-        return None
-    return dense_net
 
 
 def functional(module) -> tuple:
@@ -124,8 +113,8 @@ def _require_repeatable(name: str, part) -> None:
     classes = [type(x).__mro__ for x in (part, *part._forward_pre_hooks.values())]  # norms may hook
     kinds = {kind.__name__.removeprefix("_") for several in classes for kind in several}
     share = getattr(part, "p" if "DropoutNd" in kinds else "dropout", 0)
-    draws = isinstance(share, float) and share > 0
-    draws |= bool(kinds & {"RReLU", "FractionalMaxPool2d", "FractionalMaxPool3d", "SpectralNorm"})
+    draws = kinds & {"RReLU", "FractionalMaxPool2d", "FractionalMaxPool3d", "SpectralNorm"}
+    draws = draws or isinstance(share, Real) and share > 0
     varies = part.training and (draws or getattr(part, "track_running_stats", False))
     if "WeightNorm" in kinds:
         why = "has second derivatives that torch gets wrong; divide by the norm in your own module"

@@ -152,10 +152,7 @@ class RMSProp(Optimizer):
     beta2: Coefficient = 0.99
     epsilon: Coefficient = 1e-8
     decay: Coefficient = 0.0
-    slots: ClassVar = (
-        SQUARE,
-        Slot(lambda c: c.decay, lambda c, g, square: g / (root(square) + c.epsilon)),
-    )
+    slots: ClassVar = SQUARE, Slot(lambda c: c.decay, lambda c, g, s: g / (root(s) + c.epsilon))
 
     @property
     def decays(self) -> tuple[str, ...]:

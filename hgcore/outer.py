@@ -9,7 +9,7 @@ from hgcore.arrays import require_instance
 from hgcore.hypergradient import Forward, Implicit
 from hgcore.optimizers import Optimizer
 from hgcore.problem import Diverged, Problem
-from hgcore.trajectory import advance, require_count
+from hgcore.trajectory import require_count, train
 
 
 class OuterStep(NamedTuple):
@@ -64,10 +64,8 @@ def realtime(
     require_count("every", every, least=1, what="inner steps")
 
     def step(now: Problem, k: int, hyper, *carry) -> tuple:
-        state, tangents = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
-        span = range(k * every, (k + 1) * every)
-        now.smallest_decays(hyper, state, span)
-        carry = solver.advance(now, hyper, state, tangents, span)
+        carry = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
+        carry = solver.advance(now, hyper, *carry, range(k * every, (k + 1) * every))
         return solver.hypergradient(now, hyper, *carry), carry
 
     return _loop("realtime", step, problem, hyper, optimizer, steps, project, resume)
@@ -86,11 +84,8 @@ def alternate(
     require_instance("solver", solver, Implicit, "hg.Implicit(hg.Neumann(20, 0.1))")
     require_count("every", every, least=1, what="inner steps")
 
-    def step(now: Problem, k: int, hyper, *carry) -> tuple:
-        (state,) = carry or (now.initial_state(hyper),)
-        span = range(k * every, (k + 1) * every)
-        now.smallest_decays(hyper, state, span)
-        state = advance(now, hyper, state, span, now.objective(hyper).gradient)
+    def step(now: Problem, k: int, hyper, state: tuple | None = None) -> tuple:
+        state = train(now, hyper, state, range(k * every, (k + 1) * every))
         return solver(now, hyper, state), (state,)
 
     return _loop("alternate", step, problem, hyper, optimizer, steps, project, resume)

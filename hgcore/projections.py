@@ -1,5 +1,6 @@
 """Euclidean projections onto the sets in which hyperparameters are allowed, as vector functions."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 from hgcore.arrays import like, namespace
@@ -7,12 +8,7 @@ from hgcore.arrays import like, namespace
 
 def box(low, high) -> Callable:
     """Return the projection onto low <= hyper <= high (numbers or vectors)."""
-
-    def project(hyper):
-        xp = namespace(hyper)
-        return xp.minimum(xp.maximum(hyper, like(low, hyper)), like(high, hyper))
-
-    return project
+    return lambda hyper: namespace(hyper).clip(hyper, like(low, hyper), like(high, hyper))
 
 
 def simplex(total: float = 1.0) -> Callable:
@@ -54,14 +50,13 @@ def box_l1(low, high, radius: float) -> Callable:
         xp = namespace(hyper)
         places = xp.clip(xp.concatenate([hyper - most, hyper - less]), 0, None)
         places = places[xp.argsort(places)]
-        first, last = -1, len(places) - 1
-        while last - first > 1:
-            middle = (first + last) // 2
-            point = inside(hyper - places[middle])
-            if float(point.sum()) > within:
-                first, more = middle, point
-            else:
-                last, less = middle, point
+        last = len(places) - 1
+
+        def point(i: int):
+            return inside(hyper - places[i])
+
+        end = bisect_left(range(last), -within, key=lambda i: -float(point(i).sum()))
+        more, less = point(end - 1) if end else more, point(end) if end < last else less
         share = (more.sum() - within) / (more.sum() - less.sum())
         return inside(more + share * (less - more))
 

@@ -6,6 +6,7 @@ Reversible, in reversible.py, runs the training backwards.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,19 +31,21 @@ class Trajectory(NamedTuple):
     close: Callable = lambda: None  # raises ReversalError unless the way back was that forth
 
 
-def train(problem: Problem, hyper) -> tuple:
-    """Return the state after training, (weights, *slots), each (n,); nothing else is kept."""
-    state, gradient = problem.initial_state(hyper), problem.objective(hyper).gradient
-    problem.smallest_decays(hyper, state)
-    return advance(problem, hyper, state, range(problem.steps), gradient)
+def train(problem: Problem, hyper, state: tuple | None = None, steps: range | None = None) -> tuple:
+    """Return the state after `steps` (default: all), (weights, *slots), each (n,).
+
+    state: that before the first of them (default: the initial one). Nothing else is kept.
+    """
+    state = problem.initial_state(hyper) if state is None else state
+    steps = range(problem.steps) if steps is None else steps
+    problem.smallest_decays(hyper, state, steps)
+    return advance(problem, hyper, state, steps, problem.objective(hyper).gradient)
 
 
 @quiet
-def advance(problem: Problem, hyper, state: tuple, steps: range, gradient: Callable) -> tuple:
-    """Return the state after `steps`, the last of `states`."""
-    for after in states(problem, hyper, state, steps, gradient):
-        state = after
-    return state
+def advance(*arguments) -> tuple:
+    """Return the last of `states`, which has the same arguments."""
+    return collections.deque(states(*arguments), maxlen=1).pop()
 
 
 def states(problem, hyper, state: tuple, steps: range, gradient: Callable) -> Iterator[tuple]:
@@ -56,11 +59,6 @@ def states(problem, hyper, state: tuple, steps: range, gradient: Callable) -> It
     monitor.flush()
 
 
-def state_nbytes(state: tuple) -> int:
-    """Return the bytes of a state."""
-    return sum(vector.nbytes for vector in state)
-
-
 def require_count(name: str, count: int, least: int = 0, what: str = "steps") -> None:
     """Raise ValueError unless `count` is at least `least`."""
     if count < least:
@@ -68,10 +66,7 @@ def require_count(name: str, count: int, least: int = 0, what: str = "steps") ->
 
 
 class Gradients:
-    """The gradients of a run, (weights, t) -> (n,), and what is kept of them for the way back.
-
-    graphs: of how many of the last steps the graph is kept; plain: the gradient in those before.
-    """
+    """The gradients of a run, (weights, t) -> (n,), with their graph in the last `graphs` steps."""
 
     def __init__(self, problem: Problem, hyper, graphs: int = 0, plain: Callable | None = None):
         self.backend, self.objective = problem.backend, problem.objective(hyper)
@@ -81,8 +76,7 @@ class Gradients:
     def __call__(self, weights, t: int):
         if t >= self.first:
             self.kept[t] = self.objective.linearize(weights, t)
-        gradient = self.kept[t].gradient if t in self.kept else self.plain(weights, t)
-        return self._noted(t, gradient)
+        return self._noted(t, self.kept[t].gradient if t in self.kept else self.plain(weights, t))
 
     def linearized(self, weights, t: int) -> Linearized:
         """Return the inner loss linearized at step t, from its graph if that was kept."""
@@ -107,13 +101,10 @@ class Gradients:
 
 
 @quiet
-def train_and_keep(
-    name: str, problem: Problem, hyper, count: int, first: int = 0, graphs: int = 0
-) -> Trajectory:
+def train_and_keep(name, problem: Problem, hyper, count: int, first=0, graphs=0) -> Trajectory:
     """Train and return the trajectory back to step `first`; keep at most `count` states at a time.
 
-    name: of the strategy, for messages.
-    Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
+    name: of the strategy. Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
     start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
     steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)
@@ -129,18 +120,15 @@ def train_and_keep(
 
     def keep_up_to(t: int) -> None:
         """Keep the state before step t, and others before it as long as there are places."""
-        at, state = kept[-1]
-        if at == t:
+        if kept[-1][0] == t:
             return
+        mark, state = kept.pop()
         state = tuple(1 * vector for vector in state)  # graphs must not see the block change
-        marks = [at]
-        while marks[-1] < t:
-            free = count + 1 - len(kept) - len(marks)
-            marks.append(marks[-1] + next_checkpoint(t + 1 - marks[-1], free))
-        chosen = set(marks[1:])
-        for now, passed in enumerate(states(problem, hyper, state, range(at, t), gradients), at):
-            if now in chosen:
-                keep(now, passed)
+        run = states(problem, hyper, state, range(mark, t), gradients)
+        for now, state in enumerate(run, mark):
+            if now == mark:
+                keep(now, state)
+                mark += next_checkpoint(t + 1 - now, count - len(kept)) if now < t else 1
 
     def undo(t: int) -> tuple[tuple, Linearized]:
         keep_up_to(t)
@@ -155,8 +143,8 @@ def train_and_keep(
 
 def _block(name: str, backend, count: int, state: tuple):
     """Return memory for `count` states in one block, which does not fragment the heap."""
-    needed, there, like = count * state_nbytes(state), backend.memory(), state[0]
-    if needed > there:
+    like, there = state[0], backend.memory()
+    if (needed := count * len(state) * like.nbytes) > there:
         raise MemoryError(
             f"{name} keeps {count} states, {needed / 1e9:.1f} GB, and {backend.device} has"
             f" {there / 1e9:.1f} GB; use Checkpointed() with fewer states, or Reversible()"
@@ -180,8 +168,7 @@ class Stored:
 
     def train(self, problem: Problem, hyper, first: int = 0) -> Trajectory:
         """Return the trajectory back to the state before step `first`."""
-        count = problem.steps + 1 - first
-        return train_and_keep("Stored", problem, hyper, count, first, self.graphs)
+        return train_and_keep("Stored", problem, hyper, problem.steps + 1, first, self.graphs)
 
 
 @dataclass(frozen=True)
@@ -263,9 +250,8 @@ class Shortcut:
         count = min(steps, max(1, int(round(self.share * steps, 9))))
         span = steps if self.minibatches == "spread" else count
         replayed = [j * span // count for j in range(count)]
-        if self.ends is None:
-            return {t: j / count for j, t in enumerate(replayed)}
-        places = np.linspace(self.ends, 1 - self.ends, count)
+        even = self.ends is None
+        places = np.arange(count) / count if even else np.linspace(self.ends, 1 - self.ends, count)
         return dict(zip(replayed, places.tolist(), strict=True))
 
     def train(self, problem: Problem, hyper) -> Trajectory:
@@ -273,8 +259,8 @@ class Shortcut:
         places, objective = self.places(problem.steps), problem.objective(hyper)
 
         def undo(t: int) -> tuple[tuple, Linearized]:
-            place, pairs = places[t], zip(first, final, strict=True)
-            weights, *slots = ((1 - place) * a + place * b for a, b in pairs)
+            share, pairs = places[t], zip(first, final, strict=True)
+            weights, *slots = ((1 - share) * a + share * b for a, b in pairs)
             if t == 0:
                 slots = first[1:]
             elif len(slots) == 1:  # a velocity; the rate with its sign is its drift
@@ -284,5 +270,5 @@ class Shortcut:
                 slots = [stride / problem.backend.xp.where(rate != 0, rate, float("inf"))]
             return (weights, *slots), objective.linearize(weights, t)
 
-        nbytes = state_nbytes(first) + state_nbytes(final)
+        nbytes = sum(vector.nbytes for vector in first + final)
         return Trajectory(final, list(places), True, nbytes, undo)

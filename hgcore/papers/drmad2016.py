@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -76,7 +75,7 @@ class ReversibleOf2015(Reversible):
 as_in_2015 = ReversibleOf2015()
 
 
-def units(net: DenseNet) -> Layout:
+def unit_layout(net: DenseNet) -> Layout:
     """Return the layout of `unit_penalties`: one number per unit with outgoing weights."""
     return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
 
@@ -88,7 +87,7 @@ def scaled(net: DenseNet, free, hyper, biases: float = 0.2):
     penalty on |z|**2 the penalty on a weight is proportional to exp(-2 t).
     """
     xp, rest = namespace(free), np.exp(biases)
-    scales = iter(units(net).split(xp.exp(hyper)).values())
+    scales = iter(unit_layout(net).split(xp.exp(hyper)).values())
     blocks = {
         name: xp.broadcast_to(next(scales)[:, None], block.shape)
         if block.ndim == 2
@@ -114,10 +113,10 @@ def unit_penalties(
 ) -> Problem:
     """Return momentum training of `scaled` weights under the penalty exp(log_penalty) |z|**2.
 
-    The layout of hyper is units(net). A hypergradient is a sum over a unit's weights where the
-    release takes the mean, of equal sign. Random streams of the release: the initial weights come
-    from address = (seed, stage, k, "hyperloss"); the minibatch of step t, drawn with replacement,
-    is the same for every outer step k. Source: Fu et al. 2016, experiment on MNIST.
+    The layout of hyper is unit_layout(net). A hypergradient is the sum over the weights of a unit;
+    the release takes the mean, of equal sign. Random streams of the release: the initial weights
+    come from address = (seed, stage, k, "hyperloss"); the minibatch of step t, drawn with
+    replacement, is the same for every outer step k. Source: Fu et al. 2016, experiment on MNIST.
     """
     start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
     batches = [
@@ -145,16 +144,10 @@ def retrained_error(problem: Problem, net: DenseNet, hyper, test: data.Split) ->
     return 100 * error_rate(net(weights, test.images), test.labels)
 
 
-def dealt(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
+def shuffled_splits(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
     """Return parts of these sizes, in the order of the authors' random stream at `address`."""
     order = data.authors_rng(*address).permutation(len(examples.labels))
     return [
         data.Split(examples.images[order[a:b]], examples.labels[order[a:b]])
         for a, b in pairwise(np.cumsum([0, *sizes]))
     ]
-
-
-@cache
-def slices(source: str, *sizes: int) -> list[data.Split]:
-    """Return `data.splits(source, sizes)`, read once in each process."""
-    return data.splits(source, sizes)

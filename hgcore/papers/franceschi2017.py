@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from hgcore import data
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet
 from hgcore.optimizers import HeavyBall
-from hgcore.papers.maclaurin2015 import loss
+from hgcore.papers.maclaurin2015 import cached_splits, loss
 from hgcore.problem import Problem
 from hgcore.projections import box
 from hgcore.suite import make_backend
@@ -91,18 +90,14 @@ def cost_problem(
     if hypers < 3:
         counted = "hypers counts rate, momentum and at least one penalty"
         raise ValueError(f"{counted}, so it is 3 or more; got {hypers}")
-    train, valid = (split.on(backend) for split in _splits(source, *examples))
+    # cached: the peak memory of a second call is without the reading
+    train, valid = (split.on(backend) for split in cached_splits(source, *examples))
     net, groups = DenseNet((784, *hidden, 10)), hypers - 2
     problem = rtho_problem(
         backend, net, train, valid, seed_path=(0, 1), batch=batch, steps=steps, groups=groups
     )
     values = {"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(groups)}
     return problem, problem.as_hyper(rtho_layout(groups).join(values))
-
-
-@cache  # the peak memory of a second call is without the reading
-def _splits(source: str, *sizes: int) -> list[data.Split]:
-    return data.splits(source, sizes)
 
 
 def run_cost_problem(solver: Callable, backend: str, device: str, *where, **size) -> None:

@@ -96,7 +96,7 @@ def hessian(problem: Problem, hyper, weights) -> np.ndarray:
     return np.stack([problem.backend.numpy(hvp(row)) for row in rows])
 
 
-def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
+def newton_minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
     """Return the state after `newton` Newton steps; two reach the minimum of a quadratic loss."""
     hyper = problem.as_hyper(hyper)
     (weights,) = problem.initial_state(hyper)
@@ -106,11 +106,14 @@ def minimum(problem: Problem, hyper, newton: int = 2) -> tuple:
     return (weights,)
 
 
-def nearness(found, true) -> tuple[float, float]:
-    """Return (cosine, distance / |true|) of two NumPy vectors."""
-    length = np.linalg.norm(true)
-    cosine = found @ true / (np.linalg.norm(found) * length)
-    return float(cosine), float(np.linalg.norm(found - true) / length)
+def cosine(found, true) -> float:
+    """Return the cosine of the angle between two NumPy vectors."""
+    return float(found @ true / (np.linalg.norm(found) * np.linalg.norm(true)))
+
+
+def relative_error(found, true) -> float:
+    """Return |found - true| / |true| of two NumPy vectors."""
+    return float(np.linalg.norm(found - true) / np.linalg.norm(true))
 
 
 MEASURED: dict[str, Callable] = {

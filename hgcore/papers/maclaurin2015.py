@@ -5,6 +5,7 @@ section 3.5.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -17,31 +18,33 @@ from hgcore.problem import Problem
 from hgcore.trajectory import states
 
 
-def valley(first, second):
-    """The loss of Maclaurin et al. 2015, Figure 1: a tilted Rosenbrock valley, squashed so that its
-    walls stay finite.
+def rosenbrock_loss(first, second):
+    """Return the loss of Maclaurin et al. 2015, Figure 1, at two weights.
+
+    A Rosenbrock function with a linear term, bounded by a logistic function.
     """
-    floor = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
-    return 800 / (1 + namespace(first).exp(-floor / 500))
+    unbounded = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
+    return 800 / (1 + namespace(first).exp(-unbounded / 500))
 
 
-def slides(steps: int) -> Layout:
-    """The hyperparameters of `sliding`: a rate and a momentum per step."""
+def rosenbrock_layout(steps: int) -> Layout:
+    """Return the hyperparameters of `rosenbrock_problem`: a rate and a decay per step."""
     return Layout({"log rates": (steps,), "decay logits": (steps,)})
 
 
-def sliding(backend, steps: int) -> Problem:
-    """Momentum from (1.4, 3.9) down the `valley`, which is the outer objective too (Maclaurin et
-    al. 2015, Figure 1).
+def rosenbrock_problem(backend, steps: int) -> Problem:
+    """Return momentum training on `rosenbrock_loss` from (1.4, 3.9); the outer loss is the same.
+
+    Source: Maclaurin et al. 2015, Figure 1.
     """
-    xp, names = backend.xp, slides(steps)
+    xp, layout = backend.xp, rosenbrock_layout(steps)
     return Problem(
         backend=backend,
-        inner_loss=lambda weights, hyper, t: valley(weights[0], weights[1]),
-        outer_loss=lambda weights, hyper: valley(weights[0], weights[1]),
+        inner_loss=lambda weights, hyper, t: rosenbrock_loss(weights[0], weights[1]),
+        outer_loss=lambda weights, hyper: rosenbrock_loss(weights[0], weights[1]),
         optimizer=Momentum(
-            rate=lambda hyper, t: xp.exp(names.split(hyper)["log rates"][t]),
-            decay=lambda hyper, t: 1 / (1 + xp.exp(-names.split(hyper)["decay logits"][t])),
+            rate=lambda hyper, t: xp.exp(layout.split(hyper)["log rates"][t]),
+            decay=lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)["decay logits"][t])),
         ),
         initial=lambda hyper: backend.array([1.4, 3.9]),
         steps=steps,
@@ -60,8 +63,9 @@ LOGISTIC = DenseNet((784, 10))
 
 
 def schedule_layout(net: DenseNet, steps: int) -> Layout:
-    """Return the blocks of a schedule: an initial scale per block of weights; a rate and a momentum
-    per step and block.
+    """Return the layout of a schedule for the blocks of weights of `net`.
+
+    An initial scale per block; a rate and a momentum per step and block.
     """
     blocks = len(net.layout)
     return Layout(
@@ -92,12 +96,11 @@ def schedule_problem(
     batch: int,
     address: tuple,
 ) -> Problem:
-    """Momentum training of `net` in which every rate, momentum and initial scale is free (Maclaurin
-    et al. 2015, section 3.1).
+    """Return momentum training of `net` with a learned schedule and learned initial scales.
 
-    Start and minibatches, drawn with replacement, come from the random streams of the authors'
-    code: address = (seed, k). The outer objective is the loss on all of `outer_data`. The
-    hyperparameters are those of `schedule_layout(net, steps)`.
+    hyper: as in schedule_layout(net, steps). Initial weights and minibatches, drawn with
+    replacement, come from the random streams of the authors' code: address = (seed, k). Outer loss:
+    cross-entropy on all of `outer_data`. Source: Maclaurin et al. 2015, section 3.1.
     """
     xp, layout = backend.xp, schedule_layout(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
@@ -137,7 +140,7 @@ def tied_problem(problem: Problem, spread) -> Problem:
     )
 
 
-def penalised(
+def penalty_problem(
     backend,
     train: data.Split,
     valid: data.Split,
@@ -150,15 +153,16 @@ def penalised(
     meta_penalty: float = 0.0,
     seed: int = 0,
 ) -> Problem:
-    """Softmax regression in which every weight and bias has an L2 penalty of its own (Maclaurin et
-    al. 2015, section 3.2).
+    """Return softmax regression with an L2 penalty for each weight and bias.
+
+    Source: Maclaurin et al. 2015, section 3.2.
 
     hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all
         of them (1,). Inner objective: cross-entropy of the t-th consecutive batch, in cycles, plus
         sum(penalties * weights**2).
     Outer: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of the
-        authors' code (0.01) that the paper does not mention. Weights start normal with standard
-        deviation `scale`, every training alike, from the authors' stream.
+        authors' code (0.01) that the paper does not mention. Initial weights: normal with standard
+        deviation `scale`, the same in every training, from the authors' random stream.
     """
     xp = backend.xp
     start = _start(backend, LOGISTIC, scale, seed)
@@ -179,7 +183,7 @@ def penalised(
 
 
 def _start(backend, net: DenseNet, scale: float, seed: int):
-    """The weights (n,) that the authors' code begins with: it draws a velocity first."""
+    """Return the initial weights (n,) of the authors' code, which draws a velocity first."""
     return backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])
 
 
@@ -188,7 +192,7 @@ def learned_data(
     net: DenseNet,
     learned: Layout,
     given: dict,
-    judged: data.Split,
+    outer_data: data.Split,
     *,
     steps: int,
     rate: float = 1.0,
@@ -196,39 +200,42 @@ def learned_data(
     scale: float = np.exp(-4.0),
     seed: int = 0,
 ) -> Problem:
-    """Training `net`, full batch, on a training set of N examples that is a hyperparameter
-    (Maclaurin et al. 2015, section 3.3).
+    """Return full-batch training of `net` on N examples that are hyperparameters.
 
     learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits"
-        (N, classes), whose softmax is then the soft labels; given: the other ones as they are, and
-        "labels" (N, classes) where no logits are learned. Inner objective: cross-entropy plus
-        exp(log penalty) * |weights|**2. Outer: cross-entropy on all of `judged`. Weights start
-        normal with standard deviation `scale`, every training alike, from the authors' stream.
+        (N, classes), whose softmax gives soft labels. given: the blocks that are not learned, and
+        "labels" (N, classes) if "label logits" are not learned. Inner loss: cross-entropy plus
+        exp(log penalty) * |weights|**2. Outer loss: cross-entropy on all of `outer_data`. Initial
+        weights: as in `penalty_problem`. Source: Maclaurin et al. 2015, section 3.3.
     """
-    xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
+    given = {name: backend.array(block) for name, block in given.items()}
     start = _start(backend, net, scale, seed)
-
-    def inner(weights, hyper, t):
-        blocks = given | learned.split(hyper)
-        labels = (
-            xp.exp(log_softmax(blocks["label logits"]))
-            if "label logits" in blocks
-            else blocks["labels"]
-        )
-        return loss(net, weights, data.Split(blocks["images"], labels)) + xp.exp(
-            blocks["log penalty"]
-        ) * (weights @ weights)
-
     return Problem(
         backend=backend,
-        inner_loss=inner,
-        outer_loss=lambda weights, hyper: loss(net, weights, judged),
+        inner_loss=lambda weights, hyper, t: _loss_on_learned(
+            net, weights, given | learned.split(hyper)
+        ),
+        outer_loss=lambda weights, hyper: loss(net, weights, outer_data),
         optimizer=Momentum(rate=rate, decay=decay),
         initial=lambda hyper: start,
         steps=steps,
     )
 
 
+def _loss_on_learned(net: DenseNet, weights, blocks: dict):
+    xp, labels = namespace(weights), blocks.get("labels")
+    if "label logits" in blocks:
+        labels = xp.exp(log_softmax(blocks["label logits"]))
+    penalty = xp.exp(blocks["log penalty"]) * (weights @ weights)
+    return loss(net, weights, data.Split(blocks["images"], labels)) + penalty
+
+
+@cache
+def cached_splits(source: str, *sizes: int) -> list[data.Split]:
+    """Return `data.splits(source, sizes)`, read once in each process."""
+    return data.splits(source, sizes)
+
+
 def loss(net: DenseNet, weights, split: data.Split, rows=slice(None)):
-    """Mean cross-entropy of the net on those rows of a split."""
+    """Return the mean cross-entropy of the net on these rows of a split."""
     return cross_entropy(net(weights, split.images[rows]), split.labels[rows])

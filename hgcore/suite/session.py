@@ -107,7 +107,7 @@ class Run(Job):
             **self.parameters,
             "key": notebooks.key(self.name, self.parameters, data, self.root),
             "data": data,
-            "commit": _commit(self.root),
+            "commit": _commit(self.root, notebooks.path(self.name, self.root)),
             "seconds": round(time.perf_counter() - self.clock, 1),
             "device_name": self._device_name(),
             "versions": {"python": platform.python_version(), "hgcore": hg.__version__}
@@ -229,9 +229,13 @@ def installed(library: str) -> str:
         return "absent"
 
 
-def _commit(root: Path) -> str:
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+def _commit(root: Path, notebook: Path) -> str:
+    """Return the commit, with -dirty if the package or the notebook differ from it."""
+    git, of = ["git", "-C", str(root)], ["--", "hgcore", str(notebook)]
     try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *of], capture_output=True)
     except OSError:
         return "unknown"
+    dirty = "-dirty" if changed.returncode == 1 else ""
+    return head.stdout[:12] + dirty if head.stdout else "unknown"

@@ -1,6 +1,7 @@
 """Layout: named blocks of a flat vector, on NumPy, on traced NumPy and on torch."""
 
 import numpy as np
+import pytest
 
 import hgcore as hg
 
@@ -39,3 +40,19 @@ def test_layout_passes_derivatives_on(backend):
     _, by_values, by_vector = backend.gradients(f, backend.array(values), backend.array(vector))
     assert np.allclose(by_values, 2 * LAYOUT.sums(vector**2), rtol=1e-14)
     assert np.allclose(by_vector, 4 * LAYOUT.expand(values) * vector, rtol=1e-14)
+
+
+@pytest.mark.parametrize("first", [2.0, 2, np.float32(2), np.array(2.0)], ids=type)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_join_takes_numbers_before_traced_blocks(first, dtype, backend):
+    """The derivative arrives, and the precision is that of the traced block."""
+    backend = backend if dtype == "float64" else hg.Torch(dtype=dtype)
+    layout = hg.Layout({"number": (), "vector": (2,)})
+
+    def f(vector):
+        joined = layout.join({"number": first, "vector": vector})
+        return joined @ joined
+
+    value, gradient = backend.gradients(f, backend.array([1.0, 3.0]))
+    assert float(value) == 14 and gradient.tolist() == [2, 6]
+    assert value.dtype == gradient.dtype and str(gradient.dtype).endswith(dtype)

@@ -163,6 +163,8 @@ CHANGING = (
     nn.BatchNorm1d(3),
     nn.BatchNorm1d(3, track_running_stats=False).eval(),
     nn.Dropout(0.1),
+    nn.Dropout(1),
+    nn.Dropout(np.float32(0.5)),
     nn.AlphaDropout(0.1),
     nn.InstanceNorm1d(3, track_running_stats=True),
     nn.RReLU(),

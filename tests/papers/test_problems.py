@@ -13,7 +13,7 @@ from hgcore.papers.franceschi2017 import UNIT, train_early_stopped
 
 NET, LINEAR, TASKS = map(hg.nets.DenseNet, [(6, 4, 3), (6, 3), (16, 4, 3, 5)])
 PIXELS = hg.nets.DenseNet((784, 3, 10))
-UNITS, SIZE = papers.units(NET).size, papers.LOGISTIC.layout.size
+UNITS, SIZE = papers.unit_layout(NET).size, papers.LOGISTIC.layout.size
 RNG = np.random.default_rng(0)
 HARD = np.tile(np.eye(3), (2, 1))  # two examples per class
 BLOCKS = {"images": RNG.standard_normal((6, 6)), "label logits": RNG.standard_normal((6, 3))}
@@ -55,13 +55,13 @@ def learned_blocks(*names):
     return np.concatenate([np.ravel(BLOCKS[name]) for name in names])
 
 
-def penalised(backend, **settings):
+def penalties(backend, **settings):
     parts = small_mnist(backend, 60, 50)
-    return papers.penalised(backend, *parts, steps=7, batch=20, **settings)
+    return papers.penalty_problem(backend, *parts, steps=7, batch=20, **settings)
 
 
 def unit_penalties(backend):
-    parts = [part.on(backend) for part in papers.dealt(TRAIN, [14, 6], (0, "top_rs"))]
+    parts = [part.on(backend) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
     settings = dict(address=(0, 2, 0, "hyperloss"), steps=5, batch=4, rate=0.5, decay=0.5)
     return papers.unit_penalties(backend, NET, *parts, **settings, log_scale=-1.0)
 
@@ -87,7 +87,7 @@ GIVEN = {"images": BLOCKS["images"], "labels": HARD, "log penalty": -4.0}
 CASES = {  # name: (problem of a backend, hyper)
     "weighted examples": (weighted_examples, RNG.random(20)),
     "weight decays": (weight_decays, RNG.normal(-2, 0.3, NET.layout.size)),
-    "penalty": (penalised, [-3.0]),
+    "penalty": (penalties, [-3.0]),
     "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
     "sharing": (sharing, papers.uniform_mixing(4, [0.5, 0.3, 0.4]) + 0.05 * RNG.normal(size=48)),
     "real time": (realtime, [0.1, 0.5, 1.0]),
@@ -109,7 +109,7 @@ def test_hypergradient_equals_the_unrolled_loop(make, hyper, backend):
             assert gap(backend.numpy(found.grad), slope) < 1e-9
 
 
-@pytest.mark.parametrize("make, size", [(weight_decays, NET.layout.size), (penalised, SIZE)])
+@pytest.mark.parametrize("make, size", [(weight_decays, NET.layout.size), (penalties, SIZE)])
 def test_penalties_of_all_weights_add_up(make, size, backend):
     """To the single one."""
     for solver in (hg.Reverse(), hg.Implicit(hg.Identity())):
@@ -123,13 +123,13 @@ def test_penalties_of_all_weights_add_up(make, size, backend):
 
 def test_meta_penalty_adds_its_own_derivative(backend):
     hyper = np.random.default_rng(0).normal(-3, 0.1, SIZE)
-    cases = (penalised(backend, meta_penalty=c) for c in (0.0, 0.01))
+    cases = (penalties(backend, meta_penalty=c) for c in (0.0, 0.01))
     plain, meta = (backend.numpy(hg.Reverse()(case, hyper).grad) for case in cases)
     np.testing.assert_allclose(meta - plain, 0.02 * np.exp(2 * hyper), rtol=1e-10)
 
 
 def test_batches_are_consecutive_and_cycle(backend):
-    problem = penalised(backend)
+    problem = penalties(backend)
     at = backend.array(np.random.default_rng(0).normal(size=SIZE)), problem.as_hyper([-3.0])
     losses = [float(problem.inner_loss(*at, t)) for t in (0, 1, 2, 3, None)]
     assert losses[3] == losses[0] != losses[1]
@@ -142,7 +142,7 @@ def test_constant_schedule_fills_any_layout():
 
 
 def test_tied_problem_has_the_summed_gradient(backend):
-    problem, groups, few = penalised(backend), np.arange(SIZE) % 3, np.array([-3.0, -4.0, -5.0])
+    problem, groups, few = penalties(backend), np.arange(SIZE) % 3, np.array([-3.0, -4.0, -5.0])
     tied = papers.tied_problem(problem, lambda few: few[groups])
     ours, free = hg.Reverse()(tied, few), hg.Reverse()(problem, few[groups])
     sums = [backend.numpy(free.grad)[groups == i].sum() for i in range(3)]
@@ -205,8 +205,8 @@ def test_mixed_weights_are_separate_or_tied(backend):
 # ---- Fu et al. 2016
 
 
-def test_dealt_keeps_examples_with_their_labels():
-    parts = [np.hstack(part) for part in papers.dealt(TRAIN, [14, 6], (0, "top_rs"))]
+def test_shuffled_splits_keep_examples_with_their_labels():
+    parts = [np.hstack(part) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
     assert [len(part) for part in parts] == [14, 6]
     assert sorted(np.concatenate(parts).tolist()) == sorted(np.hstack(TRAIN).tolist())
 
@@ -332,13 +332,15 @@ def test_boston_regression_has_its_closed_form(backend):
     problem = papers.boston_regression(backend, train, valid, rate=0.1, steps=3, seed_path=(0,))
     x, y = (backend.numpy(part) for part in train)
     expected = 2 * x.T @ x / 409 + 2 * np.diag(np.exp(hyper))
-    (found,) = papers.minimum(problem, hyper)
+    (found,) = papers.newton_minimum(problem, hyper)
     assert gap(papers.hessian(problem, hyper, found), expected) < 1e-12
     assert gap(backend.numpy(found), np.linalg.solve(expected, 2 * x.T @ y / 409)) < 1e-11
 
 
-def test_nearness_is_cosine_and_relative_distance():
-    assert papers.nearness(np.array([3.0, 4]), np.array([3.0, 0])) == pytest.approx((0.6, 4 / 3))
+def test_cosine_and_relative_error():
+    pair = np.array([3.0, 4]), np.array([3.0, 0])
+    assert papers.cosine(*pair) == pytest.approx(0.6)
+    assert papers.relative_error(*pair) == pytest.approx(4 / 3)
 
 
 def test_peak_memory_has_no_matrix():
