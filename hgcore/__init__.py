@@ -9,10 +9,12 @@ from hgcore import linear, nets
 from hgcore.backend import Autograd
 from hgcore.backend_torch import Torch
 from hgcore.checkpoint import load, save
+from hgcore.checks.check import check
 from hgcore.fixed_point import FixedPoint, ReversalBuffer, ReversalError
 from hgcore.hypergradient import Forward, Hypergradient, Implicit, Reverse
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, DenseSolve, Identity, Neumann, Nystrom
+from hgcore.modules import batches
 from hgcore.optimizers import Adam, AdamW, GradientDescent, HeavyBall, Momentum, RMSProp
 from hgcore.outer import OuterStep, alternate, descend, progress, realtime
 from hgcore.problem import Diverged, Problem

@@ -5,6 +5,8 @@ import importlib
 import itertools
 from types import ModuleType
 
+import numpy as np
+
 
 def namespace(array) -> ModuleType:
     """Return the module whose functions take `array`: numpy, autograd.numpy (traced) or torch."""
@@ -12,8 +14,11 @@ def namespace(array) -> ModuleType:
         import torch  # a plain import: torch.compile follows it
 
         return torch
-    traced = type(array).__module__.startswith("autograd")
-    return importlib.import_module("autograd.numpy" if traced else "numpy")
+    if type(array).__module__.startswith("autograd"):
+        import autograd.numpy
+
+        return autograd.numpy
+    return np
 
 
 def like(values, array):
@@ -51,3 +56,9 @@ def require_instance(name: str, value, kind: type | str, example: str) -> None:
     if isinstance(value, type) or not fits:
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be an object such as {example}, got {got}")
+
+
+def require_real(values) -> None:
+    """Raise TypeError for complex numbers: their imaginary parts would be dropped."""
+    if "complex" in str(getattr(values, "dtype", type(values))):
+        raise TypeError("numbers must be real, got complex ones; give both parts as real numbers")

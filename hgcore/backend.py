@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hgcore.arrays import require_real
+
 # True while a backend differentiates a loss in reverse mode: only then may the nodes of fast/
 # replace plain operations, because transforms and compilers cannot see into them.
 reverse_mode = contextvars.ContextVar("reverse_mode", default=False)
@@ -32,6 +34,22 @@ class Linearized(NamedTuple):
     product: Callable
     hvp: Callable
     mixed: Callable
+
+
+def mean(parts: list[Linearized]) -> Linearized:
+    """Return the mean of several losses, linearized at one point."""
+
+    def average(vectors):
+        return sum(vectors) / len(parts)
+
+    def hvp(q):
+        return average([part.hvp(q) for part in parts])
+
+    def mixed(q):
+        return average([part.mixed(q) for part in parts])
+
+    gradient = average([part.gradient for part in parts])
+    return Linearized(gradient, lambda q: (hvp(q), mixed(q)), hvp, mixed)
 
 
 class Backend:
@@ -133,7 +151,8 @@ class Autograd(Backend):
     def array(self, values) -> np.ndarray:
         from autograd.tracer import getval
 
-        return np.asarray(getval(values), dtype=np.float64)
+        require_real(values := getval(values))
+        return np.asarray(values, dtype=np.float64)
 
     def traced(self, values):
         from autograd.tracer import isbox

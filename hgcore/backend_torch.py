@@ -7,7 +7,9 @@ from types import ModuleType
 
 import numpy as np
 
+from hgcore.arrays import require_real
 from hgcore.backend import Backend, require_scalar, reverse_mode
+from hgcore.checks import second_derivatives
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Torch(Backend):
             return self.xp.full((), values, **kind)
         if isinstance(values, (list, tuple)) and any(hasattr(x, "detach") for x in values):
             return self.xp.stack([self.traced(x) for x in values])  # as_tensor would cut the graphs
+        require_real(values)
         return self.xp.as_tensor(values, **kind)
 
     def numpy(self, array) -> np.ndarray:
@@ -80,7 +83,9 @@ class Torch(Backend):
         return value.detach(), *self._grad((value,), leaves)
 
     def slopes(self, f, args, count: int) -> tuple:
-        return self._grad((self._loss(f, args),), args[:count], create_graph=True)
+        value = self._loss(f, args)
+        second_derivatives.require_right_twice(value)
+        return self._grad((value,), args[:count], create_graph=True)
 
     def vjp(self, f, *args) -> tuple:
         leaves, outputs = self._outputs(f, args)
@@ -98,14 +103,22 @@ class Torch(Backend):
         cotangents = [zeros(y).requires_grad_() for y in live]
         with torch.enable_grad():
             pulled = self._grad(live, leaves, cotangents, create_graph=True)
+        once = second_derivatives.fault(outputs)
 
         def push(*tangents):
             try:  # the vjp of a (linear) vjp is the jvp; an error if a cotangent is not used
+                if once:
+                    raise RuntimeError(once)
                 seeds = pulled, cotangents, tangents
                 found = iter(torch.autograd.grad(*seeds, retain_graph=True) if live else ())
                 return tuple(next(found) if y.requires_grad else zeros(y) for y in outputs)
             except RuntimeError:  # an operation that torch differentiates once; not thread-safe
-                return torch.func.jvp(lambda *a: tuple(map(self.traced, f(*a))), args, tangents)[1]
+                with second_derivatives.explained(once):
+                    traced = lambda *a: tuple(map(self.traced, f(*a)))  # noqa: E731
+                    found = torch.func.jvp(traced, args, tangents)[1]
+                pull = functools.partial(self._grad, outputs, leaves, retain_graph=True)
+                second_derivatives.require_agreement(pull, outputs, tangents, found)
+                return found
 
         return tuple(y.detach() for y in outputs), push
 
@@ -120,7 +133,13 @@ class Torch(Backend):
         token = reverse_mode.set(True)
         try:
             with self.xp.enable_grad():
-                return require_scalar(f(*leaves))
+                value = require_scalar(f(*leaves))
+            if any(leaf._backward_hooks for leaf in leaves):
+                raise ValueError(
+                    "the loss left a hook on its weights, so its gradient is another function's;"
+                    " to clip, use the optimizer's clip="
+                )
+            return value
         except RuntimeError as error:
             self._explain(error, f, leaves)
             raise
@@ -133,14 +152,21 @@ class Torch(Backend):
         if not live:
             return tuple(map(self.xp.zeros_like, inputs))
         seeds = [outputs[i] for i in live], inputs, cotangents and [cotangents[i] for i in live]
-        return self.xp.autograd.grad(*seeds, materialize_grads=True, **options)
+        with second_derivatives.explained():
+            return self.xp.autograd.grad(*seeds, materialize_grads=True, **options)
 
     def _explain(self, error, f, args) -> None:
-        """Raise TypeError from `error` if f works in the other precision."""
+        """Raise TypeError from `error` if f works in the other precision and not in this one."""
         other = {"float32": "float64", "float64": "float32"}[self.dtype]
-        try:
-            self.evaluate(f, *(x.to(getattr(self.xp, other)) for x in args))
-        except Exception:  # the precision is not what is wrong
+
+        def works(dtype) -> bool:
+            try:
+                self.evaluate(f, *(x.to(getattr(self.xp, dtype), copy=True) for x in args))
+            except Exception:
+                return False
+            return True
+
+        if works(self.dtype) or not works(other):  # the precision is not what is wrong
             return
         raise TypeError(
             f"the loss takes {other} weights but not {self.dtype} ones: its data or module are"

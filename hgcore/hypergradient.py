@@ -4,11 +4,13 @@
 them, `Implicit` uses the last weights only and solves one linear system.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hgcore.arrays import require_instance
+from hgcore.backend import Linearized, mean
+from hgcore.checks.causes import examined, of_optimum, of_run
 from hgcore.problem import Diverged, DivergenceMonitor, Problem, quiet
 from hgcore.trajectory import Stored, train
 
@@ -36,9 +38,9 @@ class Reverse:
     def __post_init__(self):
         require_instance("trajectory", self.trajectory, "train", "hg.Reversible()")
 
+    @examined(of_run)
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
-        hyper = problem.as_hyper(hyper)
         restore_threads = problem.backend.thread_restorer()
         run = self.trajectory.train(problem, hyper)
         value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
@@ -62,8 +64,8 @@ class Forward:
     Implements: Franceschi et al. 2017, Forward-HG.
     """
 
+    @examined(of_run)
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
-        hyper = problem.as_hyper(hyper)
         carry = problem.initial_state(hyper), problem.jvp_initial(hyper)
         carry = self.advance(problem, hyper, *carry, range(problem.steps))
         return self.hypergradient(problem, hyper, *carry)
@@ -97,34 +99,47 @@ class Implicit:
     """Implicit differentiation at the last weights: exact only at an optimum and if `solve` is.
 
     grad = d outer/dhyper - B' A^-1 d outer/dw, where A = d2L/dw2 and B = d2L/dw dhyper belong to
-    the inner loss on all examples (t = None). solve: Neumann, ConjugateGradient, Nystrom, Identity
-    or DenseSolve. Not for hyperparameters of the optimizer, whose derivative is zero here.
+    the mean of the inner loss over `inner_batches`, by default all examples (t = None). solve:
+    Neumann, ConjugateGradient, Nystrom, Identity or DenseSolve. Not for hyperparameters of the
+    optimizer, whose derivative is zero here.
     Implements: Lorraine et al. 2020, Algorithm 2 (corrected: hyper and weights are exchanged).
     """
 
     solve: Callable
+    inner_batches: Sequence[int | None] = (None,)
 
     def __post_init__(self):
         require_instance("solve", self.solve, Callable, "hg.ConjugateGradient()")
+        if not isinstance(self.inner_batches, Sequence) or not self.inner_batches:
+            found = f"got {self.inner_batches!r}"
+            raise TypeError(f"inner_batches must be values of t such as range(8), {found}")
 
+    @examined(of_optimum)
     @quiet
     def __call__(self, problem: Problem, hyper, state=None) -> Hypergradient:
         """Return the hypergradient at `state` (flat or a tuple), by default after training."""
-        hyper = problem.as_hyper(hyper)
         if state is None:
             state = train(problem, hyper)
         else:
             state = problem.split_state(state, len(problem.initial_state(hyper)[0]))
         value, adjoint, direct = problem.outer_gradients(state[0], hyper)
-        try:
-            linearized = problem.objective(hyper).linearize(state[0], None)
-        except (TypeError, IndexError, KeyError, AttributeError) as error:
-            raise TypeError(
-                "Implicit differentiates inner_loss(weights, hyper, t=None), the loss on all"
-                f" training examples, which failed: {type(error).__name__}: {error}"
-            ) from error
+        linearized = self._linearize(problem, hyper, state[0])
         grad = direct - linearized.mixed(self.solve(linearized.hvp, adjoint))
         return _finite(problem, value, grad, state, state[0].nbytes)
+
+    def _linearize(self, problem: Problem, hyper, weights) -> Linearized:
+        """Return the mean inner loss of `inner_batches`, linearized."""
+        objective = problem.objective(hyper)
+        try:
+            parts = [objective.linearize(weights, t) for t in self.inner_batches]
+        except (TypeError, IndexError, KeyError, AttributeError) as error:
+            failed = f"t = {', '.join(map(str, self.inner_batches[:3]))}"
+            raise TypeError(
+                f"Implicit differentiates inner_loss(weights, hyper, t) at {failed}, which raises"
+                f" {type(error).__name__}: {error}. None stands for all training examples; use"
+                " inner_batches=range(8) for the mean over batches"
+            ) from error
+        return parts[0] if len(parts) == 1 else mean(parts)
 
 
 def _finite(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:

@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 
 import numpy as np
 
 from hgcore.arrays import fast_module, namespace
 from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
+from hgcore.modules.functional import functional  # noqa: F401
 
 
 def log_softmax(scores):
@@ -22,15 +22,38 @@ def log_softmax(scores):
 
 
 def cross_entropy(log_probabilities, labels):
-    """Return the mean negative log-likelihood of one-hot or soft labels; both (batch, classes)."""
-    return namespace(log_probabilities).sum(log_probabilities * labels) / -len(labels)
+    """Return the mean negative log-likelihood of labels, given (batch, classes).
+
+    labels: whole numbers (batch,), or one-hot or soft (batch, classes). ValueError for others.
+    """
+    xp = namespace(log_probabilities)
+    if _are_classes(log_probabilities, labels):
+        if hasattr(xp, "nn"):
+            return xp.nn.functional.nll_loss(log_probabilities, labels)
+        return -xp.mean(log_probabilities[xp.arange(len(labels)), labels])
+    return xp.sum(log_probabilities * labels) / -len(labels)
 
 
 def error_rate(log_probabilities, labels) -> float:
-    """Return the share of a batch whose likeliest class is not the labeled one."""
+    """Return the share of a batch whose likeliest class is not the labeled one; see above."""
     xp = namespace(log_probabilities)
-    right = xp.argmax(log_probabilities, axis=1) == xp.argmax(labels, axis=1)
+    classes = _are_classes(log_probabilities, labels)
+    true = labels if classes else namespace(labels).argmax(labels, axis=1)
+    right = xp.argmax(log_probabilities, axis=1) == true
     return 1 - float(right.sum()) / len(labels)
+
+
+def _are_classes(log_probabilities, labels) -> bool:
+    """Whether labels are numbers of classes (batch,); ValueError unless they are that or soft."""
+    shape, found = tuple(log_probabilities.shape), tuple(labels.shape)
+    if found == shape:
+        return False
+    if found != shape[:1] or "int" not in str(labels.dtype):
+        what = f"whole numbers of shape {shape[:1]} or of shape {shape}"
+        raise ValueError(f"labels must be {what}, got {labels.dtype} of shape {found}")
+    if isinstance(labels, np.ndarray) and labels.size and labels.min() < 0:
+        raise ValueError(f"labels must lie in 0..{shape[1] - 1}, got {labels.min()}")
+    return True
 
 
 @dataclass(frozen=True)
@@ -57,8 +80,8 @@ class DenseNet:
         # asked first: torch.compile cannot follow a ContextVar
         compiling = hasattr(weights, "detach") and namespace(weights).compiler.is_compiling()
         fast = None if compiling or not reverse_mode.get() else fast_module("dense_net")
-        if fast and fast.fits(weights, inputs):
-            return fast.log_probabilities(weights, inputs, self.layout)
+        if fast and fast.fits(weights, inputs, self.layout):
+            return fast.LogProbabilities.apply(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)
 
     def initial_weights(self, normal: Callable) -> np.ndarray:
@@ -78,49 +101,3 @@ class DenseNet:
         for matrix, bias in zip(blocks[:-2:2], blocks[1:-2:2], strict=True):
             hidden = namespace(matrix).tanh(hidden @ matrix + bias)
         return log_softmax(hidden @ blocks[-2] + blocks[-1])
-
-
-def functional(module) -> tuple:
-    """Return (weights (n,), function(weights, *inputs)) of a torch.nn.Module, for a Problem.
-
-    The parameters are views of the flat vector; those that require no gradient stay as they are.
-    `function.layout` has the names. Modules that change while they run cannot give the same bits
-    twice and raise ValueError: batch statistics, and dropout or spectral norms in training mode.
-    So does weight_norm, whose second derivative torch gets wrong. Attention uses torch's plain
-    kernel: the fused ones have no second derivative.
-    """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    for name, part in module.named_modules():
-        _require_repeatable(name, part)
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if not parameters:
-        raise ValueError(f"{type(module).__name__} has no parameters to train (requires_grad)")
-    layout = Layout({name: tuple(p.shape) for name, p in parameters.items()})
-    weights = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
-
-    def function(vector, *inputs):
-        with sdpa_kernel(SDPBackend.MATH):
-            return torch.func.functional_call(module, layout.split(vector), inputs)
-
-    function.layout = layout
-    return weights, function
-
-
-def _require_repeatable(name: str, part) -> None:
-    """Raise ValueError if a module gives other results in another call or wrong derivatives."""
-    classes = [type(x).__mro__ for x in (part, *part._forward_pre_hooks.values())]  # norms may hook
-    kinds = {kind.__name__.removeprefix("_") for several in classes for kind in several}
-    share = getattr(part, "p" if "DropoutNd" in kinds else "dropout", 0)
-    draws = kinds & {"RReLU", "FractionalMaxPool2d", "FractionalMaxPool3d", "SpectralNorm"}
-    draws = draws or isinstance(share, Real) and share > 0
-    varies = part.training and (draws or getattr(part, "track_running_stats", False))
-    if "WeightNorm" in kinds:
-        why = "has second derivatives that torch gets wrong; divide by the norm in your own module"
-    elif varies or "BatchNorm" in kinds and part.running_mean is None:
-        why = "gives other results in another call or batch; use eval(), GroupNorm or LayerNorm"
-    else:
-        return
-    kind = type(part).__name__
-    raise ValueError(f"module {name or kind!r} ({kind}) {why}")

@@ -107,7 +107,7 @@ class Reversible:
     def _gradient(self, problem: Problem, hyper, weights) -> Callable:
         """Return the plain gradient if its bits are those of the joint one, else the latter."""
         objective = problem.objective(hyper)
-        if not self.joint and getattr(objective, "one_routine", False):
+        if not self.joint and objective.one_routine:
             return objective.gradient
 
         def joint(weights, t: int):

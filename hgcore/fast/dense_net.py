@@ -9,33 +9,12 @@ torch's where MKL does not know the processor. NumPy's BLAS gets as many threads
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import threadpoolctl
 import torch
 
 from hgcore.arrays import namespace
-
-
-class ForwardCache(NamedTuple):
-    """A forward pass: log-probabilities, probabilities (batch, classes), h, (matrix, bias)s."""
-
-    log_probabilities: object
-    probabilities: object
-    h: list
-    layers: list
-
-
-class BackwardCache(NamedTuple):
-    """What `along` needs of a backward pass; slopes[i] is 1 - h[i]^2, None for the inputs."""
-
-    softmax_term: object  # the sum of the cotangents times the probabilities
-    probabilities: object
-    h: list
-    layers: list
-    slopes: list
-    delta: list
 
 
 def numbers(tensor):
@@ -68,13 +47,13 @@ def _blas_threads(threads: int) -> None:
 
 
 def _layers(vector, layout) -> list[tuple]:
-    """Return (matrix, bias) of each layer, views of the vector."""
-    blocks = list(layout.split(numbers(vector)).values())
-    return list(zip(blocks[::2], blocks[1::2], strict=True))
-
-
-def _from_last(layers) -> list[tuple]:
-    return list(enumerate(layers))[::-1]
+    """Return (matrix, bias) of each layer, views of the vector (n,)."""
+    flat, start, layers = numbers(vector), 0, []
+    for rows, columns in list(layout.shapes.values())[::2]:
+        stop = start + rows * columns
+        layers.append((flat[start:stop].reshape((rows, columns)), flat[stop : stop + columns]))
+        start = stop + columns
+    return layers
 
 
 def _ones(vector):
@@ -82,56 +61,75 @@ def _ones(vector):
     return namespace(vector).ones_like(vector)
 
 
-def forward(weights, inputs, layout) -> ForwardCache:
-    """Run the net at weights (n,), tensors; `layout` has its blocks."""
-    _blas_threads(torch.get_num_threads())
-    h, layers = [numbers(inputs)], _layers(weights, layout)
-    for i, (matrix, bias) in enumerate(layers):
-        sums = h[i] @ matrix
-        sums += bias
-        if i + 1 < len(layers):
-            h.append(_into("tanh", sums))
-    sums -= numbers(torch.amax(torch.as_tensor(sums), 1, keepdim=True))  # NumPy's takes 3 times it
-    probabilities = _into("exp", sums + 0)
-    total = (probabilities @ _ones(probabilities[0]))[:, None]
-    probabilities /= total
-    sums -= _into("log", total)
-    return ForwardCache(sums, probabilities, h, layers)
+def _sums(h, matrix, bias):
+    sums = h @ matrix
+    sums += bias
+    return sums
 
 
-def backward(cotangent, weights, layout, cache: ForwardCache) -> tuple:
-    """Return (cotangent of the weights (n,), a tensor; what `along` needs).
+def _gradient_into(matrix, bias, h, delta) -> None:
+    """Write h' delta and the sum of delta over the batch, those of one layer."""
+    matmul = namespace(h).matmul
+    matmul(h.T, delta, out=matrix)
+    matmul(_ones(delta[None, :, 0]), delta, out=bias[None])
 
-    cotangent: that of the log-probabilities.
+
+class Forward:
+    """A run of the net at weights (n,) on inputs (batch, features), tensors.
+
+    log_probabilities, probabilities: (batch, classes). layout: the blocks of the weights.
     """
-    _, probabilities, h, layers = cache
-    gradient, xp = torch.empty_like(weights), namespace(probabilities)
-    ones = _ones(probabilities[None, :, 0])
-    softmax_term = (cotangent @ _ones(probabilities[0]))[:, None] * probabilities
-    delta, slopes = [cotangent - softmax_term], [None]
-    for i, (to_matrix, to_bias) in _from_last(_layers(gradient, layout)):
-        _product(h[i], delta[0], to_matrix)
-        xp.matmul(ones, delta[0], out=to_bias[None])
-        if i:
-            slopes.insert(1, 1 - h[i] * h[i])
-            delta.insert(0, delta[0] @ layers[i][0].T)
-            delta[0] *= slopes[1]
-    return gradient, BackwardCache(softmax_term, probabilities, h, layers, slopes, delta)
+
+    def __init__(self, weights, inputs, layout):
+        _blas_threads(torch.get_num_threads())
+        self.layout, self.layers, self.h = layout, _layers(weights, layout), [numbers(inputs)]
+        for layer in self.layers[:-1]:
+            self.h.append(_into("tanh", _sums(self.h[-1], *layer)))
+        sums = _sums(self.h[-1], *self.layers[-1])
+        sums -= numbers(torch.amax(torch.as_tensor(sums), 1, keepdim=True))  # NumPy: 3 times it
+        self.probabilities = _into("exp", sums + 0)
+        total = (self.probabilities @ _ones(self.probabilities[0]))[:, None]
+        self.probabilities /= total
+        sums -= _into("log", total)
+        self.log_probabilities = sums
 
 
-def along(q, layout, cache: BackwardCache) -> tuple:
-    """Return (how the log-probabilities move along q (n,), an array; how the gradient does)."""
-    softmax_term, probabilities, h, layers, slopes, delta = cache
-    xp, ones, product = namespace(h[0]), _ones(probabilities[None, :, 0]), torch.empty_like(q)
-    directions = _layers(q, layout)
-    sums, inputs = _forward_along(directions, cache)
-    output = sums[-1] - ((probabilities * sums[-1]) @ _ones(probabilities[0]))[:, None]
-    moving = -softmax_term * output  # how delta[i] moves
-    for i, (to_matrix, to_bias) in _from_last(_layers(product, layout)):
-        _product(h[i], moving, to_matrix)
-        xp.matmul(ones, moving, out=to_bias[None])
-        if i:
-            to_matrix += inputs[i].T @ delta[i]
+class Backward:
+    """The pass back: `gradient` is the cotangent of the weights (n,), a tensor.
+
+    cotangent: that of the log-probabilities. softmax_term: the sum of the cotangents times the
+    probabilities; slopes[i] is 1 - h[i]^2, None for the inputs.
+    """
+
+    def __init__(self, run: Forward, cotangent, weights):
+        self.run, self.gradient = run, torch.empty_like(weights)
+        share = cotangent @ _ones(run.probabilities[0])
+        self.softmax_term = share[:, None] * run.probabilities
+        self.delta, self.slopes = [cotangent - self.softmax_term], [None]
+        to = _layers(self.gradient, run.layout)
+        for h, (matrix, _), place in zip(run.h[:0:-1], run.layers[:0:-1], to[:0:-1], strict=True):
+            _gradient_into(*place, h, self.delta[0])
+            self.slopes.insert(1, 1 - h * h)
+            self.delta.insert(0, self.delta[0] @ matrix.T)
+            self.delta[0] *= self.slopes[1]
+        _gradient_into(*to[0], run.h[0], self.delta[0])
+
+    def along(self, q) -> tuple:
+        """Return (how the log-probabilities move along q (n,), an array; how the gradient does)."""
+        h, layers, delta, slopes = self.run.h, self.run.layers, self.delta, self.slopes
+        directions, product = _layers(q, self.run.layout), torch.empty_like(q)
+        sums, inputs = [_sums(h[0], *directions[0])], [None]  # how both move, layer by layer
+        for i in range(1, len(h)):
+            sums.append(_sums(h[i], *directions[i]))
+            inputs.append(sums[i - 1] * slopes[i])
+            sums[i] += inputs[i] @ layers[i][0]
+        probabilities = self.run.probabilities
+        output = sums[-1] - ((probabilities * sums[-1]) @ _ones(probabilities[0]))[:, None]
+        moving, to = -self.softmax_term * output, _layers(product, self.run.layout)  # of delta
+        for i in reversed(range(1, len(h))):
+            matrix, bias = to[i]
+            _gradient_into(matrix, bias, h[i], moving)
+            matrix += inputs[i].T @ delta[i]
             moving = moving @ layers[i][0].T
             moving += delta[i] @ directions[i][0].T
             moving *= slopes[i]
@@ -139,72 +137,50 @@ def along(q, layout, cache: BackwardCache) -> tuple:
             bend *= delta[i - 1]
             bend *= 2
             moving -= bend
-    return output, product
-
-
-def _forward_along(directions: list, cache: BackwardCache) -> tuple[list, list]:
-    """Return how the sums of every layer, and its inputs, move along the directions."""
-    sums, inputs = [], [None]
-    for i, (matrix, bias) in enumerate(directions):
-        sums.append(cache.h[i] @ matrix)
-        sums[i] += bias
-        if i:
-            inputs.append(sums[i - 1] * cache.slopes[i])
-            sums[i] += inputs[i] @ cache.layers[i][0]
-    return sums, inputs
-
-
-def _product(h, delta, out) -> None:
-    """Write h' delta into `out`."""
-    namespace(h).matmul(h.T, delta, out=out)
+        _gradient_into(*to[0], h[0], moving)
+        return output, product
 
 
 # ---- the same as nodes of torch's graph
 
 
-def fits(weights, inputs) -> bool:
-    """Return whether `log_probabilities` can take these, and a gradient is asked for."""
+def fits(weights, inputs, layout) -> bool:
+    """Return whether `LogProbabilities` can take these, and a gradient is asked for."""
     return (
-        hasattr(weights, "requires_grad")
-        and weights.requires_grad
-        and hasattr(inputs, "requires_grad")
-        and not inputs.requires_grad
+        getattr(weights, "requires_grad", False)
+        and not getattr(inputs, "requires_grad", True)  # a tensor, and a constant
         and inputs.ndim == 2
         and inputs.dtype == weights.dtype
+        and weights.shape == (layout.size,)
     )
 
 
-def log_probabilities(weights, inputs, layout):
-    """Return the net's log-probabilities (batch, classes), differentiable twice by the weights."""
-    return LogProbabilities.apply(weights, inputs, layout)
-
-
 class LogProbabilities(torch.autograd.Function):
-    """weights (n,), inputs (batch, features), layout -> (batch, classes)."""
+    """weights (n,), inputs (batch, features), layout -> (batch, classes); twice differentiable."""
 
     @staticmethod
     def forward(ctx, weights, inputs, layout):
-        ctx.layout, ctx.cache = layout, forward(weights, inputs, layout)
+        ctx.run = Forward(weights, inputs, layout)
         ctx.save_for_backward(weights)
-        return torch.as_tensor(ctx.cache.log_probabilities)
+        # detached, here and below: a node that keeps its own output is freed late
+        return torch.as_tensor(ctx.run.log_probabilities).detach()
 
     @staticmethod
     def backward(ctx, cotangent):
-        return _Gradient.apply(cotangent, *ctx.saved_tensors, ctx.layout, ctx.cache), None, None
+        return _Gradient.apply(cotangent, *ctx.saved_tensors, ctx.run), None, None
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, cotangent, weights, layout, cache):
-        gradient, ctx.cache = backward(numbers(cotangent), weights, layout, cache)
-        ctx.layout = layout
+    def forward(ctx, cotangent, weights, run):
+        ctx.back = Backward(run, numbers(cotangent), weights)
         ctx.save_for_backward(weights)
-        return gradient
+        return ctx.back.gradient.detach()
 
     @staticmethod
     def backward(ctx, q):
         if torch.is_grad_enabled():  # a graph of what follows is asked for
             raise RuntimeError("the hand-written nets.DenseNet can be differentiated twice only")
         ctx.saved_tensors  # noqa: B018  raises if the weights, of which it has views, were changed
-        output, product = along(q, ctx.layout, ctx.cache)
-        return torch.as_tensor(output), product, None, None
+        output, product = ctx.back.along(q)
+        return torch.as_tensor(output), product, None

@@ -136,62 +136,56 @@ def _number(low, value, part):
     return _double(value) if low is None else _double(value) * WIDTH + _double(part)
 
 
-# ---- loops; they change `state` and `low` and, if there is an amount, `bits`
-# out: the floats, or without an amount the new integers
+# ---- the loop
 
 
 @_loop
-def _decay_add(bits, low, state, numerator, amount, unit, out):
-    """Return whether some |sum| + |amount| is half of the range or more, or NaN."""
+def _decay_add(undo, bits, low, state, numerator, amount, unit, out):
+    """Return whether some |sum| + |amount| is half of the range or more, or NaN. undo: None, True.
+
+    Changes `state`, `low` and, if there is an amount, `bits`. out: the floats, or without an amount
+    the new integers.
+    """
     scale, half, large = 1 / unit, 2.0**62 if low is None else 2.0**90, False
     for i in range(bits.size):
         value, part = bits[i], 0 if low is None else low[i]
-        if numerator is not None:
-            value, part, state[i] = _multiply(low, value, part, state[i], _at(numerator, i))
+        step = 0.0 if amount is None else np.float64(_at(amount, i)) * scale
+        if undo is not None:
+            if amount is not None:
+                value, part = _add(low, value, part, -1, step)
+            if numerator is not None:
+                value, part, state[i] = _divide(low, value, part, state[i], _at(numerator, i))
+        else:
+            if numerator is not None:
+                value, part, state[i] = _multiply(low, value, part, state[i], _at(numerator, i))
+            if amount is not None:
+                value, part = _add(low, value, part, 1, step)
         if amount is None:
             out[i] = value
         else:
-            step = np.float64(_at(amount, i)) * scale
-            value, part = _add(low, value, part, 1, step)
             total, bits[i] = _number(low, value, part), value
             out[i] = total * unit
-            large |= not abs(total) + abs(step) < half
+            if undo is None:
+                large |= not abs(total) + abs(step) < half
         if low is not None:
             low[i] = part
     return large
 
 
-@_loop
-def _undo_decay_add(bits, low, state, numerator, amount, unit, out):
-    scale = 1 / unit
-    for i in range(bits.size):
-        value, part = bits[i], 0 if low is None else low[i]
-        if amount is not None:
-            value, part = _add(low, value, part, -1, np.float64(_at(amount, i)) * scale)
-        if numerator is not None:
-            value, part, state[i] = _divide(low, value, part, state[i], _at(numerator, i))
-        if amount is None:
-            out[i] = value
-        else:
-            out[i], bits[i] = _number(low, value, part) * unit, value
-        if low is not None:
-            low[i] = part
-    return False
-
-
-def _run(loop: Callable, *arguments) -> bool:
-    """Run `loop`, on pieces of the vectors (n,) in threads if they are long."""
+def _run(undo, *arguments) -> bool:
+    """Run the loop, on pieces of the vectors (n,) in threads if they are long."""
     size, count = arguments[0].size, 1
     if size >= LARGE:
         torch = sys.modules.get("torch")
         count = torch.get_num_threads() if torch else numba.config.NUMBA_NUM_THREADS
     if count == 1:
-        return loop(*arguments)
+        return _decay_add(undo, *arguments)
     pieces = 4 * count  # more than threads, as a core may be busy
     cuts = [slice(size * i // pieces, size * (i + 1) // pieces) for i in range(pieces)]
 
     def piece(cut):
-        return loop(*(x[cut] if isinstance(x, np.ndarray) else x for x in arguments))
+        cut_arguments = (x[cut] if isinstance(x, np.ndarray) else x for x in arguments)
+        return _decay_add(undo, *cut_arguments)
 
     with ThreadPoolExecutor(count) as pool:
         return any(list(pool.map(piece, cuts)))
@@ -210,12 +204,12 @@ def _fits(bits, *others) -> bool:
     )
 
 
-def _function(loop: Callable, plain: Callable) -> Callable:
+def _function(undo, plain: Callable) -> Callable:
     def call(bits, low, state, numerator, amount, unit, dtype) -> tuple:
         if not _fits(bits, low, state, numerator, amount):
             return plain(bits, low, state, numerator, amount, unit, dtype)
         out = np.empty_like(bits) if amount is None else np.empty(bits.shape, dtype)
-        large = _run(loop, bits, low, state, numerator, amount, unit, out)
+        large = _run(undo, bits, low, state, numerator, amount, unit, out)
         if amount is None:
             return out, low, state, None, None
         reach = _reach(bits, low, amount, unit) if large else 0.0
@@ -231,6 +225,4 @@ def _reach(bits, low, amount, unit):
     return np.max(abs(before) + abs(np.asarray(amount, np.float64)))
 
 
-KERNELS = Arithmetic(
-    _function(_decay_add, PLAIN.decay_add), _function(_undo_decay_add, PLAIN.undo_decay_add)
-)
+KERNELS = Arithmetic(_function(None, PLAIN.decay_add), _function(True, PLAIN.undo_decay_add))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +15,16 @@ from hgcore.backend_torch import Torch
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet, cross_entropy
 from hgcore.problem import Objective, objective_of
+
+
+class _OneRoutine(Objective):
+    """An Objective whose gradient is that of `linearize`."""
+
+    one_routine = True
+
+    def gradient(self, weights, t):
+        return self.linearize(weights, t).gradient
+
 
 # ---- penalties
 
@@ -30,17 +42,13 @@ class Penalized:
     strength: Callable
 
     def __call__(self, weights, hyper, t):
-        return self.loss(weights, hyper, t) + _penalty(self.layout, self.strength, weights, hyper)
+        _require_all_blocks(self.layout, weights)
+        squares = self.layout.sums(weights * weights)
+        return self.loss(weights, hyper, t) + self.strength(hyper) @ squares
 
     def objective(self, backend: Backend, hyper) -> Objective:
         """Return the loss and its derivatives at `hyper`."""
-        inner = objective_of(self.loss, backend, hyper)
-        return _PenalizedObjective(inner, self.layout, backend, self.strength, hyper)
-
-
-def _penalty(layout: Layout, strength: Callable, weights, hyper):
-    _require_all_blocks(layout, weights)
-    return strength(hyper) @ layout.sums(weights * weights)
+        return _PenalizedObjective(backend, self, hyper)
 
 
 def _require_all_blocks(layout: Layout, weights) -> None:
@@ -51,60 +59,76 @@ def _require_all_blocks(layout: Layout, weights) -> None:
         )
 
 
-class _PenalizedObjective:
-    """An Objective plus strength_b |w_b|^2, bound to one hyper."""
+class _PenalizedObjective(Objective):
+    @functools.cached_property
+    def inner(self) -> Objective:
+        return objective_of(self.loss.loss, self.backend, self.hyper)
 
-    def __init__(self, inner: Objective, layout: Layout, backend, strength: Callable, hyper):
-        self.inner, self.layout, self.xp = inner, layout, backend.xp
-        self.one_routine = getattr(inner, "one_routine", False)
-        (values,), self.pull = backend.vjp(lambda h: (strength(h),), hyper)
-        self.twice = layout.expand(2 * values)
+    @property
+    def one_routine(self) -> bool:
+        return self.inner.one_routine
 
     @functools.cached_property
-    def slopes(self):
+    def _strengths(self) -> tuple:
+        """The strengths (blocks,), and the vector-Jacobian product of their function."""
+        (values,), pull = self.backend.vjp(lambda h: (self.loss.strength(h),), self.hyper)
+        return values, pull
+
+    @functools.cached_property
+    def _twice(self):
+        return self.loss.layout.expand(2 * self._strengths[0])
+
+    @functools.cached_property
+    def _slopes(self):
         """The derivatives of the strengths (blocks, m)."""
-        units = self.xp.diag(0 * self.layout.sums(self.twice) + 1)
-        return self.xp.stack([self.pull((unit,))[0] for unit in units])
+        (values, pull), xp = self._strengths, self.backend.xp
+        return xp.stack([pull((unit,))[0] for unit in xp.diag(0 * values + 1)])
 
     def _sums(self, vector):
         """Return layout.sums, on a CPU in one pass."""
-        if isinstance(vector, np.ndarray) or vector.device.type != "cpu" or 0 in self.layout.sizes:
-            return self.layout.sums(vector)
-        starts = np.cumsum([0, *self.layout.sizes[:-1]])
-        return self.xp.from_numpy(np.add.reduceat(vector.numpy(), starts))
+        sizes = self.loss.layout.sizes
+        if isinstance(vector, np.ndarray) or vector.device.type != "cpu" or 0 in sizes:
+            return self.loss.layout.sums(vector)
+        starts = [0, *itertools.accumulate(sizes[:-1])]
+        return self.backend.xp.from_numpy(np.add.reduceat(vector.numpy(), starts))
 
-    def _bent(self, gradient, weights):
-        _require_all_blocks(self.layout, weights)
-        return gradient + self.twice * weights
+    def _plus_own(self, inner, vector):
+        """Return inner + the penalty's second derivative times `vector`, all (n,)."""
+        total = self._twice * vector
+        total += inner
+        return total
 
     def gradient(self, weights, t):
-        return self._bent(self.inner.gradient(weights, t), weights)
+        _require_all_blocks(self.loss.layout, weights)
+        return self._plus_own(self.inner.gradient(weights, t), weights)
 
     def linearize(self, weights, t) -> Linearized:
+        _require_all_blocks(self.loss.layout, weights)
         inner = self.inner.linearize(weights, t)
 
         def mixed(q):
-            return (2 * self._sums(weights * q)) @ self.slopes
+            return (2 * self._sums(weights * q)) @ self._slopes
 
         def product(q):
             curvature, rest = inner.product(q)
-            return curvature + self.twice * q, rest + mixed(q)
+            return self._plus_own(curvature, q), rest + mixed(q)
 
         return Linearized(
-            self._bent(inner.gradient, weights),
+            self._plus_own(inner.gradient, weights),
             product,
-            lambda q: inner.hvp(q) + self.twice * q,
+            lambda q: self._plus_own(inner.hvp(q), q),
             lambda q: inner.mixed(q) + mixed(q),
         )
 
     def pushforward(self, weights, t) -> tuple:
+        _require_all_blocks(self.loss.layout, weights)
         gradient, inner_push = self.inner.pushforward(weights, t)
 
         def push(dw, dh):
-            own = self.twice * dw + self.layout.expand(2 * (self.slopes @ dh)) * weights
-            return inner_push(dw, dh) + own
+            bent = self.loss.layout.expand(2 * (self._slopes @ dh)) * weights
+            return inner_push(dw, dh) + self._plus_own(bent, dw)
 
-        return self._bent(gradient, weights), push
+        return self._plus_own(gradient, weights), push
 
 
 # ---- cross-entropy of a dense net
@@ -130,54 +154,47 @@ class CrossEntropy:
         return self.net.layout
 
     def __call__(self, weights, hyper, t):
+        if self.strength is not None:
+            return self._penalized()(weights, hyper, t)
         inputs, labels = self.batch(t)
-        loss = cross_entropy(self.net(weights, inputs), labels)
-        if self.strength is None:
-            return loss
-        return loss + _penalty(self.layout, self.strength, weights, hyper)
+        return cross_entropy(self.net(weights, inputs), labels)
 
     def objective(self, backend: Backend, hyper) -> Objective:
         """Return the loss and its derivatives at `hyper`."""
         if not isinstance(backend, Torch):
             return Objective(backend, self, hyper)
-        plain = _CrossEntropyObjective(self.net, self.batch, hyper)
         if self.strength is None:
-            return plain
-        return _PenalizedObjective(plain, self.layout, backend, self.strength, hyper)
+            return _CrossEntropyObjective(backend, self, hyper)
+        return self._penalized().objective(backend, hyper)
+
+    def _penalized(self) -> Penalized:
+        return Penalized(dataclasses.replace(self, strength=None), self.layout, self.strength)
 
 
-class _CrossEntropyObjective:
+class _CrossEntropyObjective(_OneRoutine):
     """The mean cross-entropy of a net on batch(t); hyper has no part in it."""
 
-    one_routine = True
-
-    def __init__(self, net: DenseNet, batch: Callable, hyper):
-        self.net, self.batch, self.hyper = net, batch, hyper
-
-    def gradient(self, weights, t):
-        return self._gradient_and_along(weights, t)[0]
-
     def linearize(self, weights, t) -> Linearized:
-        gradient, hvp = self._gradient_and_along(weights, t)
-        nothing = 0 * self.hyper
-        return Linearized(gradient, lambda q: (hvp(q), nothing), hvp, lambda q: nothing)
-
-    def pushforward(self, weights, t) -> tuple:
-        gradient, hvp = self._gradient_and_along(weights, t)
-        return gradient, lambda dw, dh: hvp(dw)
-
-    def _gradient_and_along(self, weights, t) -> tuple:
-        """Return (gradient (n,), tangent of the weights (n,) -> that of the gradient)."""
         from hgcore.fast import dense_net
 
-        (inputs, labels), layout = self._checked(weights, t), self.net.layout
-        cotangent = dense_net.numbers(labels) / -len(labels)
-        cache = dense_net.forward(weights, inputs, layout)
-        gradient, cache = dense_net.backward(cotangent, weights, layout, cache)
-        return gradient, lambda q: dense_net.along(q, layout, cache)[1]
+        inputs, labels = self._batch(weights, t)
+        run = dense_net.Forward(weights, inputs, self.loss.layout)
+        back = dense_net.Backward(run, dense_net.numbers(labels) / -len(labels), weights)
+        nothing = 0 * self.hyper
 
-    def _checked(self, weights, t) -> tuple:
-        batch = self.batch(t)
+        def hvp(q):
+            return back.along(q)[1]
+
+        return Linearized(back.gradient, lambda q: (hvp(q), nothing), hvp, lambda q: nothing)
+
+    def pushforward(self, weights, t) -> tuple:
+        linearized = self.linearize(weights, t)
+        return linearized.gradient, lambda dw, dh: linearized.hvp(dw)
+
+    def _batch(self, weights, t) -> tuple:
+        """Return (inputs, labels); raise TypeError unless they are like the weights."""
+        _require_all_blocks(self.loss.layout, weights)
+        batch = self.loss.batch(t)
         for name, part in zip(("inputs", "labels"), batch, strict=True):
             kind = getattr(part, "dtype", type(part).__name__), getattr(part, "device", None)
             if kind != (weights.dtype, weights.device):
@@ -209,48 +226,25 @@ class Compiled:
 
     def objective(self, backend: Backend, hyper) -> Objective:
         """Return the loss and its derivatives at `hyper`."""
-        return _CompiledObjective(self, hyper)
+        return _CompiledObjective(backend, self, hyper)
 
     @functools.cached_property
-    def compiled_gradient(self) -> Callable:
-        """(weights, hyper, t) -> (n,), compiled at first use."""
+    def functions(self) -> tuple[Callable, Callable]:
+        """(weights, hyper, t) -> (n,) and (weights, hyper, t, q) -> (H q, B'q), compiled at use."""
         import torch
 
         def gradient(weights, hyper, t):
             return torch.func.grad(self.loss)(weights, hyper, t)
 
-        return torch.compile(gradient, fullgraph=True)
-
-    @functools.cached_property
-    def compiled_product(self) -> Callable:
-        """(weights, hyper, t, q) -> (H q, B'q), compiled at first use."""
-        import torch
-
         def product(weights, hyper, t, q):
-            def gradient(weights, hyper):
-                return torch.func.grad(self.loss)(weights, hyper, t)
+            return torch.func.vjp(lambda w, h: gradient(w, h, t), weights, hyper)[1](q)
 
-            return torch.func.vjp(gradient, weights, hyper)[1](q)
-
-        return torch.compile(product, fullgraph=True)
+        return tuple(torch.compile(f, fullgraph=True) for f in (gradient, product))
 
 
-class _CompiledObjective:
-    one_routine = True
-
-    def __init__(self, compiled: Compiled, hyper):
-        self.compiled, self.hyper = compiled, hyper
-        self.plain = Objective(Torch(), compiled.loss, hyper)
-
-    def gradient(self, weights, t):
-        return self.compiled.compiled_gradient(weights, self.hyper, t)
-
+class _CompiledObjective(_OneRoutine):
     def linearize(self, weights, t) -> Linearized:
-        def product(q):
-            return self.compiled.compiled_product(weights, self.hyper, t, q)
-
-        hvp, mixed = lambda q: product(q)[0], lambda q: product(q)[1]  # noqa: E731
-        return Linearized(self.gradient(weights, t), product, hvp, mixed)
-
-    def pushforward(self, weights, t) -> tuple:
-        return self.plain.pushforward(weights, t)
+        gradient, product = self.loss.functions
+        at = weights, self.hyper, t
+        hvp, mixed = (lambda q, i=i: product(*at, q)[i] for i in range(2))
+        return Linearized(gradient(*at), lambda q: product(*at, q), hvp, mixed)

@@ -159,35 +159,32 @@ def test_functional_leaves_frozen_parameters():
             nets.functional(nothing)
 
 
-CHANGING = (
-    nn.BatchNorm1d(3),
-    nn.BatchNorm1d(3, track_running_stats=False).eval(),
-    nn.Dropout(0.1),
-    nn.Dropout(1),
-    nn.Dropout(np.float32(0.5)),
-    nn.AlphaDropout(0.1),
-    nn.InstanceNorm1d(3, track_running_stats=True),
-    nn.RReLU(),
-    nn.FractionalMaxPool2d(2, output_size=2),
-    nn.MultiheadAttention(4, 2, dropout=0.1),
-    nn.LSTM(3, 3, 2, dropout=0.1),
-)
+# ---- labels
 
 
-@pytest.mark.parametrize("part", CHANGING, ids=lambda part: type(part).__name__)
-def test_functional_refuses_changing_modules(part):
-    match = rf"module '1' \({type(part).__name__}\) gives other results"
-    with pytest.raises(ValueError, match=match):
-        nets.functional(nn.Sequential(nn.Linear(3, 3), part))
+def test_labels_are_classes_or_shares(backend):
+    """Numbers of classes give what one-hot labels give; also where batch and classes are equal."""
+    scores, classes = nets.log_softmax(backend.array(RNG.standard_normal((4, 4)))), [2, 0, 3, 3]
+    for given in (np.array(classes), torch.tensor(classes)):
+        if isinstance(given, np.ndarray) and backend.name == "torch":
+            continue
+        hot = backend.array(np.eye(4)[classes])
+        found, expected = (nets.cross_entropy(scores, labels) for labels in (given, hot))
+        assert abs(float(found) - float(expected)) < 1e-15
+        assert nets.error_rate(scores, given) == nets.error_rate(scores, hot)
 
 
-@pytest.mark.parametrize("utils", [nn.utils, nn.utils.parametrizations], ids=["old", "new"])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_functional_refuses_norms(utils):
-    """Of spectra while training; of weights always, torch gets its second derivative wrong."""
-    module = utils.spectral_norm(nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="gives other results"):
-        nets.functional(module)
-    nets.functional(module.eval())
-    with pytest.raises(ValueError, match="second derivatives that torch gets wrong"):
-        nets.functional(utils.weight_norm(nn.Linear(3, 3)))
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (3, 3), (1, 3), ()])
+def test_labels_of_another_shape_are_refused(backend, shape):
+    scores, labels = backend.array(np.zeros((4, 3))), backend.array(np.zeros(shape))
+    for function in (nets.cross_entropy, nets.error_rate):
+        with pytest.raises(ValueError, match=r"whole numbers of shape \(4,\) or of shape \(4, 3\)"):
+            function(scores, labels)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range_are_refused(backend, label):
+    labels = np.array([0, label])
+    labels = torch.as_tensor(labels) if backend.name == "torch" else labels
+    with pytest.raises(IndexError if label > 0 else (ValueError, IndexError)):
+        nets.cross_entropy(backend.array(np.zeros((2, 3))), labels)

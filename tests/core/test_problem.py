@@ -23,6 +23,18 @@ ODD = [
 ]
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_complex_numbers_are_refused(backend, kind):
+    """Their imaginary parts would be dropped."""
+    problem, hyper = catalogue.bowl(backend)
+    with pytest.raises(TypeError, match="numbers must be real, got complex"):
+        hg.Reverse()(problem, kind([0.1 + 1j, 0.3]))
+    if backend.name == "torch" or kind is np.asarray:
+        problem, hyper = catalogue.bowl(backend, initial=kind([1 + 1j] * 5))
+        with pytest.raises(TypeError, match="numbers must be real, got complex"):
+            hg.Reverse()(problem, hyper)
+
+
 @solvers
 @pytest.mark.parametrize("kind", [list, tuple, np.asarray, np.float32, torch.tensor])
 def test_hyper_is_any_vector_and_stays_as_it_was(backend, solver, kind):

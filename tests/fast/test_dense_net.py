@@ -45,7 +45,7 @@ def test_derivatives_equal_those_of_torch(sizes, loss, dtype, error, monkeypatch
     expected = derivatives(plain, net, loss, *point)
     for library in ("numpy", "torch"):
         monkeypatch.setattr(dense_net, "elementwise", lambda library=library: library)
-        found = derivatives(dense_net.log_probabilities, net, loss, *point.to(dtype))
+        found = derivatives(dense_net.LogProbabilities.apply, net, loss, *point.to(dtype))
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.dtype == dtype and gap(ours, theirs) < error
 
@@ -55,9 +55,9 @@ def test_tensors_give_what_numpy_gives(loss, monkeypatch):
     """As on a GPU, where the numbers stay tensors."""
     net = DenseNet((4, 6, 5, 3))
     point = torch.as_tensor(RNG.standard_normal((2, net.layout.size)))
-    expected = derivatives(dense_net.log_probabilities, net, loss, *point)
+    expected = derivatives(dense_net.LogProbabilities.apply, net, loss, *point)
     monkeypatch.setattr(dense_net, "numbers", lambda tensor: tensor.detach())
-    found = derivatives(dense_net.log_probabilities, net, loss, *point)
+    found = derivatives(dense_net.LogProbabilities.apply, net, loss, *point)
     assert all(gap(a, b) < 1e-13 for a, b in zip(found, expected, strict=True))
 
 
@@ -66,7 +66,7 @@ def gradient_graph(request):
     """(weights, the gradient of a loss there, with its graph)."""
     net = DenseNet((4, 5, 3))
     weights = torch.as_tensor(RNG.standard_normal(net.layout.size)).requires_grad_()
-    loss = request.param(dense_net.log_probabilities(weights, INPUTS, net.layout))
+    loss = request.param(dense_net.LogProbabilities.apply(weights, INPUTS, net.layout))
     return weights, torch.autograd.grad(loss, weights, create_graph=True)[0]
 
 
@@ -120,7 +120,7 @@ def test_blas_of_numpy_has_the_threads_of_torch():
     try:
         for threads in (2, 1, before):
             torch.set_num_threads(threads)
-            dense_net.forward(torch.zeros(net.layout.size), torch.ones(1, 4), net.layout)
+            dense_net.Forward(torch.zeros(net.layout.size), torch.ones(1, 4), net.layout)
             pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
             assert {pool["num_threads"] for pool in pools} == {threads}
     finally:

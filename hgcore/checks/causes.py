@@ -1,0 +1,208 @@
+"""Why is a hypergradient not finite?  The run once more, with a look at every number."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from hgcore.arrays import like
+from hgcore.problem import Diverged, OutOfRange, Problem, quiet
+from hgcore.trajectory import Checkpointed
+
+_DATA = "at other weights too: look for values that are not finite in the data of this batch"
+_DOMAIN = "a logarithm or root of a negative number, or a division by zero"
+_KINK = "a root, norm or power at zero has no finite derivative; add a small constant inside"
+_RATE = "lower the rate"
+
+
+def examined(cause: Callable) -> Callable:
+    """Return a decorator of solve(self, problem, hyper): it says more when something is wrong.
+
+    A Diverged names what cause(self, problem, hyper) finds, by a second run. ValueError for a
+    hyperparameter that acts but has no derivative: see `require_connected`.
+    """
+
+    def decorator(solve: Callable) -> Callable:
+        @functools.wraps(solve)
+        def method(self, problem: Problem, hyper, *args, **kwargs):
+            hyper = problem.as_hyper(hyper)
+            try:
+                result = solve(self, problem, hyper, *args, **kwargs)
+            except OutOfRange:
+                raise
+            except Diverged as error:
+                found = cause(self, problem, hyper, *args, **kwargs)
+                raise type(error)(found or str(error)) from error
+            require_connected(problem, hyper, result.grad, getattr(self, "inner_batches", None))
+            return result
+
+        return method
+
+    return decorator
+
+
+@quiet
+def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None:
+    """Raise ValueError if a function changes with a hyperparameter but passes no derivative on.
+
+    Losses are looked at where the hypergradient `grad` (m,) is zero. inner_batches: those of
+    Implicit, which does not differentiate training.
+    """
+    functions = problem.functions_of_hyper() if inner_batches is None else {}
+    for name, f in functions.items():
+        (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
+        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0] == 0)
+    if not bool((grad == 0).any()) or not problem.steps:
+        return
+    weights, t = problem.initial_state(hyper)[0], 0 if inner_batches is None else inner_batches[0]
+    slopes = problem.objective(hyper).linearize(weights, t).mixed(_random_like(weights))
+    gradient = lambda h: problem.objective(h).gradient(weights, t)  # noqa: E731
+    _require_derivative(problem, "inner_loss", gradient, hyper, (grad == 0) & (slopes == 0))
+    slopes = problem.outer_gradients(weights, hyper)[2]
+    outer = lambda h: problem.outer_loss(weights, h)  # noqa: E731
+    _require_derivative(problem, "outer_loss", outer, hyper, (grad == 0) & (slopes == 0))
+
+
+def _require_derivative(problem: Problem, name: str, f: Callable, hyper, idle) -> None:
+    """Raise ValueError if f changes along the entries of hyper in `idle`, on both sides alike."""
+    if not bool(idle.any()):
+        return
+    step, backend = 1e-3 * (1 + abs(hyper)) * idle, problem.backend
+    places = hyper + step, hyper, hyper - step
+    up, here, down = (backend.array(backend.evaluate(f, place)) for place in places)
+    forth, back = up - here, here - down
+    if bool((abs(forth + back) > abs(forth - back)).any()):
+        raise ValueError(
+            f"{name} changes with hyper but its derivative is cut off: float(), .item(), .detach()"
+            " or a NumPy function lost the graph; compute it with backend.xp (hg.check tells which"
+            " hyperparameters)"
+        )
+
+
+def _random_like(vector):
+    return like(np.random.default_rng(0).standard_normal(tuple(vector.shape)), vector)
+
+
+@quiet
+def of_run(solver, problem: Problem, hyper) -> str | None:
+    """Return what first is not finite in Reverse or Forward at hyper (m,), and what to do."""
+    found, weights = _training(problem, hyper)
+    return found or _outer(problem, hyper, weights) or _backward(problem, hyper)
+
+
+@quiet
+def of_optimum(solver, problem: Problem, hyper, state=None) -> str | None:
+    """Return what is not finite in Implicit at `state`, by default after training."""
+    if state is None:
+        found, weights = _training(problem, hyper)
+    else:
+        found, weights = None, problem.split_state(state)[0]
+    if found := found or _outer(problem, hyper, weights):
+        return found
+    for t in solver.inner_batches:
+        linearized = problem.objective(hyper).linearize(weights, t)
+        if found := _loss(problem, hyper, t, weights, weights, linearized.gradient):
+            return f"at the trained weights {found}"
+        curvature = linearized.hvp(_random_like(weights))
+        if not _finite(problem, curvature):
+            where = _where(problem, curvature)
+            return f"second derivatives of the inner loss are not finite in {where}: {_KINK}"
+    return None
+
+
+def _training(problem: Problem, hyper) -> tuple:
+    """Return (what is not finite in training or None, the trained weights)."""
+    start = state = problem.initial_state(hyper)
+    for name, vector in zip(("weights", "velocity"), state, strict=False):
+        if not _finite(problem, vector):
+            return f"the initial {name} are not finite in {_where(problem, vector)}", None
+    for t in range(problem.steps):
+        gradient = problem.objective(hyper).gradient(state[0], t)
+        after = problem.step(state, gradient, hyper, t)
+        if not all(_finite(problem, x) for x in (gradient, *after)):
+            found = _loss(problem, hyper, t, start[0], state[0], gradient)
+            found = found or _step(problem, hyper, t, state[0], gradient)
+            return f"training diverged at step {t}: {found}", None
+        state = after
+    return None, state[0]
+
+
+def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
+    """Return what is not finite in the inner loss or its gradient at `weights`."""
+
+    def loss(weights) -> float:
+        return float(problem.backend.evaluate(problem.inner_loss, weights, hyper, t))
+
+    value, magnitude = loss(weights), float(abs(weights).max())
+    if not math.isfinite(value):
+        found = f"the inner loss is {value:.3g}"
+        if not any(math.isfinite(loss(place)) for place in (start, 0.9 * start + 0.01)):
+            return f"{found}, {_DATA}"
+        if magnitude > 100 * float(abs(start).max()):
+            return f"{found}, at weights up to {magnitude:.3g}: {_RATE}"
+        return f"{found}: {_DOMAIN}"
+    if not _finite(problem, gradient):
+        where = _where(problem, gradient)
+        return f"the inner loss is {value:.4g}, its gradient not finite in {where}: {_KINK}"
+    return None
+
+
+def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
+    """Return what is not finite in step t, which has a finite gradient."""
+    for name, value in vars(problem.coefficients(gradient, hyper, t)).items():
+        if name != "t" and not _finite(problem, value):
+            return f"the coefficient {name} is not finite"
+    size = float(abs(weights).max())
+    return f"a weight or slot is not finite after weights up to {size:.3g}: {_RATE}"
+
+
+def _outer(problem: Problem, hyper, weights) -> str | None:
+    """Return what is not finite in the outer loss at the trained weights."""
+    value, by_weights, by_hyper = problem.outer_gradients(weights, hyper)
+    if not _finite(problem, value):
+        return (
+            f"the outer loss is {float(value):.3g} although training was finite: look for values"
+            f" that are not finite in its data, or for {_DOMAIN}"
+        )
+    for name, slope in (("weights", by_weights), ("hyper", by_hyper)):
+        if not _finite(problem, slope):
+            where = _where(problem, slope, name)
+            return f"the gradient of the outer loss is not finite in {where}: {_KINK}"
+    return None
+
+
+def _backward(problem: Problem, hyper) -> str | None:
+    """Return what is not finite in the backward pass."""
+    run = Checkpointed().train(problem, hyper)
+    _, adjoint, _ = problem.outer_gradients(run.final[0], hyper)
+    adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
+    for t in reversed(run.steps):
+        before, linearized = run.undo(t)
+        size = float(abs(adjoint[0]).max()) or 1.0
+        curvature = linearized.hvp(adjoint[0] / size)
+        if not _finite(problem, curvature):
+            where = _where(problem, curvature)
+            what = f"second derivatives of the inner loss at step {t} are not finite"
+            return f"{what} in {where}: {_KINK}"
+        adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
+        if not all(_finite(problem, x) for x in (*adjoint, part)):
+            return f"adjoints grew to {size:.3g} at step {t}: shorten the run or {_RATE}"
+    return None
+
+
+def _finite(problem: Problem, x) -> bool:
+    return bool(problem.backend.xp.isfinite(x).all())
+
+
+def _where(problem: Problem, vector, name: str = "weights") -> str:
+    """Return the blocks, or else the entries, in which a vector is not finite."""
+    wrong = ~np.isfinite(problem.backend.numpy(vector))
+    layout = getattr(problem.inner_loss, "layout", None)
+    if name == "weights" and layout is not None and layout.size == len(wrong):
+        return ", ".join(repr(key) for key, block in layout.split(wrong).items() if block.any())
+    entries = np.flatnonzero(wrong)
+    shown = ", ".join(map(str, entries[:5])) + (", ..." if len(entries) > 5 else "")
+    return f"{name}[{shown}], {len(entries)} of {len(wrong)}"

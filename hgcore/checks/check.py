@@ -1,0 +1,205 @@
+"""Is the hypergradient of a problem right?  Checks by finite differences, on a short run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from hgcore.arrays import like
+from hgcore.fixed_point import ReversalError
+from hgcore.hypergradient import Forward, Reverse
+from hgcore.problem import Problem, quiet
+from hgcore.reversible import Reversible
+from hgcore.trajectory import train
+
+ENTRIES = 20  # how many hyperparameters are moved one by one
+_BITS = "another one at the second time: draw what is random from a seed made of t"
+_GRADIENT = (
+    "a hook, .detach(), .data, no_grad or an autograd.Function of your own changes it; to clip, use"
+    " the optimizer's clip="
+)
+_TWICE = (
+    "an autograd.Function of your own, or an operation that the backend differentiates wrongly"
+    " twice; write it in plain operations"
+)
+_CUT = (
+    "float(), .item(), .detach() or a NumPy function cuts a hyperparameter off; compute with"
+    " backend.xp"
+)
+_RUN = "the steps amplify rounding: lower the rate, or use float64"
+
+
+class Finding(NamedTuple):
+    """What one check found; status: "ok", "note" or "WRONG"."""
+
+    status: str
+    subject: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.status:<6}{self.subject}: {self.words}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of `check`; prints as a line each."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(finding.status != "WRONG" for finding in self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
+
+
+def check(problem: Problem, hyper, steps: int = 10, seed: int = 0) -> Report:
+    """Return a Report on the derivatives of `problem` at hyper (m,), on a run of at most `steps`.
+
+    Gradients of both losses against differences of the losses; products with second derivatives
+    against differences of the gradient; the same bits twice; the hypergradient by two solvers, and
+    against differences of the whole run, one hyperparameter at a time (20 drawn from `seed` if
+    there are more). About 50 short runs. Never raises for what is wrong with the problem. Not for
+    losses with jumps; kinks (ReLU) make it less sharp.
+    """
+    findings = []
+    try:
+        short = replace(problem, steps=min(problem.steps, steps))
+        rng = np.random.default_rng(seed)
+        findings.extend(_Examination(short, short.as_hyper(hyper), rng).all())
+    except (ArithmeticError, ReversalError, RuntimeError, TypeError, ValueError) as error:
+        findings.append(Finding("WRONG", type(error).__name__, str(error)))
+    return Report(tuple(findings))
+
+
+class _Examination:
+    """The checks, at one problem and hyper."""
+
+    def __init__(self, problem: Problem, hyper, rng: np.random.Generator):
+        self.problem, self.hyper, self.rng = problem, hyper, rng
+        self.precision = float(np.finfo(problem.backend.dtype).eps)
+
+    def all(self) -> Iterator[Finding]:
+        """Yield the findings; none after the first if the gradient is not the same again."""
+        t, weights = max(0, self.problem.steps - 1), train(self.problem, self.hyper)[0]
+        bits = self._bits(weights, t)
+        yield bits
+        if bits.status == "ok":
+            yield from self._inner(weights, t)
+            yield from self._outer(weights)
+            yield from self._run()
+
+    def _gradient(self, weights, hyper, t):
+        return self.problem.objective(hyper).gradient(weights, t)
+
+    def _bits(self, weights, t) -> Finding:
+        first, again = (self._gradient(weights, self.hyper, t) for _ in range(2))
+        same = bool((first == again).all())
+        return Finding("ok" if same else "WRONG", "same bits", "yes" if same else _BITS)
+
+    @quiet
+    def _inner(self, weights, t) -> Iterator[Finding]:
+        loss, hyper, backend = self.problem.inner_loss, self.hyper, self.problem.backend
+        found = self.problem.objective(hyper).linearize(weights, t)
+        along, dw, dh = found.gradient, self._direction(weights), self._direction(hyper)
+        for subject, d in (("inner d/dw", dw), ("inner d/dw, steepest", along / _norm(along))):
+            line = lambda e, d=d: backend.evaluate(loss, weights + e * d, hyper, t)  # noqa: E731
+            yield self._compared(subject, line, along @ d, _GRADIENT)
+        line = lambda e: self._gradient(weights + e * dw, hyper, t)  # noqa: E731
+        yield self._compared("inner d2/dw2", line, found.hvp(dw), _TWICE)
+        line = lambda e: self._gradient(weights, hyper + e * dh, t) @ dw  # noqa: E731
+        yield self._compared("inner d2/dw dhyper", line, found.mixed(dw) @ dh, _CUT)
+
+    @quiet
+    def _outer(self, weights) -> Iterator[Finding]:
+        hyper, dw, dh = self.hyper, self._direction(weights), self._direction(self.hyper)
+        _, by_weights, by_hyper = self.problem.outer_gradients(weights, hyper)
+        line = lambda e: self._outer_loss(weights + e * dw, hyper)  # noqa: E731
+        yield self._compared("outer d/dw", line, by_weights @ dw, _GRADIENT)
+        line = lambda e: self._outer_loss(weights, hyper + e * dh)  # noqa: E731
+        yield self._compared("outer d/dhyper", line, by_hyper @ dh, _CUT)
+
+    def _outer_loss(self, weights, hyper):
+        return self.problem.backend.evaluate(self.problem.outer_loss, weights, hyper)
+
+    @quiet
+    def _run(self) -> Iterator[Finding]:
+        """Yield findings on the hypergradient: by two solvers, and one hyperparameter at a time."""
+        problem, hyper, idle = self.problem, self.hyper, []
+        stored = _solve(Reverse(), problem, hyper)
+        name = "Reversible" if problem.optimizer.reversible else "Forward"
+        other = Reverse(Reversible()) if name == "Reversible" else Forward()
+        again = _solve(other, problem, hyper)
+        gap = _norm(stored.grad - again.grad) / (_norm(stored.grad) or 1.0)
+        found = "ok" if gap < 1e4 * self.precision**0.5 else "WRONG"
+        words = f"a relative difference of {gap:.1e}"
+        yield Finding(found, f"Stored, {name}", words if found == "ok" else f"{words}: {_RUN}")
+        for i in sorted(self.rng.permutation(len(hyper))[:ENTRIES].tolist()):
+            unit = like(np.eye(1, len(hyper), i)[0], hyper) * (1 + abs(float(hyper[i])))
+
+            def line(e, unit=unit):
+                moved = hyper + e * unit
+                return self._outer_loss(self._trained(moved), moved)
+
+            if float(stored.grad[i]) == 0 and float(line(0.1)) == float(line(-0.1)):
+                idle.append(i)
+            else:
+                yield self._compared(f"hyper[{i}]", line, stored.grad @ unit, _CUT)
+        if idle:
+            yield Finding("note", f"hyper{idle}", f"no effect within {problem.steps} steps")
+
+    def _trained(self, hyper):
+        """Return the trained weights at `hyper`, near that of the check.
+
+        Decays are moved by as much as rounding moved them there: rounded ones change in jumps.
+        """
+        problem, optimizer, backend = self.problem, self.problem.optimizer, self.problem.backend
+        state = problem.initial_state(hyper)
+        for t in range(problem.steps):
+            gradient = self._gradient(state[0], hyper, t)
+            c, plain = (
+                optimizer.coefficients(backend, gradient, h, t) for h in (hyper, self.hyper)
+            )
+            rounded = problem.coefficients(gradient, self.hyper, t)
+            for name in optimizer.decays:
+                setattr(c, name, getattr(c, name) + getattr(rounded, name) - getattr(plain, name))
+            state = backend.evaluate(optimizer.step, state, gradient, c)
+        return state[0]
+
+    def _direction(self, vector):
+        """Return a random direction like `vector`, of length 1 + that of the vector."""
+        direction = like(self.rng.standard_normal(len(vector)), vector)
+        return direction * ((1 + _norm(vector)) / (_norm(direction) or 1.0))
+
+    def _compared(self, subject: str, line: Callable, expected, why: str) -> Finding:
+        """Compare `expected` with the derivative of line(e) at 0, by central differences.
+
+        Smaller ones, too: between two kinks they are right, where they are not lost in rounding.
+        """
+        here, first = _norm(line(0.0)), True
+        for e in self.precision ** (1 / 3) / np.array([1.0, 10.0, 100.0]):
+            near, far = ((line(h) - line(-h)) / (2 * h) for h in (e, 2 * e))
+            slope = near + (near - far) / 3  # Richardson: without the error of order e**2
+            size, gap = max(_norm(slope), _norm(expected)), _norm(slope - expected)
+            error = _norm(near - far) + 4 * self.precision * here / e
+            if gap <= error + 30 * self.precision**0.5 * size and (first or error < 0.03 * size):
+                words = f"{_norm(expected):.3g}, differences agree to {gap:.0e}"
+                return Finding("ok", subject, words)
+            first = False
+        words = f"{_norm(expected):.6g}, but {_norm(slope):.6g} by differences: {why}"
+        return Finding("WRONG", subject, words)
+
+
+def _solve(solver, problem: Problem, hyper):
+    """Return the hypergradient without the checks of solvers, which stop at the first fault."""
+    return type(solver).__call__.__wrapped__(solver, problem, hyper)
+
+
+def _norm(x) -> float:
+    """Return the length of a vector, or the magnitude of a scalar."""
+    return float((x * x).sum()) ** 0.5

@@ -1,0 +1,211 @@
+"""What PyTorch differentiates twice wrongly or not at all, and what to use instead.
+
+Hypergradients need second derivatives of the inner loss. Some operations of torch leave terms of
+them out without an error; for others torch raises one that does not name the user's function.
+tests/core/test_second_derivatives.py compares both lists with finite differences.
+"""
+
+import contextlib
+import functools
+import re
+from typing import NamedTuple
+
+
+class Limit(NamedTuple):
+    """What torch cannot differentiate twice, and what to use instead."""
+
+    what: str
+    modules: tuple[str, ...]  # torch's classes of modules, norms included
+    functions: tuple[str, ...]  # and what is called otherwise
+    operation: str  # a pattern of torch's own name of it, in a graph or an error
+    instead: str
+
+
+# Without an error: torch leaves out terms of the second derivative, or all of them.
+WRONG = (
+    Limit(
+        "weight_norm", ("WeightNorm",), (), "WeightNorm", "divide by the norm in your own module"
+    ),
+    Limit(
+        "what torch.compile has compiled",
+        ("OptimizedModule",),
+        (),
+        "CompiledFunction",
+        "pass the module or function itself; hg.fast.Compiled compiles a whole loss",
+    ),
+    Limit("torch.cond", (), ("torch.cond",), "AutogradOp", "use torch.where, or Python's if"),
+    Limit(
+        "draws from Beta and Dirichlet",
+        (),
+        ("Beta", "Dirichlet"),
+        "_Dirichlet",
+        "draw from Normal or LogNormal",
+    ),
+)
+# With an error, in which the user's function may not occur.
+MISSING = (
+    Limit(
+        "fused attention",
+        (),  # hg.nets.functional selects the plain kernel for modules
+        ("scaled_dot_product_attention", "multi_head_attention_forward"),
+        "attention",
+        "call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), as the function of"
+        " hg.nets.functional does",
+    ),
+    Limit(
+        "torch.cdist",
+        (),
+        ("cdist",),
+        "_cdist",
+        "use compute_mode='use_mm_for_euclid_dist', or the square root of the sums of squared"
+        " differences",
+    ),
+    Limit(
+        "pdist", (), ("pdist",), "_pdist", "use the square root of the sums of squared differences"
+    ),
+    Limit(
+        "EmbeddingBag",
+        ("EmbeddingBag",),
+        ("embedding_bag",),
+        "embedding_bag",
+        "use Embedding and the mean over each bag",
+    ),
+    Limit("Hardsigmoid", ("Hardsigmoid",), (), "hardsigmoid", "use relu6(x + 3) / 6"),
+    Limit(
+        "a margin loss of several classes",
+        ("MultiMarginLoss", "MultiLabelMarginLoss"),
+        (),
+        "margin_loss",
+        "write it with torch.relu",
+    ),
+    Limit("CTCLoss", ("CTCLoss",), (), "ctc_loss", "write its recursion with torch.logsumexp"),
+    Limit("CrossMapLRN2d", ("CrossMapLRN2d",), (), "out=", "use LocalResponseNorm"),
+    Limit(
+        "torch.segment_reduce",
+        (),
+        ("segment_reduce",),
+        "segment_reduce",
+        "use torch.index_add or torch.scatter_reduce",
+    ),
+    Limit("draws from Gamma", (), ("Gamma",), "standard_gamma", "draw from LogNormal"),
+    Limit(
+        "cuDNN's recurrent nets",
+        (),  # on a GPU only
+        (),
+        "cudnn_rnn",
+        "run them inside torch.backends.cudnn.flags(enabled=False)",
+    ),
+    Limit(
+        "sparse tensors",
+        (),
+        ("sparse.softmax",),
+        "[Ss]parse",
+        "use dense ones, such as those of Embedding(sparse=False)",
+    ),
+)
+WRONGLY, NEVER = "has second derivatives that torch gets wrong", "has no second derivative in torch"
+MODULES = {  # class of torch: why a module of it, or with such a norm, is refused
+    name: f"{why}; {limit.instead}"
+    for why, limits in ((WRONGLY, WRONG), (NEVER, MISSING))
+    for limit in limits
+    for name in limit.modules
+}
+EMBEDDING = {  # option of torch.nn.Embedding: why it is refused if it is set
+    "sparse": "has gradients that torch cannot differentiate; use sparse=False",
+    "max_norm": "changes its weights while it runs; use max_norm=None",
+    "scale_grad_by_freq": "has a gradient that is not that of the loss; use"
+    " scale_grad_by_freq=False",
+    "padding_idx": "has a gradient without the row of padding_idx; set that row to zero",
+}
+_FAILED = "derivative for .* is not implemented|double backward|differentiat|forward AD|[Ss]parse"
+
+
+def fault(outputs) -> str | None:
+    """Return what torch gets wrong in derivatives of the gradients of `outputs`, None if nothing.
+
+    Looks at each operation in their graph, at most 1 microsecond for one.
+    """
+    nodes, seen = [y.grad_fn for y in outputs], {None}
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            if (why := _fault_of(type(node))) is not None:
+                return why
+            seen.add(node)
+            nodes.extend(before for before, _ in node.next_functions)
+    return None
+
+
+def require_right_twice(output) -> None:
+    """Raise RuntimeError if torch differentiates a scalar `output` twice wrongly."""
+    if (why := fault((output,))) is not None:
+        raise RuntimeError(why)
+
+
+@contextlib.contextmanager
+def explained(why: str | None = None):
+    """Raise torch's RuntimeError of a missing derivative with the cause and the way out.
+
+    why: the message if the cause of any error is known.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip().split("\n")[0].rstrip(".")
+        if why is None and not re.search(_FAILED, said):
+            raise
+        raise RuntimeError(why or _missing(said)) from error
+
+
+def require_agreement(pull, outputs, tangents, found) -> None:
+    """Raise RuntimeError unless forward and reverse mode agree: <c, J t> = <J'c, t> for one c.
+
+    pull: c -> J'c; found: J t of torch.func.jvp, which is zero or wrong for some operations.
+    """
+    import torch
+
+    cotangents = [torch.cos(torch.arange(y.numel())).to(y).reshape(y.shape) for y in outputs]
+    forward = [c * y for c, y in zip(cotangents, found, strict=True)]
+    reverse = [c * t for c, t in zip(pull(cotangents), tangents, strict=True)]
+    size = sum(x.abs().sum() for x in (*forward, *reverse))
+    difference = sum(x.sum() for x in forward) - sum(x.sum() for x in reverse)
+    if abs(difference) > 1e-3 * size:
+        raise RuntimeError(
+            "forward mode of torch gives another derivative than its reverse mode, for a function"
+            " with an operation that torch differentiates once; replace one of its operations"
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _fault_of(kind: type) -> str | None:
+    """Return what torch gets wrong in derivatives of the backward of one kind of operation."""
+    for limit in WRONG:
+        if re.search(limit.operation, kind.__name__):
+            return f"torch gets second derivatives of {limit.what} wrong; {limit.instead}"
+    if not _differentiable_once(getattr(kind, "_forward_cls", None)):
+        return None
+    return (
+        f"{kind.__name__.removesuffix('Backward')} is marked @once_differentiable, and torch would"
+        " take its second derivative as zero; write a backward that torch can differentiate and"
+        " remove the mark"
+    )
+
+
+def _differentiable_once(function: type | None) -> bool:
+    """Return whether the backward of a torch.autograd.Function is marked @once_differentiable."""
+    from torch.autograd.function import once_differentiable
+
+    mark, backward = once_differentiable(print).__code__, getattr(function, "backward", None)
+    while backward is not None and getattr(backward, "__code__", None) is not mark:
+        backward = getattr(backward, "__wrapped__", None)  # under another decorator
+    return backward is not None
+
+
+def _missing(said: str) -> str:
+    """Return our message for torch's."""
+    what, instead = "an operation", "write it with other operations of torch"
+    for limit in (*MISSING, *WRONG):
+        if re.search(limit.operation, said):
+            what, instead = limit.what, limit.instead
+            break
+    return f"torch cannot differentiate {what} as often as hypergradients need ({said}); {instead}"

@@ -1,0 +1,1 @@
+"""Torch modules and data loaders in a Problem."""

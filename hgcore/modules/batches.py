@@ -1,0 +1,120 @@
+"""Minibatches by the number of a step: batch(t) is the same whenever a solver asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from hgcore.modules.functional import drawn_from
+
+
+def keep(batches: Iterable, backend=None) -> Callable:
+    """Return batch(t) of what `batches`, such as a DataLoader, yields once; keeps it in memory.
+
+    Starts again after the last batch; t = None gives all of them as one. A batch is a tensor, or a
+    tuple, list or dictionary of them. backend: converts floating-point numbers to its precision
+    and device, and moves the rest there.
+    """
+    import torch
+
+    kept = [_on(backend, batch) for batch in batches]
+    if not kept:
+        raise ValueError("keep needs at least one batch, got none")
+
+    def batch(t):
+        if t is None:
+            return _each(lambda *parts: torch.cat(parts), *kept)
+        return kept[t % len(kept)]
+
+    return batch
+
+
+def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callable:
+    """Return batch(t) of `size` examples of `source`, taken when it is asked for; keeps nothing.
+
+    source: a tuple of arrays, examples along the first axis; a Dataset (__len__, __getitem__); or a
+    DataLoader, whose batch_size, collate_fn, drop_last and shuffle are used. Each epoch has its own
+    order, from (seed, epoch). What the examples draw themselves (augmentations by torch, NumPy or
+    random) comes from (seed, t). t = None: all examples, in order. backend: as in `keep`.
+    """
+    return _Drawn(source, size, seed, backend)
+
+
+class _Drawn:
+    def __init__(self, source, size, seed, backend):
+        from torch.utils import data
+
+        self.seed, self.backend, self.shuffle, self.drop_last = seed, backend, True, False
+        if isinstance(source, data.DataLoader):
+            if isinstance(source.dataset, data.IterableDataset):
+                raise ValueError("draw needs a data set with an index; use keep for a stream")
+            if type(source.sampler) not in (data.RandomSampler, data.SequentialSampler):
+                kind = type(source.sampler).__name__
+                raise ValueError(f"draw has its own order and cannot follow {kind}; use keep")
+            self.shuffle = isinstance(source.sampler, data.RandomSampler)
+            self.drop_last, size = source.drop_last, size or source.batch_size
+            source, self.collate = source.dataset, source.collate_fn
+        else:
+            self.collate = data.default_collate
+        self.source, self.size = source, size
+        self.count = len(source[0]) if isinstance(source, tuple) else len(source)
+        if isinstance(source, tuple) and len({len(array) for array in source}) > 1:
+            raise ValueError(f"arrays must have one length, got {[len(a) for a in source]}")
+        if not isinstance(size, int) or not 1 <= size <= self.count:
+            raise ValueError(f"size must lie in 1..{self.count}, the examples, got {size}")
+
+    def __call__(self, t):
+        indices = np.arange(self.count) if t is None else self._indices(t)
+        if isinstance(self.source, tuple):
+            return _on(self.backend, tuple(array[indices] for array in self.source))
+        with _augmented((self.seed, 0 if t is None else t + 1)):
+            examples = [self.source[i] for i in indices.tolist()]
+        return _on(self.backend, self.collate(examples))
+
+    def _indices(self, t: int) -> np.ndarray:
+        """Return the examples of step t (size,), fewer at the end of an epoch unless dropped."""
+        batches = self.count // self.size if self.drop_last else -(-self.count // self.size)
+        epoch, place = divmod(t, batches)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+        return order[place * self.size : (place + 1) * self.size]
+
+
+@contextlib.contextmanager
+def _augmented(seed: tuple) -> Iterator[None]:
+    """Draw the random numbers of torch, NumPy and `random` from `seed`."""
+    with drawn_from(seed):
+        states = random.getstate(), np.random.get_state()
+        try:
+            random.seed(str(seed))
+            np.random.seed(list(seed))
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _each(function: Callable, *batches):
+    """Return a batch with `function` of the parts of all `batches` in each place."""
+    first = batches[0]
+    if isinstance(first, dict):
+        return {name: _each(function, *(b[name] for b in batches)) for name in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(_each(function, *parts) for parts in zip(*batches, strict=True))
+    return function(*batches)
+
+
+def _on(backend, batch):
+    """Return a batch with the precision and on the device of `backend`, if one is given."""
+    if backend is None:
+        return batch
+
+    def converted(part):
+        if part.is_floating_point() if hasattr(part, "detach") else part.dtype.kind == "f":
+            return backend.array(part)
+        return backend.xp.asarray(part, device=backend.device)
+
+    return _each(converted, batch)

@@ -1,0 +1,284 @@
+"""Torch modules as functions of one flat weight vector."""
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import MethodType
+
+import numpy as np
+
+from hgcore.checks import second_derivatives
+from hgcore.layout import Layout
+
+_alone = threading.RLock()  # torch has one generator a device, for all threads
+
+
+def functional(module) -> tuple:
+    """Return (weights (n,), function) of a torch.nn.Module, for a Problem; see ModuleFunction."""
+    function = ModuleFunction(module)
+    return function.initial_weights(), function
+
+
+class ModuleFunction:
+    """A torch module as function(weights (n,), *inputs, seed=None, **named) -> its output.
+
+    A call runs a copy of the module whose parameters are views of the vector (complex ones of
+    pairs of numbers). `layout` has their names. What requires no gradient stays as it is, and so do
+    buffers. Batch statistics: in training mode those of the batch given; running averages do not
+    move, see `evaluation`. Dropout and noise are drawn from `seed`, whole numbers such as (t,).
+    Attention uses torch's plain kernel, and recurrent nets do without cuDNN: the others have no
+    second derivatives.
+    Raises ValueError where the copy would not give what the module gives (parameters with hooks, a
+    function that keeps the module itself), for draws without a seed, for buffers that move, and
+    after train() or eval() changed the mode.
+    """
+
+    def __init__(self, module):
+        _require_plain(module)
+        self.module, self.parts = module, list(module.modules())
+        self.modes = [part.training for part in self.parts]
+        self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.layout = Layout({name: tuple(_as_real(p).shape) for name, p in self.trained.items()})
+        known = {id(x) for x in (*self.parts, *module.parameters())}
+        self.links = [[k for k, x in vars(p).items() if _refers(x, known)] for p in self.parts]
+        self.examined = set()  # whether the first call with a seed, and without, was compared
+
+    def initial_weights(self):
+        """Return the module's parameters as one vector (n,)."""
+        import torch
+
+        return torch.cat([_as_real(p).detach().reshape(-1) for p in self.trained.values()])
+
+    def __call__(self, weights, *inputs, seed=None, **named):
+        import torch
+
+        if torch.compiler.is_compiling():  # which knows this call, and cannot follow a copy
+            blocks = self._parameters(weights)
+            return torch.func.functional_call(self.module, blocks, inputs, named)
+        if self.modes != [part.training for part in self.parts]:
+            kind = type(self.module).__name__
+            raise ValueError(f"{kind}: train() or eval() changed the mode; call functional again")
+        with self._settings(weights, seed) as run:
+            if (seed is None) not in self.examined:
+                self._examine(weights, inputs, named, seed, run)
+                self.examined.add(seed is None)
+            return run(self._copy(weights), *inputs, **named)
+
+    def evaluation(self, weights, batches: Iterable[tuple]) -> "ModuleFunction":
+        """Return the function of the module in evaluation mode: no dropout, fixed statistics.
+
+        They are the means over `batches` (tuples of inputs) at `weights`. The module stays as it
+        is.
+        """
+        import torch
+
+        module = copy.deepcopy(self.module).eval()
+        layers = [part for part in module.modules() if _tracks_statistics(part)]
+        own = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, block in self._parameters(weights).items():
+                own[name].copy_(block)
+            for count, batch in enumerate(batches, start=1):
+                for layer in layers:
+                    layer.train().momentum = 1 / count  # a cumulative mean
+                module(*batch)
+        return ModuleFunction(module.eval())
+
+    def _parameters(self, weights) -> dict:
+        """Return {name: view of weights}, complex where the module's parameter is."""
+        import torch
+
+        pairs = {name for name, p in self.trained.items() if p.is_complex()}
+        blocks = self.layout.split(weights).items()
+        return {name: torch.view_as_complex(x) if name in pairs else x for name, x in blocks}
+
+    def _copy(self, weights):
+        """Return a copy of the module whose parameters are views of `weights`.
+
+        One for each call: activation checkpointing runs parts of it again in the backward pass,
+        and several threads may be in a call.
+        """
+        views = self._parameters(weights)
+        copies = {id(part): object.__new__(type(part)) for part in self.parts}
+        known = copies | {id(p): views[name] for name, p in self.trained.items()}
+        with _alone:
+            for part, links in zip(self.parts, self.links, strict=True):
+                own = vars(copies[id(part)])
+                own |= vars(part)
+                own |= {name: _replaced(own[name], known) for name in links}
+                if part.training and _tracks_statistics(part):
+                    own |= {"track_running_stats": False, "running_mean": None, "running_var": None}
+                    own["_buffers"] = {}
+        return copies[id(self.module)]
+
+    @contextlib.contextmanager
+    def _settings(self, weights, seed) -> Iterator[Callable]:
+        """Select kernels with second derivatives; yield (module, *inputs) -> output."""
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def run(module, *inputs, **named):
+            if seed is not None:
+                _seed(seed, weights.device if weights.is_cuda else None)
+            return module(*inputs, **named)
+
+        with contextlib.ExitStack() as settings:
+            settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if weights.is_cuda and any(isinstance(part, torch.nn.RNNBase) for part in self.parts):
+                settings.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if seed is not None:
+                settings.enter_context(drawn_from(seed, weights.device))
+            yield run
+
+    def _examine(self, weights, inputs, named, seed, run: Callable) -> None:
+        """Raise ValueError unless a copy gives what the module gives, and leaves it as it was.
+
+        Elsewhere than at the weights of the module, which a function may have kept.
+        """
+        import torch
+
+        buffers = dict(self.module.named_buffers())
+        versions = [buffer._version for buffer in buffers.values()]
+        with torch.no_grad(), _alone:
+            moved = 1.01 * weights.detach() + 0.001
+            state = self._parameters(moved) | {k: b.clone() for k, b in buffers.items()}
+            expected = run(torch.func.functional_call, self.module, state, inputs, named)
+            generator, module = _generator_state(weights), self._copy(moved)
+            output = run(module, *inputs, **named)
+            drew = seed is None and not torch.equal(generator, _generator_state(weights))
+        moves = [k for k, b in module.named_buffers() if b is not buffers[k]]
+        moves += [k for (k, b), v in zip(buffers.items(), versions, strict=True) if b._version != v]
+        if drew:
+            why = (
+                "draws random numbers (dropout, noise): give its function seed=(t,), or call eval()"
+            )
+        elif moves:
+            why = f"changes its buffer {moves[0]!r} in a call: call eval()"
+        elif not _alike(output, expected):
+            why = "keeps a function of itself, such as a lambda made in __init__: make it a method"
+        else:
+            return
+        raise ValueError(f"{type(self.module).__name__} {why} before functional")
+
+
+def _require_plain(module) -> None:
+    """Raise unless `module` can be copied as it is, and torch differentiates it twice."""
+    import torch
+
+    kind = type(module).__name__
+    if isinstance(module, type) or not isinstance(module, torch.nn.Module):
+        raise TypeError(f"functional takes a torch.nn.Module, got {kind}")
+    for name, part in module.named_modules():
+        if (why := _fault(part)) is not None:
+            raise ValueError(f"module {name or kind!r} ({type(part).__name__}) {why}")
+    for name, p in module.named_parameters():
+        if isinstance(p, torch.nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: call the module once before")
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"parameter {name!r} has a hook, which its copies lose: remove it, and clip with"
+                " the optimizer's clip=, mask in the module or the loss"
+            )
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"{kind} has no parameters to train (requires_grad)")
+    kinds = sorted({str(_as_real(p).dtype).removeprefix("torch.") for p in trained})
+    if kinds not in (["float32"], ["float64"]):
+        what = f"{kind} has parameters of {' and '.join(kinds)}"
+        raise TypeError(f"{what}; use one of float32 and float64, by module.to(torch.float64)")
+
+
+def _fault(part) -> str | None:
+    """Return why a part of a module cannot be used, None if it can."""
+    import torch
+
+    if isinstance(part, torch.jit.ScriptModule):
+        return "is a script, which cannot be copied; pass the module itself"
+    if part._backward_hooks or part._backward_pre_hooks:
+        return "has a backward hook, so that its gradient is not that of the loss; remove it"
+    if part._compiled_call_impl:
+        return second_derivatives.MODULES["OptimizedModule"]
+    for one in (part, *part._forward_pre_hooks.values()):  # norms may be hooks
+        for kind in type(one).__mro__:
+            why = second_derivatives.MODULES.get(kind.__name__.removeprefix("_"))
+            if why and kind.__module__.startswith("torch."):
+                return why
+    if isinstance(part, torch.nn.Embedding):
+        for option, why in second_derivatives.EMBEDDING.items():
+            given = getattr(part, option)
+            if given is not None and given is not False:
+                if option != "padding_idx" or part.weight[given].any():
+                    return f"has {option}={given}, which {why}"
+    return None
+
+
+def _as_real(parameter):
+    """Return a parameter, a complex one as pairs of numbers (*shape, 2)."""
+    import torch
+
+    return torch.view_as_real(parameter) if parameter.is_complex() else parameter
+
+
+def _tracks_statistics(part) -> bool:
+    """Whether a layer moves running averages in training mode."""
+    return vars(part).get("track_running_stats", False) and part.running_mean is not None
+
+
+def _refers(x, known: set) -> bool:
+    """Whether an attribute is, or directly holds, one of the objects with ids `known`."""
+    held = x.values() if isinstance(x, dict) else x if type(x) in (list, tuple) else [x]
+    return any(id(getattr(one, "__self__", one)) in known for one in held)
+
+
+def _replaced(x, known: dict):
+    """Return an attribute with the objects in `known`, by id, replaced."""
+    if isinstance(x, dict):
+        return {name: _replaced(one, known) for name, one in x.items()}
+    if type(x) in (list, tuple):
+        return type(x)(_replaced(one, known) for one in x)
+    if isinstance(x, MethodType):
+        return MethodType(x.__func__, known.get(id(x.__self__), x.__self__))
+    return known.get(id(x), x)
+
+
+@contextlib.contextmanager
+def drawn_from(seed, device=None) -> Iterator[None]:
+    """Draw torch's random numbers from whole numbers such as (k, t), one thread at a time."""
+    import torch
+
+    cuda = device is not None and device.type == "cuda"
+    with _alone, torch.random.fork_rng([device] if cuda else []):
+        _seed(seed, device if cuda else None)
+        yield
+
+
+def _seed(seed, cuda=None) -> None:
+    import torch
+
+    try:
+        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) >> 1
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed must be whole numbers >= 0 such as (t,), got {seed!r}") from error
+    torch.default_generator.manual_seed(number)  # torch.manual_seed looks for devices first
+    if cuda:
+        torch.cuda.default_generators[torch.device(cuda).index or 0].manual_seed(number)
+
+
+def _generator_state(weights):
+    import torch
+
+    return torch.cuda.get_rng_state(weights.device) if weights.is_cuda else torch.get_rng_state()
+
+
+def _alike(a, b) -> bool:
+    """Whether two outputs, tensors or nested, are equal but for rounding."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+    if isinstance(a, dict):
+        return all(_alike(a[name], b[name]) for name in a)
+    if isinstance(a, (list, tuple)):
+        return all(map(_alike, a, b))
+    return True

@@ -1,0 +1,83 @@
+"""Batches by the number of a step: replayed, drawn again, converted."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils import data
+
+import hgcore as hg
+
+INPUTS, LABELS = torch.arange(10.0), torch.arange(10)
+
+
+class Augmented(data.Dataset):
+    """Examples that draw from all three generators."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        noise = float(torch.rand(())) + random.random() + np.random.rand()
+        return {"inputs": INPUTS[i] + noise, "labels": LABELS[i]}
+
+
+def loader(**options):
+    return data.DataLoader(Augmented(), 4, **options)
+
+
+def test_kept_batches_come_again():
+    kept = hg.batches.keep(loader(shuffle=True))
+    assert torch.equal(kept(1)["inputs"], kept(4)["inputs"])
+    assert sorted(kept(None)["labels"].tolist()) == list(range(10))
+    with pytest.raises(ValueError, match="at least one batch"):
+        hg.batches.keep([])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_drawn_batches_are_those_of_their_address(shuffle):
+    """Each epoch holds every example; augmentations repeat; the generators are not disturbed."""
+    drawn = hg.batches.draw(loader(shuffle=shuffle), seed=3)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    before = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    batches = [drawn(t) for t in range(6)]
+    assert before == (random.random(), np.random.rand(), float(torch.rand(())))
+    assert all(torch.equal(drawn(t)["inputs"], batches[t]["inputs"]) for t in (5, 0, 2))
+    epochs = [torch.cat([b["labels"] for b in batches[i : i + 3]]) for i in (0, 3)]
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
+    assert torch.equal(*epochs) != shuffle
+    assert drawn(None)["labels"].tolist() == list(range(10))
+
+
+def test_drawn_arrays_and_dropped_rests():
+    drawn = hg.batches.draw((INPUTS.numpy(), LABELS), size=4)
+    inputs, labels = drawn(2)
+    assert len(labels) == 2 and np.array_equal(inputs, labels)
+    assert len(hg.batches.draw(loader(drop_last=True))(2)["labels"]) == 4
+
+
+def test_batches_get_the_precision_of_the_backend():
+    for batch in (
+        hg.batches.draw(loader(), backend=hg.Torch())(0),
+        hg.batches.keep(loader(), backend=hg.Torch())(0),
+    ):
+        assert batch["inputs"].dtype == torch.float64 and batch["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: hg.batches.draw((INPUTS, LABELS), 11), r"size must lie in 1\.\.10, .* got 11"),
+        (lambda: hg.batches.draw((INPUTS, LABELS)), "got None"),
+        (lambda: hg.batches.draw((INPUTS, LABELS[:3]), 2), r"one length, got \[10, 3\]"),
+        (
+            lambda: hg.batches.draw(loader(sampler=data.WeightedRandomSampler([1.0], 10))),
+            "cannot follow WeightedRandomSampler; use keep",
+        ),
+    ],
+)
+def test_draw_refuses(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
