@@ -140,7 +140,10 @@ RUNS = [  # changes of a small quadratic problem, words of the error of its run
     (lambda b: {"outer_loss": lambda w, h: w * h[0]}, r"a scalar of shape \(\), got .*5"),
     (lambda b: {"initial": lambda h: h[0]}, r"must have one shape \(n,\)"),
     (lambda b: {"initial": lambda h: h[:0]}, r"must have one shape \(n,\)"),
-    (lambda b: {"initial": lambda h: h[0] * b.array(np.full(5, math.nan))}, "a weight or slot is"),
+    (
+        lambda b: {"initial": lambda h: h[0] * b.array(np.full(5, math.nan))},
+        "initial weights are not",
+    ),
     (lambda b: {"optimizer": hg.Momentum(0.1, 0.9, lambda h: h)}, r"shape \(n,\).*\(5,\), \(2,\)"),
     # its gradient is finite, as that of a logarithm below zero
     (lambda b: {"outer_loss": lambda w, h: b.xp.sum(b.xp.log(w - 100))}, "outer loss"),
