@@ -50,7 +50,7 @@ def gallery(paper: str) -> str:
     """Return Markdown of all committed pictures of a paper, each a link to its notebook."""
     cards = []
     for name, record in results.best(ROOT).items():
-        folder = results.folder_of(name, record["profile"], Path("figures").parent).as_posix()
+        folder = results.Job(name, record["profile"]).folder(Path()).as_posix()
         for figure in record["figures"] if name.startswith(f"{paper}/") else ():
             title = figure.replace("_", " ")
             title += " (reduced)" if record["profile"] == "reduced" else ""

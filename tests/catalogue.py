@@ -4,6 +4,12 @@ import numpy as np
 
 import hgcore as hg
 
+SOLVERS = {
+    "stored": hg.Reverse(),
+    "checkpointed": hg.Reverse(hg.Checkpointed()),
+    "reversible": hg.Reverse(hg.Reversible()),
+    "forward": hg.Forward(),
+}
 OPTIMIZERS = ("descent", "momentum", "heavy ball", "rmsprop", "adam", "adamw")
 
 
@@ -27,13 +33,23 @@ def optimizer(name, rate, decay, beta2=0.99, epsilon=1e-3, weight_decay=0.1, **o
 
 def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, n=4, **options):
     """A quartic loss; hyper enters every coefficient, the start, the data and both losses."""
-    xp, each = backend.xp, (n,) if per_weight else ()
-    layout = hg.Layout(
-        {"rate": (steps, *each), "decay": each, "beta2": each, "epsilon": each}
-        | {"weight_decay": each, "initial": (n,), "velocity": (n,), "penalty": (n,)}
-        | {"data": (3,), "outer": ()}
+    xp, each, spread = backend.xp, (n,) if per_weight else (), 0.3 * per_weight
+    blocks = {  # name: shape, center and spread of its hyperparameters
+        "rate": ((steps, *each), -3.0, 0.1),
+        "decay": (each, np.log(decay / (1 - decay)), spread),
+        "beta2": (each, 3.0, spread),
+        "epsilon": (each, -4.0, spread),
+        "weight_decay": (each, -1.0, spread),
+        "initial": ((n,), 0.0, 1.0),
+        "velocity": ((n,), 0.0, 0.1),
+        "penalty": ((n,), -2.0, 0.0),
+        "data": ((3,), 0.0, 1.0),
+        "outer": ((), 0.2, 0.0),
+    }
+    layout, rng = (
+        hg.Layout({key: block[0] for key, block in blocks.items()}),
+        np.random.default_rng(0),
     )
-    rng = np.random.default_rng(0)
     design, target = (backend.array(rng.standard_normal(shape)) for shape in ((3, n), (n,)))
 
     def inner_loss(w, hyper, t):
@@ -51,41 +67,24 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
     def sigmoid(key):
         return lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)[key]))
 
+    def rate(hyper, t):
+        return xp.exp(layout.split(hyper)["rate"][t])
+
+    coefficients = rate, sigmoid("decay"), sigmoid("beta2")
+    coefficients = *coefficients, exponential("epsilon"), exponential("weight_decay")
     if name in ("momentum", "heavy ball"):
         options = {"velocity": lambda hyper: layout.split(hyper)["velocity"]} | options
     problem = hg.Problem(
-        backend=backend,
-        inner_loss=inner_loss,
-        outer_loss=outer_loss,
-        optimizer=optimizer(
-            name,
-            lambda hyper, t: xp.exp(layout.split(hyper)["rate"][t]),
-            sigmoid("decay"),
-            sigmoid("beta2"),
-            exponential("epsilon"),
-            exponential("weight_decay"),
-            **options,
-        ),
+        backend,
+        inner_loss,
+        outer_loss,
+        optimizer(name, *coefficients, **options),
         initial=lambda hyper: layout.split(hyper)["initial"],
         steps=steps,
     )
-    noise = {key: rng.standard_normal(shape) for key, shape in layout.shapes.items()}
-    logit = np.log(decay / (1 - decay))
-    hyper = layout.join(
-        {
-            "rate": -3.0 + 0.1 * noise["rate"],
-            "decay": logit + 0.3 * noise["decay"] * per_weight,
-            "beta2": 3.0 + 0.3 * noise["beta2"] * per_weight,
-            "epsilon": -4.0 + 0.3 * noise["epsilon"] * per_weight,
-            "weight_decay": -1.0 + 0.3 * noise["weight_decay"] * per_weight,
-            "initial": noise["initial"],
-            "velocity": 0.1 * noise["velocity"],
-            "penalty": np.full(n, -2.0),
-            "data": noise["data"],
-            "outer": np.asarray(0.2),
-        }
-    )
-    return problem, hyper
+    noise = {key: rng.standard_normal(shape) for key, (shape, _, _) in blocks.items()}
+    hyper = {key: center + width * noise[key] for key, (_, center, width) in blocks.items()}
+    return problem, layout.join(hyper)
 
 
 def net(backend, name="momentum", steps=8, rate=0.3, **options):
@@ -127,44 +126,40 @@ def net(backend, name="momentum", steps=8, rate=0.3, **options):
     return problem, hyper
 
 
+def convex(backend, inner_loss, outer_loss, rate, hyper, steps):
+    """Gradient descent from zero to the optimum, with a penalty on each weight."""
+    start, optimizer = (lambda hyper: 0 * hyper), hg.GradientDescent(rate)
+    return hg.Problem(backend, inner_loss, outer_loss, optimizer, start, steps), hyper
+
+
 def ridge(backend, steps=400, n=6):
     """Ridge regression, a penalty per weight, trained to its optimum: a closed form is known."""
-    xp = backend.xp
-    rng = np.random.default_rng(2)
+    xp, rng = backend.xp, np.random.default_rng(2)
     shapes = ((20, n), (20,), (15, n), (15,))
     x, y, x2, y2 = (backend.array(rng.standard_normal(shape)) for shape in shapes)
-    problem = hg.Problem(
-        backend=backend,
-        inner_loss=lambda w, hyper, t: (
-            0.5 * xp.mean((x @ w - y) ** 2) + 0.5 * xp.sum(xp.exp(hyper) * w**2)
-        ),
-        outer_loss=lambda w, hyper: 0.5 * xp.mean((x2 @ w - y2) ** 2),
-        optimizer=hg.GradientDescent(0.5),
-        initial=lambda hyper: 0 * hyper,
-        steps=steps,
-    )
-    return problem, np.full(n, -1.0)
+
+    def inner_loss(w, hyper, t):
+        return 0.5 * xp.mean((x @ w - y) ** 2) + 0.5 * xp.sum(xp.exp(hyper) * w**2)
+
+    def outer_loss(w, hyper):
+        return 0.5 * xp.mean((x2 @ w - y2) ** 2)
+
+    return convex(backend, inner_loss, outer_loss, 0.5, np.full(n, -1.0), steps)
 
 
 def logistic(backend, steps=400, n=4):
     """Logistic regression, a penalty per weight, trained to its optimum by gradient descent."""
-    xp = backend.xp
-    rng = np.random.default_rng(3)
+    xp, rng = backend.xp, np.random.default_rng(3)
     x, x2 = (backend.array(rng.standard_normal((25, n))) for _ in range(2))
     signs = backend.array(np.sign(rng.standard_normal(25)))
 
     def loss(w, x):
         return xp.mean(xp.log(1 + xp.exp(-signs * (x @ w))))
 
-    problem = hg.Problem(
-        backend=backend,
-        inner_loss=lambda w, hyper, t: loss(w, x) + xp.sum(xp.exp(hyper) * w**2),
-        outer_loss=lambda w, hyper: loss(w, x2),
-        optimizer=hg.GradientDescent(1.0),
-        initial=lambda hyper: 0 * hyper,
-        steps=steps,
-    )
-    return problem, np.linspace(-3, -1, n)
+    def inner_loss(w, hyper, t):
+        return loss(w, x) + xp.sum(xp.exp(hyper) * w**2)
+
+    return convex(backend, inner_loss, lambda w, h: loss(w, x2), 1.0, np.linspace(-3, -1, n), steps)
 
 
 def bowl(backend, steps=6, n=5, **changes):

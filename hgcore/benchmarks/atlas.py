@@ -2,13 +2,12 @@
 number can be set, and a count of gradients, products and states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import helmert
 
 from hgcore import data
 from hgcore.backend import Linearized
@@ -90,15 +89,6 @@ def pca_features(images: Sequence[np.ndarray], features: int, condition: float) 
     return [np.column_stack([np.ones(len(part)), part]) * scales for part in scores]
 
 
-def contrasts(classes: int) -> np.ndarray:
-    """Return (classes - 1, classes): orthonormal rows of sum zero.
-
-    Scores in them have no direction that changes no probability.
-    """
-    rows = np.tri(classes - 1, classes) - np.diag(np.arange(1.0, classes), 1)[:-1]
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def regression(
     backend, examples: Sequence[int], features: int, bands: int, condition: float
 ) -> tuple[Problem, np.ndarray]:
@@ -109,7 +99,8 @@ def regression(
     cross-entropy of other digits. `steps` is zero: replace it, and the optimizer.
     """
     train, valid = data.splits("mnist_small", examples)
-    parts = (*pca_features([train.images, valid.images], features, condition), contrasts(CLASSES))
+    # orthonormal rows of sum zero: scores in them have no direction that changes no probability
+    parts = (*pca_features([train.images, valid.images], features, condition), helmert(CLASSES))
     inputs, valid_inputs, basis = map(backend.array, parts)
     labels, valid_labels = backend.array(train.labels), backend.array(valid.labels)
     groups = enumerate(np.array_split(np.arange(features), bands))

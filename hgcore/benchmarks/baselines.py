@@ -5,8 +5,6 @@ that prepares, compiles if it must, and returns a call: () -> hypergradient (m,)
 imported where they are used.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable
@@ -21,6 +19,24 @@ from hgcore.fixed_point import round_decay
 from hgcore.nets import DenseNet, cross_entropy
 
 DECAY, BATCHES = float(round_decay(0.9)), 8
+
+
+class Arrays(NamedTuple):
+    """inputs (batches, batch, features), labels, the first weights as blocks, hyper (m,)."""
+
+    inputs: object
+    labels: object
+    start: list
+    hyper: object
+
+    def batch(self, t):
+        """Return the minibatch of step t."""
+        return self.inputs[t % BATCHES], self.labels[t % BATCHES]
+
+    def outer(self) -> list:
+        """Return the data of the outer loss: half of all examples."""
+        parts = self.inputs[: BATCHES // 2], self.labels[: BATCHES // 2]
+        return [part.reshape((-1, part.shape[-1])) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -58,27 +74,6 @@ class Task:
         return Arrays(inputs, labels, blocks, hyper)
 
 
-class Arrays(NamedTuple):
-    """inputs (batches, batch, features), labels, the first weights as blocks, hyper (m,)."""
-
-    inputs: object
-    labels: object
-    start: list
-    hyper: object
-
-    def batch(self, t):
-        """Return the minibatch of step t."""
-        return self.inputs[t % BATCHES], self.labels[t % BATCHES]
-
-    def outer(self) -> list:
-        """Return the data of the outer loss: half of all examples."""
-        parts = self.inputs[: BATCHES // 2], self.labels[: BATCHES // 2]
-        return [part.reshape((-1, part.shape[-1])) for part in parts]
-
-
-# ---- the formulas, for torch and for JAX
-
-
 def split_hyper(hyper, blocks: int) -> tuple:
     """Return (log rates (T, blocks), log penalties (blocks,))."""
     return hyper[:-blocks].reshape((-1, blocks)), hyper[-blocks:]
@@ -103,9 +98,6 @@ def momentum_step(weights: list, velocity: list, gradient, rates) -> tuple[list,
     return [w + r * v for w, r, v in zip(weights, rates, velocity, strict=True)], velocity
 
 
-# ---- plain torch
-
-
 def requires_grad(blocks) -> list:
     """Return tensors without history, by which one can differentiate."""
     return [block.detach().requires_grad_() for block in blocks]
@@ -126,9 +118,6 @@ def plain_loop(task: Task) -> Callable:
         return torch.autograd.grad(outer_loss(torch, weights, *arrays.outer()), hyper)[0]
 
     return call
-
-
-# ---- libraries
 
 
 def torch_module(task: Task):
@@ -182,15 +171,13 @@ def torchopt_loop(task: Task) -> Callable:
             change, velocity = momentum_step([0] * len(velocity), velocity, gradient, rates[t])
             return tuple(change), (t + 1, velocity)
 
-        def first(params):
-            return 0, [torch.zeros_like(p) for p in params]
-
-        rule = torchopt.base.GradientTransformation(first, update)
+        start = 0, [torch.zeros_like(block) for block in weights]
+        rule = torchopt.base.GradientTransformation(lambda params: start, update)
         optimizer, weights = torchopt.FuncOptimizer(rule), tuple(weights)
         for t in range(task.steps):
-            loss = inner_loss(torch, list(weights), penalties, *arrays.batch(t))
+            loss = inner_loss(torch, weights, penalties, *arrays.batch(t))
             weights = optimizer.step(loss, weights)
-        return torch.autograd.grad(outer_loss(torch, list(weights), *arrays.outer()), hyper)[0]
+        return torch.autograd.grad(outer_loss(torch, weights, *arrays.outer()), hyper)[0]
 
     return call
 

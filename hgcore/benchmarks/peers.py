@@ -1,7 +1,5 @@
 """A race: exact hypergradients of one task by hgcore, plain torch and other libraries."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace

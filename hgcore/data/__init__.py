@@ -1,10 +1,10 @@
-"""Data sets, verified before they are read, and random streams by address: `data.mnist()`,
+"""Data sets, verified before they are read, and random streams by address: `data.splits(...)`,
 `data.omniglot([...])`, ...
 """
 
 from hgcore.data.addresses import authors_rng, batch
 from hgcore.data.boston import BOSTON, boston
-from hgcore.data.files import FILES, DataError, File, cache, fetch, used
+from hgcore.data.files import FILES, DataError, File, cache, fetch, find_root, used
 from hgcore.data.fonts import FONT_ALPHABETS, font_alphabets
 from hgcore.data.mnist import MNIST_SMALL, SOURCES, Images, Split, idx, mnist, mnist_small, splits
 from hgcore.data.omniglot import OMNIGLOT, omniglot

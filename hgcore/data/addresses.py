@@ -18,9 +18,7 @@ def authors_rng(*address: int | str) -> np.random.RandomState:
     """The stream of Maclaurin et al.'s released code at (seed, k, t) and the like: seeded by the
     MD5 of the tuple's text.
     """
-    plain = tuple(
-        part.item() if isinstance(part, np.generic) else part for part in address
-    )  # np.int64(0) prints otherwise
-    return np.random.RandomState(
-        int(hashlib.md5(str(plain).encode(), usedforsecurity=False).hexdigest()[:8], 16)
-    )
+    # np.int64(0) would print otherwise
+    plain = tuple(part.item() if isinstance(part, np.generic) else part for part in address)
+    digest = hashlib.md5(str(plain).encode(), usedforsecurity=False).hexdigest()
+    return np.random.RandomState(int(digest[:8], 16))

@@ -6,31 +6,16 @@ from hgcore.data.files import packaged
 
 # of the (506, 14) float64 array, little-endian, price last, in the package's order
 BOSTON = "832e894115c56dd24ec63848d4a3d9bd921d268d0be1bee2a8f4ee5ea318f5f7"
-FEATURES = (
-    "CRIM",
-    "ZN",
-    "INDUS",
-    "CHAS",
-    "NOX",
-    "RM",
-    "AGE",
-    "DIS",
-    "RAD",
-    "TAX",
-    "PTRATIO",
-    "B",
-    "LSTAT",
-)
+FEATURES = "CRIM ZN INDUS CHAS NOX RM AGE DIS RAD TAX PTRATIO B LSTAT".split()
+
+
+def _table(text: bytes) -> np.ndarray:
+    return np.loadtxt(text.decode("ascii").splitlines(), "<f8", delimiter=",")
 
 
 def boston() -> tuple[np.ndarray, np.ndarray]:
     """features (506, 13) as published, unscaled, in the order of FEATURES, and median prices (506,)
     in $1000, both float64.
     """
-    table = packaged(
-        "boston",
-        "boston_housing.csv",
-        lambda text: np.loadtxt(text.decode("ascii").splitlines(), "<f8", delimiter=","),
-        BOSTON,
-    )
+    table = packaged("boston", "boston_housing.csv", _table, BOSTON)
     return table[:, :-1], table[:, -1]

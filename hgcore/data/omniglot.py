@@ -12,76 +12,31 @@ import numpy as np
 
 from hgcore.data.files import FILES, DataError, File, fetch
 
-_ADDRESS = "https://raw.githubusercontent.com/bitsandscraps/omniglot/9514cfd6780ed78e96a4d88bae8c85f3ee31359e/"
-FILES.update(
-    {
-        "omniglot/images_background.npz": File(
-            "8bf84167413cd00beacdce3fe582f780ab538d8dbef043a6d688f2527bbce199",
-            3340794,
-            (_ADDRESS,),
-        ),
-        "omniglot/images_evaluation.npz": File(
-            "0b84c7ffd94c4841c0040e529c86a82eaaccb986d8eadad5673f7991b7475276",
-            2415269,
-            (_ADDRESS,),
-        ),
-    }
+_COMMIT = "9514cfd6780ed78e96a4d88bae8c85f3ee31359e"
+_FOLDER = (f"https://raw.githubusercontent.com/bitsandscraps/omniglot/{_COMMIT}/",)
+FILES["omniglot/images_background.npz"] = File(
+    "8bf84167413cd00beacdce3fe582f780ab538d8dbef043a6d688f2527bbce199", 3340794, _FOLDER
+)
+FILES["omniglot/images_evaluation.npz"] = File(
+    "0b84c7ffd94c4841c0040e529c86a82eaaccb986d8eadad5673f7991b7475276", 2415269, _FOLDER
 )
 SIDE, DRAWINGS = 105, 20
 # Characters of each alphabet, in the order of the original numbers: thirty alphabets "background",
 # then twenty "evaluation".
-OMNIGLOT = {
-    "Arcadian": 26,
-    "Armenian": 41,
-    "Asomtavruli_(Georgian)": 40,
-    "Balinese": 24,
-    "Bengali": 46,
-    "Blackfoot_(Canadian_Aboriginal_Syllabics)": 14,
-    "Braille": 26,
-    "Cyrillic": 33,
-    "Early_Aramaic": 22,
-    "Syriac_(Estrangelo)": 23,
-    "Anglo-Saxon_Futhorc": 29,
-    "Futurama": 26,
-    "Grantha": 43,
-    "Greek": 24,
-    "Gujarati": 48,
-    "Hebrew": 22,
-    "Japanese_(hiragana)": 52,
-    "Inuktitut_(Canadian_Aboriginal_Syllabics)": 16,
-    "Malay_(Jawi_-_Arabic)": 40,
-    "Japanese_(katakana)": 47,
-    "Korean": 40,
-    "Latin": 26,
-    "Alphabet_of_the_Magi": 20,
-    "Mkhedruli_(Georgian)": 41,
-    "Burmese_(Myanmar)": 34,
-    "N_Ko": 33,
-    "Ojibwe_(Canadian_Aboriginal_Syllabics)": 14,
-    "Sanskrit": 42,
-    "Tagalog": 17,
-    "Tifinagh": 55,
-    "Angelic": 20,
-    "Atemayar_Qelisayer": 26,
-    "Atlantean": 26,
-    "Aurek-Besh": 26,
-    "Avesta": 26,
-    "Ge_ez": 26,
-    "Glagolitic": 45,
-    "Gurmukhi": 45,
-    "Kannada": 41,
-    "Keble": 26,
-    "Malayalam": 47,
-    "Manipuri": 40,
-    "Mongolian": 30,
-    "Old_Church_Slavonic_(Cyrillic)": 45,
-    "Oriya": 46,
-    "Syriac_(Serto)": 23,
-    "Sylheti": 28,
-    "Tengwar": 25,
-    "Tibetan": 42,
-    "ULOG": 26,
-}
+_CHARACTERS = """
+Arcadian=26  Armenian=41  Asomtavruli_(Georgian)=40  Balinese=24  Bengali=46
+Blackfoot_(Canadian_Aboriginal_Syllabics)=14  Braille=26  Cyrillic=33  Early_Aramaic=22
+Syriac_(Estrangelo)=23  Anglo-Saxon_Futhorc=29  Futurama=26  Grantha=43  Greek=24  Gujarati=48
+Hebrew=22  Japanese_(hiragana)=52  Inuktitut_(Canadian_Aboriginal_Syllabics)=16
+Malay_(Jawi_-_Arabic)=40  Japanese_(katakana)=47  Korean=40  Latin=26  Alphabet_of_the_Magi=20
+Mkhedruli_(Georgian)=41  Burmese_(Myanmar)=34  N_Ko=33
+Ojibwe_(Canadian_Aboriginal_Syllabics)=14  Sanskrit=42  Tagalog=17  Tifinagh=55  Angelic=20
+Atemayar_Qelisayer=26  Atlantean=26  Aurek-Besh=26  Avesta=26  Ge_ez=26  Glagolitic=45
+Gurmukhi=45  Kannada=41  Keble=26  Malayalam=47  Manipuri=40  Mongolian=30
+Old_Church_Slavonic_(Cyrillic)=45  Oriya=46  Syriac_(Serto)=23  Sylheti=28  Tengwar=25
+Tibetan=42  ULOG=26
+"""
+OMNIGLOT = {name: int(n) for name, n in (pair.split("=") for pair in _CHARACTERS.split())}
 FIRST = dict(zip(OMNIGLOT, accumulate(OMNIGLOT.values(), initial=0), strict=False))
 BACKGROUND = FIRST["Angelic"]  # characters in the first file
 
@@ -98,10 +53,8 @@ def omniglot(alphabets: Sequence[str], drawings: int = 15, side: int = 28) -> li
     if not 1 <= drawings <= DRAWINGS or not 1 <= side <= SIDE:
         given = f"got {drawings} and {side}"
         raise ValueError(f"drawings must lie in 1..{DRAWINGS} and side in 1..{SIDE}, {given}")
-    pictures = [_ink(name)[:, :drawings].swapaxes(2, 3).astype(float) for name in alphabets]
-    return [
-        np.clip(imresize(ink, side), 0, 1).reshape(*ink.shape[:2], side * side) for ink in pictures
-    ]
+    inks = [_ink(name)[:, :drawings].swapaxes(2, 3).astype(float) for name in alphabets]
+    return [np.clip(imresize(ink, side), 0, 1).reshape(*ink.shape[:2], -1) for ink in inks]
 
 
 def imresize(pictures: np.ndarray, side: int) -> np.ndarray:
@@ -140,7 +93,6 @@ def _ink(alphabet: str) -> np.ndarray:
             ink = ~arrays["images"][first - offset : first - offset + size]
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} holds no drawings of {alphabet} ({error})") from error
-    if ink.shape != (size, DRAWINGS, SIDE, SIDE):
-        expected = (size, DRAWINGS, SIDE, SIDE)
+    if ink.shape != (expected := (size, DRAWINGS, SIDE, SIDE)):
         raise DataError(f"{name} holds {alphabet} as {ink.shape}, expected {expected}")
     return ink

@@ -4,8 +4,6 @@ One claims.yml beside the notebooks of each paper. A `paper` claim is a sentence
 reader can look up; a `suite` check is ours and guards a notebook.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ import numpy as np
 import yaml
 
 HOLDS, FAILS, NOT_DECIDED, ERRATUM = "HOLDS", "FAILS", "NOT DECIDED", "ERRATUM"
-VERDICTS = (HOLDS, FAILS, NOT_DECIDED, ERRATUM)
 SEEDS = 5  # the fewest random outcomes from which an interval is taken
 
 
@@ -27,13 +24,10 @@ class Undecided:
     why: str
 
 
-# ---- the ledger
-
-
 def ledger(root: Path) -> dict[str, list[dict]]:
     """Return {notebook: its claims} of all claims.yml, each checked."""
     found: dict[str, list[dict]] = {}
-    for file in sorted((Path(root) / "notebooks").rglob("claims.yml")):
+    for file in sorted(Path(root, "notebooks").rglob("claims.yml")):
         for entry in load(file):
             found.setdefault(entry["notebook"], []).append(entry)
     return found
@@ -47,17 +41,15 @@ def load(file: Path) -> list[dict]:
         raise ValueError(f"{file}: not YAML: {error}") from None
     if problem := invalid("claims", entries):
         raise ValueError(f"{file}: {problem}")
-    seen = set()
-    for entry in entries:
-        problem = _problem(entry, file, seen)
-        if problem:
+    ids = [entry["id"] for entry in entries]
+    for number, entry in enumerate(entries):
+        if problem := _problem(entry, file, ids[:number]):
             raise ValueError(f"{file}: claim {entry['id']}: {problem}")
-        seen.add(entry["id"])
     return entries
 
 
-def _problem(entry: dict, file: Path, seen: set) -> str | None:
-    if entry["id"] in seen:
+def _problem(entry: dict, file: Path, before: list[str]) -> str | None:
+    if entry["id"] in before:
         return "this id is used twice in the file"
     name = file.parent / f"{entry['notebook'].split('/')[-1]}.ipynb"
     if not name.exists() or not name.as_posix().endswith(f"notebooks/{entry['notebook']}.ipynb"):
@@ -71,18 +63,16 @@ def _problem(entry: dict, file: Path, seen: set) -> str | None:
 class _Strict(yaml.SafeLoader):
     """YAML whose dates are text and whose fields are given once; a second would win in silence."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
         if len(set(names)) < len(names):
-            twice = max(names, key=names.count)
-            message = f"field {twice!r} is given twice; is a '- ' missing before it?"
+            message = f"field {max(names, key=names.count)!r} is given twice"
+            message += "; is a '- ' missing before it?"
             raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_Strict.add_constructor("tag:yaml.org,2002:timestamp", _Strict.construct_yaml_str)
 
 
 @functools.cache
@@ -111,9 +101,6 @@ def _validator(name: str):
     return jsonschema.Draft202012Validator(yaml.safe_load(text))
 
 
-# ---- verdicts
-
-
 def decide(entry: dict, profile: str, measured) -> str:
     """Return the verdict of a claim on a `plain` measured value.
 
@@ -124,12 +111,13 @@ def decide(entry: dict, profile: str, measured) -> str:
     if rule is None or isinstance(measured, dict) and "undecided" in measured:
         return NOT_DECIDED
     if "confidence" in entry and _are_numbers(measured):
-        accepted = _of_interval(rule, *interval(measured, entry["confidence"]))
-    else:
-        accepted = accepts(rule, measured)
-    if accepted is None:
-        return NOT_DECIDED
-    return (ERRATUM if entry.get("erratum") else HOLDS) if accepted else FAILS
+        measured = low, high = interval(measured, entry["confidence"])
+        outside = high < rule.get("min", -math.inf) or low > rule.get("max", math.inf)
+        if not outside and not accepts(rule, list(measured)):
+            return NOT_DECIDED
+    if not accepts(rule, measured):
+        return FAILS
+    return ERRATUM if entry.get("erratum") else HOLDS
 
 
 def interval(values: list, confidence: float) -> tuple[float, float]:
@@ -138,15 +126,8 @@ def interval(values: list, confidence: float) -> tuple[float, float]:
         return -math.inf, math.inf
     from scipy import stats
 
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1)
-    return np.mean(values) - half / len(values) ** 0.5, np.mean(values) + half / len(values) ** 0.5
-
-
-def _of_interval(rule: dict, low: float, high: float) -> bool | None:
-    least, most = rule.get("min", -math.inf), rule.get("max", math.inf)
-    if least <= low and high <= most and math.isfinite(high - low):
-        return True
-    return False if high < least or low > most else None
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def accepts(rule: dict, value) -> bool:
@@ -154,14 +135,14 @@ def accepts(rule: dict, value) -> bool:
     if "equals" in rule:
         same_kind = isinstance(value, bool) == isinstance(rule["equals"], bool)
         return same_kind and value == rule["equals"]
-    numbers = value if isinstance(value, list) else [value]
+    numbers = np.ravel(np.array(value, dtype=object)).tolist()
+    if not _are_numbers(numbers):
+        return False
     if "order" in rule:
         sign = 1 if rule["order"] == "increasing" else -1
-        gaps = [sign * (b - a) for a, b in pairwise(numbers)] if _are_numbers(numbers) else []
+        gaps = [sign * (b - a) for a, b in pairwise(numbers)]
         return bool(gaps) and min(gaps) > 0 and min(gaps) >= rule.get("margin", 0)
-    numbers = np.ravel(np.array(numbers, dtype=object)).tolist()
-    inside = rule.get("min", -math.inf), rule.get("max", math.inf)
-    return _are_numbers(numbers) and all(inside[0] <= x <= inside[1] for x in numbers)
+    return all(rule.get("min", -math.inf) <= x <= rule.get("max", math.inf) for x in numbers)
 
 
 def _are_numbers(values) -> bool:
@@ -181,9 +162,6 @@ def plain(value):
     return value if value is None or isinstance(value, bool | int | str) else repr(value)
 
 
-# ---- the end of a notebook
-
-
 def check(run, measured: dict) -> None:
     """Print the verdict of every claim of this notebook and write the record of the run.
 
@@ -198,15 +176,15 @@ def check(run, measured: dict) -> None:
     values = {name: plain(value) for name, value in measured.items()}
     lines, failed = [], []
     for entry in entries:
-        value = values[entry["id"]]
+        name, value = entry["id"], values[entry["id"]]
         verdict = NOT_DECIDED if run.overrides else decide(entry, run.profile, value)
-        lines.append({"id": entry["id"], "measured": value, "verdict": verdict})
-        print(f"{verdict:<12} {entry['id']:<{max(map(len, ids))}}  {entry['statement']}")
+        lines.append({"id": name, "measured": value, "verdict": verdict})
+        print(f"{verdict:<12} {name:<{max(map(len, ids))}}  {entry['statement']}")
         if verdict == FAILS and entry["kind"] == "suite":
-            failed.append(f"{entry['id']}: {value} is not {entry['accept'][run.profile]}")
-    for name in () if entries else values:  # a notebook without claims
-        lines.append({"id": name, "measured": values[name]})
-        print(f"{name}: {values[name]}")
+            failed.append(f"{name}: {value} is not {entry['accept'][run.profile]}")
+    if not entries:
+        lines = [{"id": name, "measured": value} for name, value in values.items()]
+        print(*(f"{name}: {value}" for name, value in values.items()), sep="\n")
     run.write_record(lines)
     if failed:
         raise AssertionError("suite checks fail:\n" + "\n".join(failed))

@@ -1,17 +1,17 @@
 """The command line: python -m hgcore run | verify | list | report | copy."""
 
-from __future__ import annotations
-
 import argparse
 import ast
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
 
 from hgcore.checkpoint import write_atomically
+from hgcore.data import find_root
 from hgcore.suite import notebooks, results
-from hgcore.suite.runner import Job, run_all
-from hgcore.suite.session import PROFILES
+from hgcore.suite.runner import run_all
+from hgcore.suite.session import PROFILES, Job
 
 EXAMPLES = """examples:
   python -m hgcore run                                  every notebook, profile quick
@@ -27,21 +27,31 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m hgcore", epilog=EXAMPLES, formatter_class=form)
     commands = top.add_subparsers(required=True, metavar="{run,verify,list,report,copy}")
+    names = {"nargs": "*", "metavar": "NAME", "help": "names, beginnings, patterns (default: all)"}
+    default = "(default: %(default)s)"
 
     def add(act, what: str, name: str | None = None):
         command = commands.add_parser(name or act.__name__, help=what, description=what)
         command.set_defaults(act=act)
         return command.add_argument
 
-    names = {"nargs": "*", "metavar": "NAME", "help": "names, beginnings, patterns (default: all)"}
-    option = add(run, "run the notebooks that have no record of their present code")
-    _add_parameters(option, names)
+    def add_with_parameters(act, what: str):
+        option = add(act, what)
+        option("names", **names)
+        option("--profile", choices=PROFILES, default="quick", help=default)
+        option("--backend", choices=("autograd", "torch"), default="torch", help=default)
+        option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
+        option("--seed", type=int, default=0, metavar="N", help=default)
+        option("--jobs", type=int, default=2, metavar="N", help=f"notebooks at a time {default}")
+        return option
+
+    option = add_with_parameters(run, "run the notebooks that have no record of their present code")
     setting = {"dest": "overrides", "type": _setting, "action": "append", "default": []}
     option("--set", **setting, metavar="KEY=VALUE", help="replace a setting of the scale table")
     option("--force", action="store_true", help="run what has a record, too")
     option("--update", action="store_true", help="run all, and write the outputs into notebooks/")
     option("--dask", metavar="ADDRESS", help="send the jobs to the dask cluster at ADDRESS")
-    _add_parameters(add(verify, "run again elsewhere and compare; changes nothing"), names)
+    add_with_parameters(verify, "run again elsewhere and compare; changes nothing")
     add(show, "list notebooks and the state of their records", "list")("names", **names)
     option = add(report, "write RESULTS.md and the README's table from the records")
     option("--check", action="store_true", help="write nothing; 1 if anything is wrong")
@@ -51,30 +61,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_parameters(option, names: dict) -> None:
-    default = "(default: %(default)s)"
-    option("names", **names)
-    option("--profile", choices=PROFILES, default="quick", help=default)
-    option("--backend", choices=("autograd", "torch"), default="torch", help=default)
-    option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
-    option("--seed", type=int, default=0, metavar="N", help=default)
-    option("--jobs", type=int, default=2, metavar="N", help=f"notebooks at a time {default}")
-
-
 def _setting(text: str) -> tuple:
     """Return (key, value) of KEY=VALUE; VALUE is a Python literal or text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, for example steps=20")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(value)
+    return key, value
 
 
 def _jobs(args, root: Path) -> list[Job]:
-    given = {name: getattr(args, name) for name in ("profile", "backend", "device", "seed")}
-    given["overrides"] = dict(getattr(args, "overrides", ()))
+    given = {"profile": args.profile, "backend_name": args.backend, "device": args.device}
+    given |= {"seed": args.seed, "overrides": dict(getattr(args, "overrides", ()))}
     update = getattr(args, "update", False)
     if update and Job("", **given) != Job(""):
         raise ValueError("--update writes the default parameters into notebooks/; leave others out")
@@ -85,12 +84,12 @@ def _jobs(args, root: Path) -> list[Job]:
 def run(args, root: Path) -> int:
     """Run what has no record; print one line as each job ends."""
     jobs = _jobs(args, root)
-    todo = [job for job in jobs if args.force or args.update or not job.done(root)]
+    todo = [job for job in jobs if args.force or args.update or results.state(job, root) != "done"]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} have a record; --force repeats their runs")
     failed = 0
     for outcome in run_all(todo, root, args.jobs, args.dask):
-        print(outcome.line(), flush=True)
+        print(outcome.lines(), flush=True)
         failed += outcome.status == "FAILED"
     return min(failed, 1)
 
@@ -106,39 +105,33 @@ def verify(args, root: Path) -> int:
             records = outcome.job.record(root), outcome.job.record(out)
             found = list(results.differences(*records)) if outcome.status == "done" else ["no run"]
             wrong += bool(found)
-            print(outcome.line("differs" if found else "same"), *found, sep="\n           ")
+            print(outcome.lines(*found, status="differs" if found else "same"))
     return min(wrong, 1)
 
 
 def show(args, root: Path) -> None:
     """Print one line for each notebook."""
     for name in notebooks.select(args.names, root):
-        states = [f"{profile}: {_state(Job(name, profile), root)}" for profile in PROFILES]
+        jobs = [Job(name, profile) for profile in PROFILES]
+        states = [f"{job.profile}: {results.state(job, root)}" for job in jobs]
         print(f"{name:<52} {'  '.join(states)}")
-
-
-def _state(job: Job, root: Path) -> str:
-    return "done" if job.done(root) else "older" if job.record(root).exists() else "-"
 
 
 def report(args, root: Path) -> int:
     """Write RESULTS.md and the README's table, or check them and every record."""
-    wrong = list(results.problems(root))
-    if wrong:
+    if wrong := list(results.problems(root)):
         wrong.insert(0, "restore these files from git, or run their notebooks:")
-    elif args.check:
-        stale = [name for name, text in results.texts(root).items() if text != _read(root / name)]
-        wrong = [f"{name} is not what the records say; python -m hgcore report" for name in stale]
     else:
-        for name, text in results.texts(root).items():
-            write_atomically(root / name, text.encode())
-        print(results.headline(root))
+        headline, texts = results.summary(root)
+        for name, text in texts.items():
+            if not args.check:
+                write_atomically(root / name, text.encode())
+            elif not (root / name).exists() or (root / name).read_text("utf-8") != text:
+                wrong.append(f"{name} is not what the records say; python -m hgcore report")
+        if not args.check:
+            print(headline)
     print(*wrong, sep="\n  ", end="\n" if wrong else "", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def copy(args, root: Path) -> None:
@@ -153,7 +146,7 @@ def main(arguments=None) -> int:
     """Run one command; return 0, 1 if something failed, 2 if it was refused, 130 if stopped."""
     args = parser().parse_args(arguments)
     try:
-        return args.act(args, notebooks.find_root()) or 0
+        return args.act(args, find_root()) or 0
     except (ValueError, OSError) as error:
         print(f"hgcore: {error}", file=sys.stderr)
         return 2

@@ -1,12 +1,9 @@
 """How figures look, and how they are kept: PNG and PDF, and the numbers that were drawn."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,13 +13,6 @@ LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DPI, LIMIT = 200, 200_000  # of a PNG: dots an inch, bytes
 DIGITS = 7  # of the series in a record
-
-
-class Saved(NamedTuple):
-    """A figure: its files by suffix, and its entry in the record."""
-
-    files: dict[str, bytes]
-    entry: dict
 
 
 def use_style() -> None:
@@ -50,10 +40,10 @@ def save(run, figure: str, fig, *, extra: dict | None = None, rtol: float | None
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", figure):
         raise ValueError(f"the name of a figure has letters, digits, _ and -, got {figure!r}")
-    files = {"png": _png(fig), "pdf": _pdf(fig)}
+    files = {"png": _png(fig), "pdf": _bytes(fig, "pdf", "CreationDate", "Creator", "Producer")}
     series = drawn(fig) | {name: rounded(x) for name, x in (extra or {}).items()}
     hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in files.items()}
-    run.figures[figure] = Saved(files, {**hashes, "rtol": rtol, "series": series})
+    run.figures[figure] = files, {**hashes, "rtol": rtol, "series": series}
 
 
 def drawn(fig) -> dict:
@@ -85,21 +75,16 @@ def _numbers(artist) -> dict:
 
 
 def _png(fig) -> bytes:
-    options = {"format": "png", "metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    dpi = DPI
-    while len(content := _rendered(fig, dpi=dpi, **options)) >= LIMIT:
+    dpi, optimized = DPI, {"pil_kwargs": {"optimize": True}}
+    while len(content := _bytes(fig, "png", "Software", dpi=dpi, **optimized)) >= LIMIT:
         dpi *= 0.8
     return content
 
 
-def _pdf(fig) -> bytes:
-    nothing = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    return _rendered(fig, format="pdf", metadata=nothing)
-
-
-def _rendered(fig, **options) -> bytes:
+def _bytes(fig, kind: str, *without: str, **options) -> bytes:
+    """Return a figure as the bytes of a file, the same each time: `without` changing metadata."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, **options)
+    fig.savefig(buffer, format=kind, metadata=dict.fromkeys(without), **options)
     return buffer.getvalue()
 
 

@@ -1,7 +1,5 @@
 """Seconds and peak bytes of one call, and fair races between several."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc
@@ -52,20 +50,17 @@ def race(calls: Mapping[str, Callable], rounds: int = 5) -> dict[str, list[float
 
     Every call runs once before, unmeasured. Compare medians, or minima on a loaded machine.
     """
-    for call in calls.values():
-        call()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in [*calls.items()] * rounds:
+    for name, call in [*calls.items()] * (rounds + 1):
         start = time.process_time()
         call()
         times[name].append(time.process_time() - start)
-    return times
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 def _peak() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,14 +1,12 @@
 """Notebooks as files: which there are, their key, and the form in which they are committed."""
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from hgcore import __version__
 from hgcore.checkpoint import write_atomically
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -16,26 +14,14 @@ METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 NOT_KEYED = {"parameters", "injected-parameters"}
 
 
-def find_root() -> Path:
-    """Return the repository: HGCORE_ROOT, or the nearest folder with pyproject.toml, notebooks/."""
-    given = os.environ.get("HGCORE_ROOT")
-    start = Path(given or Path.cwd()).resolve()
-    for folder in (start, *start.parents)[: 1 if given else None]:
-        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one"
-    )
-
-
 def path(name: str, root: Path) -> Path:
     """Return the file of the notebook `name`."""
-    return Path(root) / "notebooks" / f"{name}.ipynb"
+    return Path(root, "notebooks", f"{name}.ipynb")
 
 
 def discover(root: Path) -> list[str]:
     """Return the names of all notebooks; files and folders that begin with . or _ are ignored."""
-    folder = Path(root) / "notebooks"
+    folder = Path(root, "notebooks")
     found = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.ipynb")]
     return sorted(n.as_posix() for n in found if not any(part[0] in "._" for part in n.parts))
 
@@ -59,12 +45,7 @@ def _named(word: str, names: list[str]) -> list[str]:
     raise ValueError(f"no notebook is called {word!r}; {hint} `python -m hgcore list` shows all")
 
 
-def read(name: str, root: Path) -> dict:
-    """Return the notebook `name`."""
-    return load(path(name, root))
-
-
-def load(file: Path) -> dict:
+def read(file: Path) -> dict:
     """Return a notebook as JSON, the source of each cell as one string."""
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
@@ -76,7 +57,7 @@ def load(file: Path) -> dict:
 
 def code(name: str, root: Path) -> list[str]:
     """Return the sources of the code cells after the parameters."""
-    cells = [c for c in read(name, root)["cells"] if c["cell_type"] == "code"]
+    cells = [c for c in read(path(name, root))["cells"] if c["cell_type"] == "code"]
     return [c["source"].strip() for c in cells if c["source"].strip() and not NOT_KEYED & tags(c)]
 
 
@@ -87,8 +68,6 @@ def tags(cell: dict) -> set[str]:
 
 def key(name: str, parameters: dict, data: dict, root: Path) -> str:
     """Return the SHA-256 of what a record depends on: code, parameters, data, hgcore's version."""
-    from hgcore import __version__
-
     content = [__version__, code(name, root), parameters, data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -110,15 +89,11 @@ def normalized(nb: dict) -> dict:
 def _outputs(outputs: list, count: int) -> list:
     kept = []
     for output in outputs:
-        if output.get("name") == "stderr":
-            continue
+        new = {"metadata": {}, "execution_count": count}
+        output = output | {name: new[name] for name in new if name in output}
         if kept and output.get("name") == "stdout" == kept[-1].get("name"):  # stderr was between
-            kept[-1]["text"] = "".join(kept[-1]["text"]) + "".join(output["text"])
-            continue
-        output = {**output, "metadata": {}} if "metadata" in output else {**output}
-        if output["output_type"] == "execute_result":
-            output["execution_count"] = count
-        kept.append(output)
+            output["text"] = "".join([*kept.pop()["text"], *output["text"]])
+        kept += [output] if output.get("name") != "stderr" else []
     return kept
 
 
@@ -135,7 +110,7 @@ def copy(name: str, new: str, root: Path) -> Path:
     """Write notebooks/own/<new>.ipynb, a copy of a notebook that has no claims."""
     if not new.isidentifier():
         raise ValueError(f"the name must be letters, digits and _, got {new!r}")
-    nb, target = read(name, root), path(f"own/{new}", root)
+    nb, target = read(path(name, root)), path(f"own/{new}", root)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name")
     for cell in nb["cells"]:

@@ -1,7 +1,5 @@
 """What the records say: RESULTS.md, the README's table, and whether a record can be trusted."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter
@@ -14,7 +12,7 @@ from hgcore import __version__
 from hgcore.data import FILES
 from hgcore.suite import notebooks
 from hgcore.suite.claims import ERRATUM, FAILS, HOLDS, NOT_DECIDED, decide, invalid, ledger
-from hgcore.suite.session import digest, folder_of
+from hgcore.suite.session import Job, digest
 
 PAPERS = {
     "maclaurin2015": "Maclaurin, Duvenaud, Adams 2015, reversible learning",
@@ -44,24 +42,30 @@ def load(file: Path) -> dict:
     return record
 
 
-def data_of(record: dict) -> dict:
-    """Return {name: today's SHA-256} of the data that a record used."""
-    return {k: FILES[k].sha256 if k in FILES else sha for k, sha in record["data"].items()}
+def state(job: Job, root: Path, out: Path | None = None) -> str:
+    """Return "done" if a whole record of today's code and data exists; "older" or "-" if not."""
+    file = job.record(out or root)
+    try:
+        record = load(file)
+        data = {k: FILES[k].sha256 if k in FILES else sha for k, sha in record["data"].items()}
+        if record["key"] == notebooks.key(job.name, job.parameters, data, root):
+            return "done"
+    except (OSError, ValueError):
+        pass
+    return "older" if file.exists() else "-"
 
 
-def files(root: Path, *profiles: str) -> Iterator[Path]:
-    """Yield the files of all committed records of these profiles, paper before reduced."""
-    for profile in profiles:
-        for name in notebooks.discover(root):
-            file = folder_of(name, profile, root) / f"{name.rpartition('/')[2]}.json"
-            if file.exists():
-                yield file
+def files(root: Path, *profiles: str) -> list[Path]:
+    """Return the files of all committed records of these profiles, in this order."""
+    names = notebooks.discover(root)
+    found = [Job(name, profile).record(root) for profile in profiles for name in names]
+    return [file for file in found if file.exists()]
 
 
 def problems(root: Path) -> Iterator[str]:
     """Yield what is wrong with the records: damage, a verdict that the ledger does not give."""
     entries, names = ledger(root), notebooks.discover(root)
-    known, gpu = set(), Path(root) / "figures/beyond/gpu.json"  # of `make gpu`
+    known = {Path(root, "figures/beyond/gpu.json")}  # of `make gpu`
     for file in files(root, "reduced", "paper"):
         known.add(file)
         try:
@@ -74,27 +78,23 @@ def problems(root: Path) -> Iterator[str]:
             yield f"{file}: {problem}"
         if file.stem != record["notebook"].rpartition("/")[2] or record["notebook"] not in names:
             yield f"{file}: it is the record of {record['notebook']}"
-    for file in sorted((Path(root) / "figures").rglob("*.*")):
-        quick = file.is_relative_to(Path(root) / "figures/quick")  # not committed
-        if file.suffix in (".json", ".png", ".pdf") and not quick and file not in known | {gpu}:
+    for file in sorted(Path(root, "figures").rglob("*.*")):
+        quick = file.is_relative_to(Path(root, "figures/quick"))  # not committed
+        if file.suffix in (".json", ".png", ".pdf") and not quick and file not in known:
             yield f"{file} belongs to no record"
 
 
 def _unlike_ledger(record: dict, entries: list[dict]) -> Iterator[str]:
     measured = {claim["id"]: claim for claim in record["claims"]}
-    if set(measured) != {entry["id"] for entry in entries}:
-        odd = sorted(set(measured) ^ {entry["id"] for entry in entries})
+    if odd := sorted(set(measured) ^ {entry["id"] for entry in entries}):
         yield f"record and ledger do not have the same claims: {odd}; run the notebook"
     for entry in entries:
         if entry["figure"] not in record["figures"]:
             yield f"claim {entry['id']}: the run has no figure {entry['figure']}"
-        claim = measured.get(entry["id"], {})
-        verdict = decide(entry, record["profile"], claim.get("measured"))
-        if claim and claim.get("verdict") != verdict:
-            yield f"claim {entry['id']} has {claim.get('verdict')}, the ledger gives {verdict}"
-
-
-# ---- RESULTS.md and the README's table
+        if claim := measured.get(entry["id"]):
+            verdict = decide(entry, record["profile"], claim["measured"])
+            if claim.get("verdict") != verdict:
+                yield f"claim {entry['id']} has {claim.get('verdict')}, the ledger gives {verdict}"
 
 
 def best(root: Path) -> dict[str, dict]:
@@ -104,9 +104,9 @@ def best(root: Path) -> dict[str, dict]:
     return {name: found[name] for name in notebooks.discover(root) if name in found}
 
 
-def decided(root: Path) -> list[dict]:
+def decided(root: Path, records: dict[str, dict]) -> list[dict]:
     """Return every claim of the ledger with its measured value and verdict, or "not run"."""
-    records, rows = best(root), []
+    rows = []
     for name, entries in ledger(root).items():
         claims = {claim["id"]: claim for claim in records.get(name, {"claims": []})["claims"]}
         missing = {"measured": None, "verdict": "not run"}
@@ -114,9 +114,9 @@ def decided(root: Path) -> list[dict]:
     return rows
 
 
-def headline(root: Path) -> str:
+def headline(records: dict[str, dict], rows: list[dict]) -> str:
     """Return a count of the verdicts of the papers' claims, in words."""
-    rows, profiles = decided(root), [record["profile"] for record in best(root).values()]
+    profiles = [record["profile"] for record in records.values()]
     count = Counter(row["verdict"] for row in rows if row["kind"] == "paper")
     checks = Counter(row["verdict"] for row in rows if row["kind"] == "suite")
     return (
@@ -128,15 +128,21 @@ def headline(root: Path) -> str:
     )
 
 
-def text(root: Path) -> str:
-    """Return RESULTS.md."""
-    records, rows = best(root), decided(root)
-    lines = ["# Results", "", headline(root), ""]
+def summary(root: Path) -> tuple[str, dict[str, str]]:
+    """Return (the headline, {"RESULTS.md": what it must hold, "README.md": what it must hold})."""
+    records = best(root)
+    rows = decided(root, records)
+    parts = root, records, rows, headline(records, rows)
+    return parts[-1], {"RESULTS.md": _results(*parts), "README.md": _readme(*parts)}
+
+
+def _results(root: Path, records: dict, rows: list[dict], count: str) -> str:
+    lines = ["# Results", "", count, ""]
     lines += ["| notebook | figures | paper's claims that hold | profile | minutes |"]
     lines += ["|---" * 5 + "|"]
     for name in notebooks.discover(root):
-        own = [row["verdict"] for row in rows if (row["notebook"], row["kind"]) == (name, "paper")]
-        lines += [] if name.startswith("own/") else [_row(name, records.get(name), own)]
+        own = [row for row in rows if row["notebook"] == name]
+        lines += [] if name.startswith("own/") else [_row(name, records.get(name), _held(own))]
     titles = {FAILS: "What does not hold", NOT_DECIDED: "Not decided", ERRATUM: "Errata"}
     for verdict, title in titles.items():
         lines += ["", f"## {title}", ""]
@@ -147,21 +153,40 @@ def text(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, record: dict | None, verdicts: list) -> str:
+def _held(rows: list[dict]) -> str:
+    verdicts = [row["verdict"] for row in rows if row["kind"] == "paper"]
+    return f"{verdicts.count(HOLDS)} of {len(verdicts)}"
+
+
+def _row(name: str, record: dict | None, held: str) -> str:
     title = f"[{name}](notebooks/{name}.ipynb)"
     if record is None:
         return f"| {title} | | not run | | |"
-    folder, made_by = folder_of(name, record["profile"], Path()), record["versions"]["hgcore"]
-    shown = ", ".join(f"[{f}]({folder.as_posix()}/{f}.png)" for f in record["figures"])
+    folder = Job(name, record["profile"]).folder(Path()).as_posix()
+    shown = ", ".join(f"[{f}]({folder}/{f}.png)" for f in record["figures"])
+    made_by, minutes = record["versions"]["hgcore"], record["seconds"] / 60
     profile = record["profile"] + (f", hgcore {made_by}" if made_by != __version__ else "")
-    held = f"{verdicts.count(HOLDS)} of {len(verdicts)}"
-    return f"| {title} | {shown} | {held} | {profile} | {record['seconds'] / 60:.1f} |"
+    return f"| {title} | {shown} | {held} | {profile} | {minutes:.1f} |"
 
 
 def _claim(row: dict) -> str:
     place = f" ({row['place']})" if row["kind"] == "paper" else " (a check of ours)"
     text = f"{row['statement']}{place} Measured: {brief(row['measured'])}. {row.get('note', '')}"
     return f"- **{row['notebook']}**: {' '.join(text.split())}"
+
+
+def _readme(root: Path, records: dict, rows: list[dict], count: str) -> str:
+    before, _, rest = Path(root, "README.md").read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"README.md needs the lines {START.strip()} and {END.strip()}")
+    lines = ["| paper | figures and tables | claims that hold |", "| --- | --- | --- |"]
+    for paper, title in PAPERS.items():
+        drawn = sum(len(r["figures"]) for name, r in records.items() if name.startswith(paper))
+        held = _held([row for row in rows if row["notebook"].startswith(paper)])
+        lines.append(f"| {title} | {drawn} | {held} |")
+    lines += ["", f"{count} [Details](RESULTS.md)."]
+    return before + START + "\n".join(lines) + "\n" + END + after
 
 
 def brief(value) -> str:
@@ -174,31 +199,6 @@ def brief(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(brief, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def readme(root: Path) -> str:
-    """Return README.md with today's table of papers between its two markers."""
-    before, _, rest = (Path(root) / "README.md").read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README.md needs the lines {START.strip()} and {END.strip()}")
-    records, rows = best(root), decided(root)
-    lines = ["| paper | figures and tables | claims that hold |", "| --- | --- | --- |"]
-    for paper, title in PAPERS.items():
-        own = [row for row in rows if row["notebook"].startswith(paper) and row["kind"] == "paper"]
-        held = sum(row["verdict"] == HOLDS for row in own)
-        count = sum(len(r["figures"]) for name, r in records.items() if name.startswith(paper))
-        lines.append(f"| {title} | {count} | {held} of {len(own)} |")
-    lines += ["", f"{headline(root)} [Details](RESULTS.md)."]
-    return before + START + "\n".join(lines) + "\n" + END + after
-
-
-def texts(root: Path) -> dict[str, str]:
-    """Return {file name: what it must hold}."""
-    return {"RESULTS.md": text(root), "README.md": readme(root)}
-
-
-# ---- verify
 
 
 def differences(file: Path, other: Path) -> Iterator[str]:
@@ -229,15 +229,13 @@ def _gap(a, b) -> float:
     if isinstance(a, dict):
         same = isinstance(b, dict) and set(a) == set(b)
         return max((_gap(a[k], b[k]) for k in a), default=0.0) if same else np.inf
-    x, y = (np.array(values, dtype=object) for values in (a, b))
-    if x.shape != y.shape:
-        return np.inf
-    if not all(isinstance(v, int | float | None) for v in [*x.flat, *y.flat]):
+    try:
+        x, y = (np.array(values, dtype=float) for values in (a, b))  # None becomes nan
+    except (TypeError, ValueError):  # text
         return 0.0 if a == b else np.inf
-    x, y = x.astype(float), y.astype(float)
-    if (np.isnan(x) != np.isnan(y)).any():
+    if x.shape != y.shape or (np.isnan(x) != np.isnan(y)).any():
         return np.inf
-    scale = max(np.nanmax(abs(x), initial=0), np.nanmax(abs(y), initial=0))
+    scale = max(np.nanmax(abs(part), initial=0) for part in (x, y))
     return float(np.nanmax(abs(x - y), initial=0) / scale) if scale else 0.0
 
 

@@ -3,9 +3,6 @@
 A job that was killed at any moment left nothing half-done; the next run does only what is missing.
 """
 
-from __future__ import annotations
-
-import contextlib
 import json
 import os
 import subprocess
@@ -13,66 +10,26 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from hgcore.suite import notebooks, results
-from hgcore.suite.session import THREADS, folder_of
-
-
-@dataclass(frozen=True)
-class Job:
-    """One notebook with its parameters. update: write the outputs into notebooks/."""
-
-    name: str
-    profile: str = "quick"
-    backend: str = "torch"
-    device: str = "cpu"
-    seed: int = 0
-    overrides: dict = field(default_factory=dict)
-    update: bool = False
-
-    @property
-    def parameters(self) -> dict:
-        """What papermill is given."""
-        return {k: v for k, v in asdict(self).items() if k not in ("name", "update")}
-
-    @property
-    def _own(self) -> str:
-        return "overrides" if self.overrides else ""
-
-    def record(self, out: Path) -> Path:
-        """Return the file of its record; out: the repository, or another folder for results."""
-        stem = self.name.rpartition("/")[2]
-        return folder_of(self.name, self.profile, out, self._own) / f"{stem}.json"
-
-    def executed(self, out: Path) -> Path:
-        """Return the file of the executed notebook; its log lies beside it."""
-        return Path(out) / "runs" / self._own / self.profile / f"{self.name}.ipynb"
-
-    def done(self, root: Path, out: Path | None = None) -> bool:
-        """Return whether a whole record of this code, these parameters and today's data exists."""
-        try:
-            record = results.load(self.record(out or root))
-            key = notebooks.key(self.name, self.parameters, results.data_of(record), root)
-        except (OSError, ValueError):
-            return False
-        return record["key"] == key
+from hgcore.suite.session import THREADS, Job
 
 
 class Outcome(NamedTuple):
-    """How a job ended: done or FAILED."""
+    """How a job ended: done or FAILED, and then with a message."""
 
     job: Job
     status: str
     seconds: float = 0.0
     message: str = ""
 
-    def line(self, status: str = "") -> str:
-        """Return it as a line, a second one with the message if there is one."""
+    def lines(self, *found: str, status: str = "") -> str:
+        """Return it as a line, then the message and what else was found."""
         line = f"  {status or self.status:<8} {self.seconds:8.1f} s  {self.job.name}"
-        return line + (f"\n           {self.message}" if self.message else "")
+        return "\n           ".join([line, *filter(None, [self.message]), *found])
 
 
 def run_all(
@@ -89,25 +46,22 @@ def run_all(
         futures = {pool.submit(in_process, job, given): job for job in jobs}
         try:
             for future in as_completed(futures):
-                error = future.exception()
-                failed = Outcome(futures[future], "FAILED", 0, repr(error))
-                yield failed if error else future.result()
+                if error := future.exception():
+                    yield Outcome(futures[future], "FAILED", 0, repr(error))
+                else:
+                    yield future.result()
         except KeyboardInterrupt:
             for future in futures:
                 future.cancel()
             raise
 
 
-@contextlib.contextmanager
-def _executor(workers: int, dask: str | None) -> Iterator[Executor]:
+def _executor(workers: int, dask: str | None) -> Executor:
     if dask is None:
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool
-        return
+        return ThreadPoolExecutor(workers)
     from distributed import Client
 
-    with Client(dask) as client:
-        yield client.get_executor(pure=False, retries=2)
+    return Client(dask).get_executor(pure=False, retries=2)
 
 
 def in_process(job: Job, given: dict) -> Outcome:
@@ -137,25 +91,18 @@ def execute(job: Job, root: Path, out: Path) -> None:
 
     source, target, start = notebooks.path(job.name, root), job.executed(out), time.time()
     braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
+    paths = (str(file).translate(braces) for file in (source, target))
+    options = {"kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
+    options |= {"record_timing": False, "start_timeout": 300, "iopub_timeout": 60}
+    options |= {"resources": {"metadata": {"path": str(root)}}}
     with FileLock(target.with_suffix(".lock")):
-        if job.done(root, out) and job.record(out).stat().st_mtime > start:
+        if results.state(job, root, out) == "done" and job.record(out).stat().st_mtime > start:
             return  # another runner did it while this one waited
-        papermill.execute_notebook(
-            str(source).translate(braces),
-            str(target).translate(braces),
-            parameters=job.parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            coalesce_streams=True,
-            record_timing=False,
-            start_timeout=300,
-            iopub_timeout=60,
-            resources={"metadata": {"path": str(root)}},
-        )
-        if not job.done(root, out):
+        papermill.execute_notebook(*paths, job.parameters, **options)
+        if results.state(job, root, out) != "done":
             raise RuntimeError(f"{job.name} left no whole record: it must end with suite.check")
         if job.update:
-            notebooks.write(notebooks.normalized(notebooks.load(target)), source)
+            notebooks.write(notebooks.normalized(notebooks.read(target)), source)
 
 
 def main() -> None:

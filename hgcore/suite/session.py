@@ -1,7 +1,5 @@
 """One execution of a notebook: its scale, its backend, and the record that it leaves."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
@@ -9,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ import numpy as np
 
 import hgcore as hg
 from hgcore.checkpoint import write_atomically
-from hgcore.data import used
+from hgcore.data import find_root, used
 from hgcore.suite import figures, notebooks
 
 PROFILES = ("quick", "reduced", "paper")
@@ -29,15 +28,50 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 
 
 @dataclass(frozen=True)
-class Run:
-    """A running notebook. scale: the table of its profile; figures: what suite.save was given."""
+class Job:
+    """One notebook with its parameters. update: write the outputs into notebooks/, too."""
 
     name: str
-    profile: str
-    backend_name: str
-    device: str
-    seed: int
-    overrides: dict
+    profile: str = "quick"
+    backend_name: str = "torch"
+    device: str = "cpu"
+    seed: int = 0
+    overrides: dict = field(default_factory=dict)
+    update: bool = False
+
+    @property
+    def parameters(self) -> dict:
+        """What papermill is given."""
+        given = {"profile": self.profile, "backend": self.backend_name, "device": self.device}
+        return given | {"seed": self.seed, "overrides": self.overrides}
+
+    def folder(self, out: Path, own: str = "") -> Path:
+        """Return the folder of figures and record; out: the repository or another for results.
+
+        Below runs/ if there are overrides, or for results of our `own`.
+        """
+        group = self.name.split("/")[0] if "/" in self.name else "tour"
+        if own := "overrides" if self.overrides else own:
+            return Path(out, "runs", own, self.profile, group)
+        return Path(out, "figures", "" if self.profile == "paper" else self.profile, group)
+
+    def record(self, out: Path, own: str = "") -> Path:
+        """Return the file of the record."""
+        return self.folder(out, own) / f"{self.name.rpartition('/')[2]}.json"
+
+    def executed(self, out: Path) -> Path:
+        """Return the file of the executed notebook; its log lies beside it."""
+        own = "overrides" if self.overrides else ""
+        return Path(out, "runs", own, self.profile, f"{self.name}.ipynb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Job):
+    """A running notebook.
+
+    scale: the table of its profile; figures: by name (files by suffix, entry of the record).
+    """
+
     scale: SimpleNamespace
     root: Path
     first_input: int | None  # of the kernel's inputs, the cell that called suite.start
@@ -49,37 +83,25 @@ class Run:
         """The backend, made at first use; float64 unless the scale table has another dtype."""
         return make_backend(self.backend_name, self.device, getattr(self.scale, "dtype", "float64"))
 
-    @property
-    def parameters(self) -> dict:
-        """What papermill was given."""
-        given = {"profile": self.profile, "backend": self.backend_name, "device": self.device}
-        return given | {"seed": self.seed, "overrides": self.overrides}
-
-    @property
-    def folder(self) -> Path:
-        """Where the figures and the record go: below runs/ unless it is the committed notebook."""
-        own = "overrides" if self.overrides else "" if self._as_saved else "unsaved"
-        if own:
-            print(f"{own}: figures and record go to runs/{own}, not to figures/")
-        out = Path(os.environ.get("HGCORE_OUT", self.root))
-        return folder_of(self.name, self.profile, out, own)
-
-    @property
     def _as_saved(self) -> bool:
-        """Whether the cells executed since suite.start are those of the file, in order."""
+        """Return whether the cells executed since suite.start are those of the file, in order."""
         if self.first_input is None:
             return False
         executed = [source.strip() for source in _inputs()[self.first_input :] if source.strip()]
         return executed == notebooks.code(self.name, self.root)[: len(executed)]
 
     def write_record(self, claims: list[dict]) -> None:
-        """Write all figures of the run, then its record."""
+        """Write all figures of the run, then its record: not below figures/ if it is our own."""
         if not self.figures:
             raise ValueError(f"{self.name} saved no figure: call suite.save before suite.check")
-        folder, data = self.folder, used()
-        for name, saved in self.figures.items():
-            for suffix, content in saved.files.items():
-                write_atomically(folder / f"{name}.{suffix}", content)
+        own = "overrides" if self.overrides else "" if self._as_saved() else "unsaved"
+        if own:
+            print(f"{own}: figures and record go to runs/{own}, not to figures/")
+        file = self.record(Path(os.environ.get("HGCORE_OUT", self.root)), own)
+        for name, (files, _) in self.figures.items():
+            for suffix, content in files.items():
+                write_atomically(file.with_name(f"{name}.{suffix}"), content)
+        data = used()
         record = {
             "notebook": self.name,
             **self.parameters,
@@ -87,15 +109,21 @@ class Run:
             "data": data,
             "commit": _commit(self.root, notebooks.path(self.name, self.root)),
             "seconds": round(time.perf_counter() - self.clock, 1),
-            "device_name": _device_name(self.device),
+            "device_name": self._device_name(),
             "versions": {"python": platform.python_version(), "hgcore": hg.__version__}
             | {library: installed(library) for library in LIBRARIES},
             "threads": {name: os.environ.get(name) for name in THREADS},
             "claims": claims,
-            "figures": {name: saved.entry for name, saved in self.figures.items()},
+            "figures": {name: entry for name, (_, entry) in self.figures.items()},
         }
-        name = f"{self.name.rpartition('/')[2]}.json"
-        write_atomically(folder / name, as_text(record | {"digest": digest(record)}).encode())
+        write_atomically(file, signed(record).encode())
+
+    def _device_name(self) -> str:
+        if self.device == "cuda":
+            return self.backend.xp.cuda.get_device_name()
+        file = Path("/proc/cpuinfo")
+        names = re.findall(r"model name\s*: (.*)", file.read_text() if file.exists() else "")
+        return names[0] if names else platform.processor() or platform.machine()
 
 
 def make_backend(name: str, device: str = "cpu", dtype: str = "float64"):
@@ -109,25 +137,17 @@ def make_backend(name: str, device: str = "cpu", dtype: str = "float64"):
 
 
 def start(
-    name: str,
-    profile: str,
-    backend: str,
-    device: str,
-    seed: int,
-    overrides: dict,
-    *,
-    quick: dict,
-    paper: dict,
-    reduced: dict | None = None,
+    name: str, profile: str, backend: str, device: str, seed: int, overrides: dict, **tables: dict
 ) -> Run:
     """Check the parameters, set the style, print the scale table; return the run.
 
-    quick, reduced, paper: the settings of each profile, the same names in all. Raises ValueError
-    that names what is wrong.
+    tables: quick=, paper= and, where there is one, reduced=, the settings of each profile, the same
+    names in all. Raises ValueError that names what is wrong.
     """
-    tables = {"quick": quick, "reduced": reduced, "paper": paper}
-    tables = {name: table for name, table in tables.items() if table is not None}
-    root = notebooks.find_root()
+    for table in tables:
+        _require("table", table, list(PROFILES))
+    tables = {profile: tables[profile] for profile in PROFILES if profile in tables}
+    root, inputs = find_root(), _inputs()
     _require("profile", profile, list(tables))
     _require("backend", backend, ["torch", "autograd"])
     _require("device", device, ["cpu", "cuda"])
@@ -138,10 +158,9 @@ def start(
     _print_table(tables | {"this run": scale})
     figures.use_style()
     np.set_printoptions(precision=4, suppress=True)
-    inputs = _inputs()
     first = len(inputs) - 1 if inputs else None
-    table = SimpleNamespace(**scale)
-    return Run(name, profile, backend, device, seed, overrides, table, root, first)
+    own = {"scale": SimpleNamespace(**scale), "root": root, "first_input": first}
+    return Run(name, profile, backend, device, seed, overrides, **own)
 
 
 def _require(what: str, value, allowed: list) -> None:
@@ -152,10 +171,10 @@ def _require(what: str, value, allowed: list) -> None:
 
 
 def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
-    names = list(tables["quick"])
+    first, names = next((first, list(table)) for first, table in tables.items())
     for other, table in tables.items():
-        if set(table) != set(names):
-            raise ValueError(f"{other} and quick differ in {sorted(set(table) ^ set(names))}")
+        if odd := sorted(set(table) ^ set(names)):
+            raise ValueError(f"{other} and {first} differ in {odd}")
     for name, value in overrides.items():
         _require("override", name, names)
         kinds = {_kind(table[name]) for table in tables.values()}
@@ -172,7 +191,7 @@ def _kind(value) -> type:
 
 def _print_table(columns: dict) -> None:
     rows = [["name", *columns]]
-    rows += [[name, *(_shown(t[name]) for t in columns.values())] for name in columns["quick"]]
+    rows += [[name, *(_shown(t[name]) for t in columns.values())] for name in columns["this run"]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -182,22 +201,15 @@ def _shown(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def folder_of(name: str, profile: str, out: Path, own: str = "") -> Path:
-    """Return the folder of a notebook's record and figures; own: of those below runs/."""
-    group = name.split("/")[0] if "/" in name else "tour"
-    if own:
-        return out / "runs" / own / profile / group
-    return out / "figures" / ("" if profile == "paper" else profile) / group
-
-
 def digest(record: dict) -> str:
     """Return the SHA-256 of a record without its digest."""
     rest = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def as_text(record: dict) -> str:
-    """Return indented JSON with each innermost list on one line."""
+def signed(record: dict) -> str:
+    """Return the record with its digest as indented JSON, each innermost list on one line."""
+    record = record | {"digest": digest(record)}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     innermost = re.compile(r"\[\n *([^][{}]*?)\n *\]")
     return innermost.sub(lambda m: f"[{re.sub(chr(10) + ' *', ' ', m[1])}]", text) + "\n"
@@ -205,11 +217,7 @@ def as_text(record: dict) -> str:
 
 def _inputs() -> list[str]:
     """Return what the kernel executed, the running cell last; nothing outside of a kernel."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return []
-    shell = get_ipython()
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return list(shell.history_manager.input_hist_raw) if shell else []
 
 
@@ -231,13 +239,3 @@ def _commit(root: Path, notebook: Path) -> str:
         return "unknown"
     dirty = "-dirty" if changed.returncode == 1 else ""
     return head.stdout[:12] + dirty if head.stdout else "unknown"
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    file = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", file.read_text() if file.exists() else "")
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,11 +1,11 @@
 """Outer steps on disk: the same bits back, errors for what is no checkpoint, loops after a kill."""
 
 import collections
-import functools
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import catalogue
@@ -15,9 +15,9 @@ import pytest
 import hgcore as hg
 
 LOOPS = {
-    "descend": functools.partial(hg.descend, hg.Reverse(hg.Reversible())),
-    "realtime": functools.partial(hg.realtime, every=3),
-    "alternate": functools.partial(hg.alternate, hg.Implicit(hg.Identity(0.1)), every=3),
+    "descend": partial(hg.descend, hg.Reverse(hg.Reversible())),
+    "realtime": partial(hg.realtime, every=3),
+    "alternate": partial(hg.alternate, hg.Implicit(hg.Identity(0.1)), every=3),
 }
 
 
@@ -68,19 +68,17 @@ def test_load_names_a_damaged_file(saved):
     assert named > len(broken) / 2
     with pytest.raises(FileNotFoundError):
         hg.load(saved.with_name("none"), hg.Torch())
-
-
-@pytest.mark.parametrize("tree", [None, "3", "[]", "[1, 2, 3]", '[{"array": "array 9"}]', "{}"])
-def test_load_refuses_other_arrays(tree, tmp_path):
-    parts = {"a": np.ones(3)} if tree is None else {"tree": np.array(tree)}
-    np.savez(tmp_path / "other.npz", **parts)
-    with pytest.raises(ValueError, match="was not written by hgcore.save"):
-        hg.load(tmp_path / "other.npz", hg.Torch())
-
-
-def test_load_refuses_another_precision(saved):
+    saved.write_bytes(whole)
     with pytest.raises(ValueError, match="holds float64, this backend is float32"):
         hg.load(saved, hg.Torch(dtype="float32"))
+
+
+@pytest.mark.parametrize("tree", ["3", "[]", "[1, 2, 3]", '[{"array": "array 9"}]', "{}"])
+@pytest.mark.parametrize("name", ["tree", "other"])
+def test_load_refuses_other_arrays(tree, name, tmp_path):
+    np.savez(tmp_path / "other.npz", **{name: np.array(tree)})
+    with pytest.raises(ValueError, match="was not written by hgcore.save"):
+        hg.load(tmp_path / "other.npz", hg.Torch())
 
 
 def test_carry_may_hold_numbers_and_vectors(backend, tmp_path):
@@ -95,22 +93,17 @@ def test_carry_may_hold_numbers_and_vectors(backend, tmp_path):
         assert type(a) is type(b) and a.dtype == b.dtype and np.array_equal(a, b)
 
 
-Named = collections.namedtuple("Named", "speed")
-
-
-@pytest.mark.parametrize(
-    "carry, message",
-    [
-        ((np.ones(2, np.float32),), "one precision, got float32 and float64"),
-        (Named(1.0), "plain tuples, numbers and vectors, got Named"),
-        (({},), "plain tuples, numbers and vectors, got dict"),
-    ],
-)
-def test_save_refuses_what_load_could_not_return(carry, message, saved):
+def test_save_refuses_what_load_could_not_return(saved):
     """The file from before stays as it was."""
     before, step = saved.read_bytes(), hg.load(saved, hg.Torch())
-    with pytest.raises(TypeError, match=message):
-        hg.save(saved, step._replace(carry=carry))
+    named = collections.namedtuple("Named", "speed")(1.0)
+    for carry, message in (
+        ((np.ones(2, np.float32),), "one precision, got float32 and float64"),
+        (named, "plain tuples, numbers and vectors, got Named"),
+        (({},), "plain tuples, numbers and vectors, got dict"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            hg.save(saved, step._replace(carry=carry))
     assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
 
 
@@ -124,9 +117,8 @@ for step in hg.realtime(problem, hyper, every=3, optimizer=hg.Adam(0.1), steps=1
 
 def test_loop_goes_on_after_a_kill(tmp_path):
     """As if nothing had been, at whatever moment it was killed."""
-    folders = [str(Path(module.__file__).parent) for module in (catalogue, hg)]
-    folders[1] = str(Path(folders[1]).parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    folders = Path(catalogue.__file__).parent, Path(hg.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     run = subprocess.Popen([sys.executable, "-c", ENDLESS, tmp_path / "step"], env=environment)
     limit = time.monotonic() + 120
     while not (tmp_path / "step").exists() and time.monotonic() < limit:

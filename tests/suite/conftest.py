@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hgcore.suite import notebooks, runner, session
+from hgcore.suite import cli, notebooks, session
 from hgcore.suite.claims import decide, ledger
 
 CELLS = {
@@ -49,11 +49,11 @@ class Toy:
 
     def add(self, name, claim=CLAIM, **cells):
         """Write a notebook, with other cells where they are given, and its claim."""
-        made = []
+        made, code = [], {"outputs": [], "execution_count": None, "cell_type": "code"}
         for kind, source in (CELLS | cells).items():
             tags = {"tags": ["parameters"]} if kind == "parameters" else {}
-            code = {"outputs": [], "execution_count": None, "source": source.replace("NAME", name)}
-            made.append({"cell_type": "code", "id": kind, "metadata": tags, **code})
+            cell = {"id": kind, "metadata": tags, "source": source.replace("NAME", name)}
+            made.append(code | cell)
         nb = {"cells": made, "metadata": notebooks.METADATA, "nbformat": 4, "nbformat_minor": 5}
         notebooks.path(f"toy/{name}", self.root).write_text(json.dumps(nb))
         text = self.ledger.read_text() if self.ledger.exists() else ""
@@ -62,36 +62,24 @@ class Toy:
 
     def record(self, name, profile="paper", measured=0.25):
         """Write the record and pictures that a run of a toy notebook leaves; return its file."""
-        job = runner.Job(f"toy/{name}", profile)
-        file, entries = job.record(self.root), ledger(self.root)[job.name]
-        hashes = {}
+        job = session.Job(f"toy/{name}", profile)
+        file, (entry,) = job.record(self.root), ledger(self.root)[job.name]
+        file.parent.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "pdf"):
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.with_name(f"{name}.{suffix}").write_bytes(b"picture")
-            hashes[suffix] = hashlib.sha256(b"picture").hexdigest()
-        claims = [
-            {"id": e["id"], "measured": measured, "verdict": decide(e, profile, measured)}
-            for e in entries
-        ]
-        record = {
-            "notebook": job.name,
-            **job.parameters,
-            "key": notebooks.key(job.name, job.parameters, {}, self.root),
-            "data": {},
-            "commit": "abc",
-            "seconds": 90.0,
-            "device_name": "a chip",
+        claim = {"id": entry["id"], "measured": measured}
+        claim["verdict"] = decide(entry, profile, measured)
+        hashes = dict.fromkeys(("png", "pdf"), hashlib.sha256(b"picture").hexdigest())
+        series = {"rtol": 1e-6, "series": {"line": {"x": [1], "y": [2.0]}}}
+        key = notebooks.key(job.name, job.parameters, {}, self.root)
+        record = {"notebook": job.name, **job.parameters, "key": key, "data": {}, "commit": "abc"}
+        record |= {"seconds": 90.0, "device_name": "a chip", "threads": {}, "claims": [claim]}
+        record |= {
             "versions": {"hgcore": "0.2.0", "numpy": "2"},
-            "threads": {},
-            "claims": claims,
-            "figures": {name: {**hashes, "rtol": 1e-6, "series": {"line": {"x": [1], "y": [2.0]}}}},
+            "figures": {name: hashes | series},
         }
-        self.write(file, record)
+        file.write_text(session.signed(record))
         return file
-
-    def write(self, file, record):
-        """Write a record with the digest that fits."""
-        file.write_text(session.as_text(record | {"digest": session.digest(record)}))
 
 
 @pytest.fixture
@@ -100,3 +88,15 @@ def toy(tmp_path, monkeypatch):
     root = tmp_path / "töy root"
     monkeypatch.setenv("HGCORE_ROOT", str(root))
     return Toy(root)
+
+
+@pytest.fixture
+def run(capsys):
+    """Return (status, what was printed) of a command line."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = cli.main(arguments)
+        return status, "".join(capsys.readouterr())
+
+    return call

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hgcore.suite import claims
-from hgcore.suite.claims import FAILS, HOLDS, NOT_DECIDED
+from hgcore.suite.claims import ERRATUM, FAILS, HOLDS, NOT_DECIDED
 
 GOOD = """- id: a.b
   kind: paper
@@ -17,52 +17,59 @@ GOOD = """- id: a.b
   paper: {value: 1, known: "read in the paper"}
   accept: {quick: null, paper: {min: 0, max: 1}}
 """
+RULES = [  # rule, values that hold, values that fail
+    ({"max": 1.0}, [1, -3.0, [0.5, 1.0], [[0], [1]]], [1.1, [0.5, 1.1], True, "0", None, []]),
+    ({"min": 0, "max": 1}, [0, 1.0, [0.5]], [-0.1, [1, 2], "nan", "inf", [0.5, "nan"]]),
+    ({"equals": 3}, [3, 3.0], [4, "3", True, [3], None]),
+    ({"equals": True}, [True], [1, "True", None, [True]]),
+    ({"equals": ["a", "b"]}, [["a", "b"]], [["b", "a"], "ab"]),
+    ({"order": "increasing"}, [[1, 2, 3]], [[1, 1], [2, 1], [1], [], 1, [1, "nan"]]),
+    ({"order": "decreasing", "margin": 0.5}, [[2, 1.5, 1]], [[2, 1.6]]),
+]
+WRONG = [  # in the ledger above: old, new, message
+    ("kind: paper", "kind: ours", "claim a.b: "),
+    ("  figure: one\n", "", "'figure' is a required property"),
+    ("toy/one", "toy/two", "there is no notebook toy/two"),
+    ("max: 1", "max: -1", "min lies above max"),
+    ("max: 1", "most: 1", "not valid"),
+    ("max: 1", "max: 1e-3", "'1e-3' is not of type 'number'"),  # YAML reads that as text
+    ('known: "read in the paper"', 'known: "somewhere"', "is not one of"),
+    ("  place:", "  erratum: yes please\n  place:", "True was expected"),
+    ("kind: paper", "kind: suite", "should not be valid"),
+    ("  place:", "  figure: two\n  place:", "field 'figure' is given twice"),
+    (GOOD, GOOD + GOOD, "used twice"),
+    (GOOD, "a: 1", "is not of type 'array'"),
+    (GOOD, "- [", "not YAML"),
+    (GOOD, "- 3", "is not of type 'object'"),
+]
 
 
-def entry(rule, **more):
-    return {"id": "a.b", "kind": "paper", "accept": {"paper": rule}} | more
+def verdict(rule, value, profile="paper", **more):
+    entry = {"id": "a.b", "kind": "paper", "accept": {"paper": rule}} | more
+    return claims.decide(entry, profile, value)
 
 
-@pytest.mark.parametrize(
-    "rule, holds, fails",
-    [
-        ({"max": 1.0}, [1, -3.0, [0.5, 1.0], [[0], [1]]], [1.1, [0.5, 1.1], True, "0", None, []]),
-        ({"min": 0, "max": 1}, [0, 1.0, [0.5]], [-0.1, [1, 2], "nan", "inf", [0.5, "nan"]]),
-        ({"equals": 3}, [3, 3.0], [4, "3", True, [3], None]),
-        ({"equals": True}, [True], [1, "True", None, [True]]),
-        ({"equals": ["a", "b"]}, [["a", "b"]], [["b", "a"], "ab"]),
-        ({"order": "increasing"}, [[1, 2, 3]], [[1, 1], [2, 1], [1], [], 1, [1, "nan"]]),
-        ({"order": "decreasing", "margin": 0.5}, [[2, 1.5, 1]], [[2, 1.6]]),
-    ],
-)
+@pytest.mark.parametrize("rule, holds, fails", RULES)
 def test_decide_rules(rule, holds, fails):
-    assert {claims.decide(entry(rule), "paper", value) for value in holds} == {HOLDS}
-    assert {claims.decide(entry(rule), "paper", value) for value in fails} == {FAILS}
+    assert {verdict(rule, value) for value in holds} == {HOLDS}
+    assert {verdict(rule, value) for value in fails} == {FAILS}
 
 
 def test_decide_without_a_rule_or_value():
-    rule = {"max": 1}
-    assert claims.decide(entry(rule), "quick", 0) == NOT_DECIDED
-    undecided = claims.plain(claims.Undecided("no GPU"))
-    assert claims.decide(entry(rule), "paper", undecided) == NOT_DECIDED
-    assert claims.decide(entry(rule, erratum=True), "paper", 0) == claims.ERRATUM
-    assert claims.decide(entry(rule, erratum=True), "paper", 2) == FAILS
+    rule, undecided = {"max": 1}, claims.plain(claims.Undecided("no GPU"))
+    assert verdict(rule, 0, "quick") == verdict(rule, undecided) == NOT_DECIDED
+    assert [verdict(rule, x, erratum=True) for x in (0, 2)] == [ERRATUM, FAILS]
 
 
 def test_decide_by_an_interval():
     """Student's interval of five outcomes 1..5 at 95 % is 3 +- 1.963 (a table's 2.776 / sqrt 2)."""
-    low, high = claims.interval([1, 2, 3, 4, 5], 0.95)
-    assert (low, high) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-4)
-    values, certain = [1.0, 2, 3, 4, 5], {"confidence": 0.95}
-    for rule, verdict in (
-        ({"min": 1.0}, HOLDS),
-        ({"min": 2.0}, NOT_DECIDED),
-        ({"min": 5.0}, FAILS),
-        ({"min": 2, "max": 4}, NOT_DECIDED),
-    ):
-        assert claims.decide(entry(rule, **certain), "paper", values) == verdict
-    assert claims.decide(entry({"min": 0}, **certain), "paper", values[:4]) == NOT_DECIDED
-    assert claims.decide(entry({"min": 0}, **certain), "paper", ["nan"] * 5) == FAILS
+    values, sure = [1.0, 2, 3, 4, 5], {"confidence": 0.95}
+    assert claims.interval(values, 0.95) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-4)
+    rules = {"min": 1.0}, {"min": 2.0}, {"min": 5.0}, {"min": 2, "max": 4}
+    found = [verdict(rule, values, **sure) for rule in rules]
+    assert found == [HOLDS, NOT_DECIDED, FAILS, NOT_DECIDED]
+    assert verdict({"min": 0}, values[:4], **sure) == NOT_DECIDED
+    assert verdict({"min": 0}, ["nan"] * 5, **sure) == FAILS
 
 
 def test_plain_values_are_json():
@@ -71,35 +78,13 @@ def test_plain_values_are_json():
     assert claims.plain(np.float32(0.1)) == pytest.approx(0.1) and claims.plain({1}) == "{1}"
 
 
-@pytest.mark.parametrize(
-    "old, new, message",
-    [
-        ("kind: paper", "kind: ours", "claim a.b: "),
-        ("  figure: one\n", "", "'figure' is a required property"),
-        ("toy/one", "toy/two", "there is no notebook toy/two"),
-        ("max: 1", "max: -1", "min lies above max"),
-        ("max: 1", "most: 1", "not valid"),
-        ("max: 1", "max: 1e-3", "'1e-3' is not of type 'number'"),  # YAML reads that as text
-        ('known: "read in the paper"', 'known: "somewhere"', "is not one of"),
-        ("  place:", "  erratum: yes please\n  place:", "True was expected"),
-        ("kind: paper", "kind: suite", "should not be valid"),
-        ("  place:", "  figure: two\n  place:", "field 'figure' is given twice"),
-        (GOOD, GOOD + GOOD, "used twice"),
-        (GOOD, "a: 1", "is not of type 'array'"),
-        (GOOD, "- [", "not YAML"),
-        (GOOD, "- 3", "is not of type 'object'"),
-    ],
-)
+@pytest.mark.parametrize("old, new, message", WRONG)
 def test_ledger_errors(toy, old, new, message):
     toy.add("one", claim="")
+    assert claims.ledger(toy.root) == {}
     toy.ledger.write_text(GOOD)
     assert claims.load(toy.ledger)[0]["id"] == "a.b"
     toy.ledger.write_text(GOOD.replace(old, new))
     with pytest.raises(ValueError, match=message) as error:
         claims.load(toy.ledger)
     assert str(toy.ledger) in str(error.value)
-
-
-def test_empty_ledger_is_no_error(toy):
-    toy.ledger.write_text("")
-    assert claims.ledger(toy.root) == {}

@@ -22,37 +22,37 @@ def fig():
     plt.close(made)
 
 
+def saved(fig, name="one", **options):
+    run = SimpleNamespace(figures={})
+    figures.save(run, name, fig, **options)
+    return run.figures[name]
+
+
 def test_drawn_series(fig):
     found = figures.drawn(fig)
     assert found["Left: curve"] == {"x": [0, 1], "y": [0.3333333, None]}
     assert found["Left"] == {"x": [0, 1], "y": [1, 2]}
     assert found["Left: points"] == {"x": [1.0, 2.0, 3.0], "y": [4.0, 5.0, 6.0]}
-    assert {"image": [[1.0, 0.0], [0.0, 1.0]]} in found.values()
-    assert {"x": -0.4, "y": 3} in found.values() and {"x": 0.6, "y": 4} in found.values()
+    others = {"image": [[1.0, 0.0], [0.0, 1.0]]}, {"x": -0.4, "y": 3}, {"x": 0.6, "y": 4}
+    assert all(other in found.values() for other in others)
 
 
 def test_saved_twice_has_the_same_bytes(fig):
-    run = SimpleNamespace(figures={})
-    figures.save(run, "one", fig, extra={"more": np.float32(0.5)})
-    figures.save(run, "two", fig)
-    one, two = run.figures.values()
-    assert one.files == two.files and one.files["png"][1:4] == b"PNG"
-    assert one.entry["png"] == two.entry["png"] and one.entry["series"]["more"] == 0.5
+    (files, entry), (again, other) = saved(fig, extra={"more": np.float32(0.5)}), saved(fig)
+    assert files == again and files["png"][1:4] == b"PNG"
+    assert entry["png"] == other["png"] and entry["series"]["more"] == 0.5
 
 
-def test_large_pictures_are_scaled_down():
-    made, axes = plt.subplots()
-    axes.imshow(np.random.default_rng(0).random((400, 400, 3)))
-    run = SimpleNamespace(figures={})
-    figures.save(run, "noise", made)
-    plt.close(made)
-    assert len(run.figures["noise"].files["png"]) < figures.LIMIT
+def test_large_pictures_are_scaled_down(fig):
+    fig.axes[1].imshow(np.random.default_rng(0).random((400, 400, 3)))
+    fig.set_size_inches(6, 6)
+    assert len(saved(fig)[0]["png"]) < figures.LIMIT
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "paper/fig"])
 def test_bad_figure_names(name, fig):
     with pytest.raises(ValueError, match="name of a figure"):
-        figures.save(SimpleNamespace(figures={}), name, fig)
+        saved(fig, name)
 
 
 def test_styles_differ():

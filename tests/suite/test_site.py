@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -33,17 +34,17 @@ def site(tmp_path_factory):
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "tests", "quick")
     shutil.copytree(ROOT, root, ignore=ignored)
     name = "00_tour"
-    nb = notebooks.read(name, root)
+    nb = notebooks.read(notebooks.path(name, root))
     html = {"output_type": "display_data", "data": {"text/html": PLANTED}, "metadata": {}}
     script = html | {"data": {"application/javascript": "window.planted = 1"}}
     text = {"output_type": "stream", "name": "stdout", "text": PLANTED}
-    nb["cells"].append({"cell_type": "markdown", "id": "evil", "metadata": {}, "source": EVIL})
-    code = {"cell_type": "code", "id": "more", "metadata": {}, "source": f"# {PLANTED}"}
-    nb["cells"].append(code | {"outputs": [html, script, text], "execution_count": 99})
+    cell = {"cell_type": "markdown", "id": "evil", "metadata": {}, "source": EVIL}
+    code = {"cell_type": "code", "id": "more", "outputs": [html, script, text]}
+    nb["cells"] += [cell, cell | code | {"source": f"# {PLANTED}", "execution_count": 99}]
     notebooks.path(name, root).write_text(json.dumps(nb))
     (root / "RESULTS.md").write_text((root / "RESULTS.md").read_text() + EVIL)
+    (root / "data").mkdir()
     command = [sys.executable, "-m", "sphinx", "-q", "-c", "docs", ".", "site"]
-    (root / "data").mkdir(exist_ok=True)
     subprocess.run(command, cwd=root, check=True)
     return root / "site"
 
@@ -76,17 +77,13 @@ def test_pages_in_a_browser(site, browser):
         assert hostile or not errors, (file, errors)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 390, (file, wide)
-        bad = (
-            """[...document.images].filter(i => !i.alt || !i.naturalWidth).map(i => i.outerHTML)"""
-        )
+        bad = "[...document.images].filter(i => !i.alt || !i.naturalWidth).map(i => i.outerHTML)"
         assert hostile or page.evaluate(bad) == [], file
         for link in page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)"):
             assert not link.startswith("javascript:")
-            target = link.split("#")[0].split("?")[0]
-            if target.startswith("file:"):
-                assert Path(
-                    __import__("urllib.request").request.url2pathname(target[7:])
-                ).exists(), (file, link)
+            address = urlparse(link)
+            if address.scheme == "file":
+                assert Path(unquote(address.path)).exists(), (file, link)
 
 
 def test_search_finds_a_word(site, browser):

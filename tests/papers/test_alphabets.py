@@ -1,5 +1,6 @@
 """Omniglot as in the authors' file; font alphabets have the same form and need no file."""
 
+import hashlib
 import io
 import os
 import sys
@@ -19,35 +20,32 @@ MIRROR = os.environ.get("HGCORE_DATA_MIRROR")
 
 
 @pytest.fixture
-def cache(monkeypatch, tmp_path):
+def keep(monkeypatch, tmp_path):
+    """Put drawings into the data file of one alphabet of two characters."""
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
     monkeypatch.setattr(files, "_used", {})
-    return tmp_path
+    for name, value in {
+        "OMNIGLOT": {"Runes": 2, "Angelic": 1},
+        "FIRST": {"Runes": 0, "Angelic": 2},
+        "BACKGROUND": 2,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+
+    def write(ink):
+        name, content = "omniglot/images_background.npz", io.BytesIO()
+        np.savez_compressed(content, images=~ink)
+        sha256 = hashlib.sha256(content.getvalue()).hexdigest()
+        monkeypatch.setitem(files.FILES, name, data.File(sha256, content.tell(), ("http://x/",)))
+        (tmp_path / "omniglot").mkdir()
+        (tmp_path / name).write_bytes(content.getvalue())
+
+    return write
 
 
-@pytest.fixture
-def ink(cache, monkeypatch):
-    """A data file of one alphabet of two characters; its drawings as bool (2, 20, 105, 105)."""
-    monkeypatch.setattr(module, "OMNIGLOT", {"Runes": 2, "Angelic": 1})
-    monkeypatch.setattr(module, "FIRST", {"Runes": 0, "Angelic": 2})
-    monkeypatch.setattr(module, "BACKGROUND", 2)
-    drawings = np.random.default_rng(0).random((2, 20, 105, 105)) < 0.1
-    keep(cache, monkeypatch, "background", ~drawings)
-    return drawings
-
-
-def keep(folder, monkeypatch, part, paper):
-    name, content = f"omniglot/images_{part}.npz", io.BytesIO()
-    np.savez_compressed(content, images=paper)
-    sha256 = files.hashlib.sha256(content.getvalue()).hexdigest()
-    entry = data.File(sha256, content.tell(), ("http://one.invalid/",))
-    monkeypatch.setitem(files.FILES, name, entry)
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_bytes(content.getvalue())
-
-
-def test_omniglot_drawings(ink):
+def test_omniglot_drawings(keep):
     """The first drawings, transposed; ink is 1; smaller pictures are clipped to 0..1."""
+    ink = np.random.default_rng(0).random((2, 20, 105, 105)) < 0.1
+    keep(ink)
     (full,) = data.omniglot(["Runes"], drawings=20, side=105)
     assert np.array_equal(full.reshape(ink.shape), ink.swapaxes(2, 3))
     (few,) = data.omniglot(["Runes"], drawings=3)
@@ -76,13 +74,13 @@ def test_imresize_agrees_with_pillow():
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 105, 105), (2, 20, 30, 30)])
-def test_omniglot_refuses_other_drawings(ink, cache, monkeypatch, shape):
-    keep(cache, monkeypatch, "background", np.zeros(shape, bool))
+def test_omniglot_refuses_other_drawings(keep, shape):
+    keep(np.ones(shape, bool))
     with pytest.raises(data.DataError, match=r"images_background.npz holds Runes as"):
         data.omniglot(["Runes"])
 
 
-def test_alphabets_unknown(ink):
+def test_alphabets_unknown(keep):
     with pytest.raises(ValueError, match="no alphabet 'Klingon'; has Runes, Angelic"):
         data.omniglot(["Runes", "Klingon"])
     with pytest.raises(ValueError, match="no font alphabet 'Klingon'; there are Latin, "):
@@ -92,8 +90,9 @@ def test_alphabets_unknown(ink):
 
 
 @pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
-def test_omniglot_equals_the_official_pictures(cache):
+def test_omniglot_equals_the_official_pictures(tmp_path, monkeypatch):
     """Pixel by pixel, for the five alphabets of images_background_small1.zip."""
+    monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
     names = ["Balinese", "Early_Aramaic", "Greek", "Korean", "Latin"]
     with zipfile.ZipFile(Path(MIRROR) / "omniglot/images_background_small1.zip") as archive:
         members = sorted(name for name in archive.namelist() if name.endswith(".png"))
@@ -102,9 +101,9 @@ def test_omniglot_equals_the_official_pictures(cache):
     assert np.array_equal(ours.reshape(-1, 105, 105).swapaxes(1, 2), official)
 
 
-def test_font_alphabets(cache):
-    names = list(data.FONT_ALPHABETS)
-    alphabets = data.font_alphabets(names, drawings=13, side=14)
+def test_font_alphabets(monkeypatch):
+    monkeypatch.setattr(files, "_used", {})
+    alphabets = data.font_alphabets(list(data.FONT_ALPHABETS), drawings=13, side=14)
     assert [a.shape for a in alphabets] == [(n, 13, 196) for n in (26, 24, 32, 38, 33)]
     for alphabet in alphabets:
         assert np.allclose(np.round(alphabet * 9), alphabet * 9)  # nine samples to a pixel

@@ -1,0 +1,349 @@
+"""The papers' problems, small: derivatives equal an unrolled loop, settings mean what they say."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from catalogue import SOLVERS, gap, unrolled
+
+import hgcore as hg
+from hgcore import data, papers
+from hgcore.papers.franceschi2017 import UNIT, train_early_stopped
+
+NET, LINEAR, TASKS = map(hg.nets.DenseNet, [(6, 4, 3), (6, 3), (16, 4, 3, 5)])
+PIXELS = hg.nets.DenseNet((784, 3, 10))
+UNITS, SIZE = papers.unit_layout(NET).size, papers.LOGISTIC.layout.size
+RNG = np.random.default_rng(0)
+HARD = np.tile(np.eye(3), (2, 1))  # two examples per class
+BLOCKS = {"images": RNG.standard_normal((6, 6)), "label logits": RNG.standard_normal((6, 3))}
+BLOCKS |= {"log penalty": np.log(0.01)}
+
+
+def examples(count, seed=0):
+    """Three clouds of points, about the first three unit vectors of six."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(3, size=count)
+    images = 3 * np.eye(3, 6)[labels] + 0.5 * rng.standard_normal((count, 6))
+    return data.Split(images, np.eye(3)[labels])
+
+
+TRAIN, VALID = examples(20), examples(40, seed=1)
+START = papers.initial_weights(NET, (3, 1))
+
+
+def small_mnist(backend, *sizes):
+    return [split.on(backend) for split in data.splits("mnist_small", sizes)]
+
+
+def weighted_examples(backend, train=TRAIN, steps=12, rate=0.5):
+    parts = train.on(backend), VALID.on(backend)
+    return papers.weighted_examples(backend, LINEAR, *parts, steps=steps, rate=rate)
+
+
+def weight_decays(backend, net=NET, start=START):
+    parts = TRAIN.on(backend), VALID.on(backend)
+    return papers.weight_decays(backend, net, start, *parts, steps=4)
+
+
+def learned_data(backend, names=("images", "log penalty"), **given):
+    layout = hg.Layout({name: np.shape(BLOCKS[name]) for name in names})
+    return papers.learned_data(backend, LINEAR, layout, given, VALID.on(backend), steps=7)
+
+
+def learned_blocks(*names):
+    return np.concatenate([np.ravel(BLOCKS[name]) for name in names])
+
+
+def penalties(backend, **settings):
+    parts = small_mnist(backend, 60, 50)
+    return papers.penalty_problem(backend, *parts, steps=7, batch=20, **settings)
+
+
+def unit_penalties(backend):
+    parts = [part.on(backend) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
+    settings = dict(address=(0, 2, 0, "hyperloss"), steps=5, batch=4, rate=0.5, decay=0.5)
+    return papers.unit_penalties(backend, NET, *parts, **settings, log_scale=-1.0)
+
+
+def alphabets():
+    rng = np.random.RandomState(0)
+    tasks = papers.alphabet_tasks([rng.rand(3, 5, 16), rng.rand(5, 5, 16)], 5, rng)
+    return tasks, papers.split_drawings(tasks, [3, 2], np.random.RandomState(1))
+
+
+def sharing(backend):
+    settings = dict(steps=4, rate=0.5, decay=0.9, penalty=0.01, log_scale=-1.0)
+    drawings, rng = alphabets()[1], np.random.RandomState(2)
+    return papers.sharing_problem(backend, TASKS, *drawings, rng, **settings)
+
+
+def realtime(backend, groups=1):
+    settings = dict(seed_path=(3, 1), batch=10, steps=6, groups=groups)
+    return papers.rtho_problem(backend, PIXELS, *small_mnist(backend, 40, 30), **settings)
+
+
+GIVEN = {"images": BLOCKS["images"], "labels": HARD, "log penalty": -4.0}
+CASES = {  # name: (problem of a backend, hyper)
+    "weighted examples": (weighted_examples, RNG.random(20)),
+    "weight decays": (weight_decays, RNG.normal(-2, 0.3, NET.layout.size)),
+    "penalty": (penalties, [-3.0]),
+    "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
+    "sharing": (sharing, papers.uniform_mixing(4, [0.5, 0.3, 0.4]) + 0.05 * RNG.normal(size=48)),
+    "real time": (realtime, [0.1, 0.5, 1.0]),
+}
+for learned in (("images", "log penalty"), tuple(BLOCKS), ("label logits",)):
+    case = partial(learned_data, names=learned, **GIVEN), learned_blocks(*learned)
+    CASES["learned " + ", ".join(learned)] = case
+
+
+@pytest.mark.parametrize("make, hyper", CASES.values(), ids=CASES)
+def test_hypergradient_equals_the_unrolled_loop(make, hyper, backend):
+    """1e-9: reversal rounds by 2**-53 a step."""
+    problem = make(backend)
+    value, slope = unrolled(problem, problem.as_hyper(hyper))
+    for solver in SOLVERS.values():
+        if "Reversible" not in repr(solver) or problem.optimizer.reversible:
+            found = solver(problem, hyper)
+            assert gap(backend.numpy(found.value), value) < 1e-11
+            assert gap(backend.numpy(found.grad), slope) < 1e-9
+
+
+@pytest.mark.parametrize("make, size", [(weight_decays, NET.layout.size), (penalties, SIZE)])
+def test_penalties_of_all_weights_add_up(make, size, backend):
+    """To the single one."""
+    for solver in (hg.Reverse(), hg.Implicit(hg.Identity())):
+        each, single = (solver(make(backend), np.full(m, -2.0)) for m in (size, 1))
+        assert gap(float(each.value), float(single.value)) < 1e-12
+        assert gap(float(each.grad.sum()), float(single.grad[0])) < 1e-9
+
+
+# ---- Maclaurin et al. 2015
+
+
+def test_meta_penalty_adds_its_own_derivative(backend):
+    hyper = np.random.default_rng(0).normal(-3, 0.1, SIZE)
+    cases = (penalties(backend, meta_penalty=c) for c in (0.0, 0.01))
+    plain, meta = (backend.numpy(hg.Reverse()(case, hyper).grad) for case in cases)
+    np.testing.assert_allclose(meta - plain, 0.02 * np.exp(2 * hyper), rtol=1e-10)
+
+
+def test_batches_are_consecutive_and_cycle(backend):
+    problem = penalties(backend)
+    at = backend.array(np.random.default_rng(0).normal(size=SIZE)), problem.as_hyper([-3.0])
+    losses = [float(problem.inner_loss(*at, t)) for t in (0, 1, 2, 3, None)]
+    assert losses[3] == losses[0] != losses[1]
+    assert np.mean(losses[:3]) == pytest.approx(losses[4], rel=1e-12)
+
+
+def test_constant_schedule_fills_any_layout():
+    few = hg.Layout({"log scales": (8,), "log rates": (1, 8), "momentum logits": (1, 1)})
+    assert papers.constant_schedule(few, 1.5, -2.0, 3.0).tolist() == 8 * [3.0] + 8 * [1.5] + [-2.0]
+
+
+def test_tied_problem_has_the_summed_gradient(backend):
+    problem, groups, few = penalties(backend), np.arange(SIZE) % 3, np.array([-3.0, -4.0, -5.0])
+    tied = papers.tied_problem(problem, lambda few: few[groups])
+    ours, free = hg.Reverse()(tied, few), hg.Reverse()(problem, few[groups])
+    sums = [backend.numpy(free.grad)[groups == i].sum() for i in range(3)]
+    np.testing.assert_allclose(backend.numpy(ours.grad), sums, rtol=1e-10)
+
+
+def test_soft_labels_may_be_hard(backend):
+    hyper = learned_blocks("images", "log penalty")
+    given = {"labels": HARD}, {"label logits": 100 * HARD}
+    hard, soft = (hg.Reverse()(learned_data(backend, **labels), hyper).value for labels in given)
+    assert float(hard) == pytest.approx(float(soft), rel=1e-12)
+
+
+def test_blank_images_of_one_class_get_one_gradient(backend):
+    hyper = np.append(np.zeros(36), np.log(0.01))
+    grad = backend.numpy(hg.Reverse()(learned_data(backend, labels=HARD), hyper).grad)
+    images = grad[:36].reshape(6, 6)
+    np.testing.assert_allclose(images[:3], images[3:], rtol=1e-12)
+    assert abs(images).max() > 1e-3
+
+
+def test_tasks_are_centered_and_split_once():
+    """Rotations keep the labels."""
+    four, parts = alphabets()
+    images = np.concatenate([task.images.reshape(-1, 16) for task in four])
+    assert abs(images.mean(axis=0)).max() < 1e-15
+    for task, copy in zip(four[:2], four[2:], strict=True):
+        assert np.array_equal(task.labels, copy.labels)
+        assert np.linalg.matrix_rank(task.labels) == len(task.labels)
+    assert papers.rotated(np.arange(4.0).reshape(1, 1, 4)).tolist() == [[[1, 3, 0, 2]]]
+    for task, *split in zip(four, *parts, strict=True):
+        assert [part.images.shape[1] for part in split] == [3, 2]
+        drawings = np.concatenate([part.images for part in split], axis=1)
+        assert np.array_equal(np.sort(drawings, axis=1), np.sort(task.images, axis=1))
+
+
+def test_uniform_mixing_correlations():
+    """T = I/2 + 11'/20 has off-diagonal correlations 0.075 / 0.325 for ten tasks."""
+    correlations = papers.weight_correlations(papers.uniform_mixing(10, [0, 1, 0.5]), 10)
+    for matrix, expected in zip(correlations.values(), [0, 1, 0.075 / 0.325], strict=True):
+        assert abs(matrix - np.where(np.eye(10), 1, expected)).max() < 1e-12
+
+
+def test_mixed_weights_are_separate_or_tied(backend):
+    """Separate tasks are nets of their own; a tied layer is common to all."""
+    case, (train, _), hyper = sharing(backend), alphabets()[1], papers.uniform_mixing(4, [0, 0, 0])
+    free = backend.numpy(case.initial_state(case.as_hyper(hyper))[0])
+    total = 0.01 * free @ free
+    for blocks, task in zip(papers.mixed_weights(TASKS, free, hyper, 4), train, strict=True):
+        split = data.Split(task.images.reshape(-1, 16), task.labels.repeat(3, axis=0))
+        total += papers.loss(TASKS, np.concatenate([block.ravel() for block in blocks]), split)
+    found = case.inner_loss(backend.array(free), backend.array(hyper), None)
+    assert abs(float(found) - total) < 1e-12
+    first, *rest = papers.mixed_weights(TASKS, free, papers.uniform_mixing(4, [1, 0, 0]), 4)
+    for task in rest:
+        same = [np.allclose(a, b, rtol=0, atol=1e-15) for a, b in zip(first, task, strict=True)]
+        assert same == [True, True, False, False, False, False]
+
+
+# ---- Fu et al. 2016
+
+
+def test_shuffled_splits_keep_examples_with_their_labels():
+    parts = [np.hstack(part) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
+    assert [len(part) for part in parts] == [14, 6]
+    assert sorted(np.concatenate(parts).tolist()) == sorted(np.hstack(TRAIN).tolist())
+
+
+def test_scaled_multiplies_what_leaves_a_unit(backend):
+    hyper = np.linspace(-1, 1, UNITS)
+    free = backend.array(np.arange(1.0, NET.layout.size + 1))
+    ratios = NET.layout.split(backend.numpy(papers.scaled(NET, free, backend.array(hyper)) / free))
+    expected = {"weights 1": hyper[:6, None], "weights 2": hyper[6:, None]}
+    for name, ratio in ratios.items():
+        assert np.abs(ratio - np.exp(expected.get(name, 0.2))).max() < 1e-15
+
+
+# ---- Franceschi et al. 2017
+
+
+def test_corrupted_labels_are_never_right():
+    clean = examples(3000)
+    noisy, wrong = papers.corrupt_labels(clean, 0.5, np.random.default_rng(3))
+    assert wrong.sum() == 1500
+    assert np.array_equal((noisy.labels * clean.labels).sum(1), ~wrong)
+    shares = (clean.labels[wrong].T @ noisy.labels[wrong]) / clean.labels[wrong].sum(0)[:, None]
+    assert np.abs(shares + np.eye(3) / 2 - 0.5).max() < 0.1  # the other classes evenly
+
+
+def test_weight_zero_removes_an_example(backend):
+    train, keep = examples(30), np.arange(30) % 3 > 0
+    part = data.Split(train.images[keep], train.labels[keep])
+    cases = weighted_examples(backend, part, rate=0.4), weighted_examples(backend, train, rate=0.6)
+    weights = np.ones(20), 1.0 * keep
+    ends = [hg.train(case, case.as_hyper(w))[0] for case, w in zip(cases, weights, strict=True)]
+    assert abs(ends[0] - ends[1]).max() < 1e-14
+
+
+def test_wrong_labels_are_found(backend):
+    noisy, wrong = papers.corrupt_labels(examples(60), 0.4, np.random.default_rng(0))
+    case, project = weighted_examples(backend, noisy, rate=0.5 * 60 / 36), hg.box_l1(0, 1, 36)
+    settings = dict(optimizer=hg.Adam(0.1), steps=20, project=project)
+    *_, last = hg.descend(hg.Reverse(), case, np.full(60, 0.6), **settings)
+    assert papers.f1_score(backend.numpy(last.updated) == 0, wrong) > 0.9
+
+
+def test_f1_is_the_mean_of_precision_and_recall():
+    found, wrong = np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 1, 0, 1, 1, 0], bool)
+    assert papers.f1_score(found, wrong) == pytest.approx(2 / (3 / 2 + 4 / 2))
+    assert papers.f1_score(0 * found > 0, 0 * wrong > 0) == 0
+
+
+@pytest.mark.parametrize("groups", [1, 4, PIXELS.layout.size])
+def test_each_stretch_of_weights_has_its_penalty(groups, backend):
+    case, penalties = realtime(backend, groups), np.arange(1.0, groups + 1)
+    none, every = (backend.array([0.1, 0.5, *c * penalties]) for c in (0, 1))
+    weights = case.initial_state(none)[0] + 0.1
+    gain = case.inner_loss(weights, every, 2) - case.inner_loss(weights, none, 2)
+    length, squares = -(-PIXELS.layout.size // groups), backend.numpy(weights) ** 2
+    parts = [squares[i * length : (i + 1) * length].sum() for i in range(groups)]
+    assert float(gain) == pytest.approx(UNIT * penalties @ parts, rel=1e-9)
+
+
+def test_rate_and_momentum_rise_from_zero(backend):
+    """Within their constraints."""
+    two, one = papers.rtho_constraints(2), papers.rtho_constraints()
+    assert two(backend.array([-1.0, 0.0, -2.0, 3.0])).tolist() == [0.0, 2.0**-16, 0.0, 3.0]
+    assert one(backend.array([5.0, 1.0, 7.0])).tolist() == [5.0, 0.99, 7.0]
+    settings = dict(optimizer=hg.Adam(0.01), steps=4, every=3, project=one)
+    steps = list(hg.realtime(realtime(backend), one(backend.array(np.zeros(3))), **settings))
+    hypers = np.array([backend.numpy(step.updated) for step in steps])
+    assert (np.diff(hypers[:, 0]) > 0).all() and hypers[-1, 1] > 2.0**-16
+    assert float(steps[-1].value) < float(steps[0].value)
+
+
+def test_random_search_is_early_stopped_training(backend):
+    """And ends with its budget."""
+    case, hyper = realtime(backend), backend.array([0.1, 0.5, 1.0])
+    scores = iter([1.0, 3.0, 2.0, 3.0, 2.0])
+    settings = dict(every=3, patience=3, score_cost=0.5, budget=100)
+    trial = train_early_stopped(case, hyper, lambda weights: next(scores), **settings)
+    assert trial.score == 3.0 and trial.cost == 5 * 3.5
+    assert np.array_equal(trial.weights, hg.train(case, hyper)[0])
+    draws = (backend.array([0.1, 0.5, penalty]) for penalty in range(100))
+    settings = dict(budget=20.0, every=2, patience=2, score_cost=1.0)
+    trials = papers.random_search(case, draws, lambda weights: 0.0, **settings)
+    assert [trial.cost for trial in trials] == [9.0, 9.0]  # a third does not fit
+
+
+def test_cost_problem_needs_three_hyperparameters():
+    with pytest.raises(ValueError, match="3 or more; got 2"):
+        papers.cost_problem(hg.Torch(), "mnist_small", (20, 10), (3,), hypers=2, steps=1, batch=5)
+
+
+# ---- Lorraine et al. 2020
+
+
+def test_a_torch_module_is_the_same_net():
+    layers = torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3), torch.nn.LogSoftmax(1)
+    module, blocks = torch.nn.Sequential(*layers).double(), NET.layout.split(START).values()
+    for parameter, block in zip(module.parameters(), blocks, strict=True):
+        parameter.data = torch.tensor(block.T.copy())  # torch stores a matrix transposed
+    weights, function = hg.nets.functional(module)
+    cases = weight_decays(hg.Torch()), weight_decays(hg.Torch(), function, weights)
+    ours, theirs = (hg.Reverse()(case, [-2.0]) for case in cases)
+    assert gap(float(theirs.value), float(ours.value)) < 1e-12
+    assert gap(theirs.grad, ours.grad) < 1e-9
+
+
+def test_released_routine_stops_early(backend):
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    a, b = (basis * np.geomspace(1, 20, 8)) @ basis.T, np.ones(8)
+
+    def error(scale, *options, **more):
+        solve = papers.ReleasedConjugateGradient(50, *options, **more)
+        found = solve(lambda v: backend.array(a) @ v, backend.array(scale * b))
+        return gap(backend.numpy(found), np.linalg.solve(a, scale * b))
+
+    assert error(1.0, floor=0.0, tolerance=1e-13) < 1e-10
+    assert error(1e4) < 1e-3  # its tolerance
+    assert error(0.01) > 0.1
+
+
+def test_boston_regression_has_its_closed_form(backend):
+    train, valid = papers.boston_split(backend, (0, 0))
+    hyper = np.linspace(-7, -1, 14)
+    problem = papers.boston_regression(backend, train, valid, rate=0.1, steps=3, seed_path=(0,))
+    x, y = (backend.numpy(part) for part in train)
+    expected = 2 * x.T @ x / 409 + 2 * np.diag(np.exp(hyper))
+    (found,) = papers.newton_minimum(problem, hyper)
+    assert gap(papers.hessian(problem, hyper, found), expected) < 1e-12
+    assert gap(backend.numpy(found), np.linalg.solve(expected, 2 * x.T @ y / 409)) < 1e-11
+
+
+def test_cosine_and_relative_error():
+    pair = np.array([3.0, 4]), np.array([3.0, 0])
+    assert papers.cosine(*pair) == pytest.approx(0.6)
+    assert papers.relative_error(*pair) == pytest.approx(4 / 3)
+
+
+def test_peak_memory_has_no_matrix():
+    """One of 200,000 squared would be 320 GB."""
+    step, one = (papers.peak_memory(name, 200_000) for name in ("training step", "Neumann"))
+    assert 1 < one / step < 4 and one < 40 * 8 * 200_000
