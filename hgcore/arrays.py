@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import itertools
 from types import ModuleType
 
@@ -56,6 +57,16 @@ def require_instance(name: str, value, kind: type | str, example: str) -> None:
     if isinstance(value, type) or not fits:
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be an object such as {example}, got {got}")
+
+
+def require_arguments(name: str, function, *arguments: str) -> None:
+    """Raise TypeError unless `function` can be called with these positional arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{name} must take ({', '.join(arguments)}): {error}") from error
+    except ValueError:  # functions written in C have no signature
+        pass
 
 
 def require_real(values) -> None:

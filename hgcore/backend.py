@@ -107,9 +107,15 @@ class Backend:
 
 
 def require_scalar(value):
-    """Return the value of a loss; raise ValueError unless its shape is ()."""
-    if (shape := getattr(value, "shape", type(value).__name__)) != ():
-        raise ValueError(f"a loss must return a scalar of shape (), got {shape}; take its mean")
+    """Return the value of a loss; raise ValueError unless it is a real scalar of shape ()."""
+    if not hasattr(value, "shape"):
+        found = f"got {type(value).__name__}: float() and .item() cut its graph off"
+        raise ValueError(f"a loss must return a scalar of shape (), {found}")
+    if value.shape != ():
+        raise ValueError(
+            f"a loss must return a scalar of shape (), got {value.shape}; take its mean"
+        )
+    require_real(value)
     return value
 
 

@@ -19,7 +19,7 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 
-from hgcore.arrays import namespace, root
+from hgcore.arrays import namespace, require_arguments, root
 
 Coefficient = float | Sequence[float] | Callable
 
@@ -54,6 +54,8 @@ class Optimizer:
             if not fits or isinstance(value, (bool, type)):
                 what = f"{type(self).__name__}: {name} must be a number, a vector or a function"
                 raise TypeError(f"{what} (hyper, t), got {value!r:.60}")
+            if callable(value):
+                require_arguments(f"{type(self).__name__}: {name}", value, "hyper", "t")
 
     @property
     def _coefficients(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hgcore.arrays import pieces, require_instance
+from hgcore.arrays import pieces, require_arguments, require_instance
 from hgcore.backend import Backend, Linearized
 from hgcore.fixed_point import require_decay, round_decay
 from hgcore.optimizers import Optimizer
@@ -86,9 +86,16 @@ class Problem:
         for name in ("inner_loss", "outer_loss"):
             if not callable(loss := getattr(self, name)) or isinstance(loss, type):
                 raise TypeError(f"{name} must be a function, got {type(loss).__name__}")
+        require_arguments("inner_loss", self.inner_loss, "weights", "hyper", "t")
+        require_arguments("outer_loss", self.outer_loss, "weights", "hyper")
         if isinstance(self.backend, type) or not hasattr(self.backend, "linearize"):
             raise TypeError(f"backend must be hg.Torch() or hg.Autograd(), got {self.backend!r}")
         require_instance("optimizer", self.optimizer, Optimizer, "hg.Momentum(0.1, 0.9)")
+        if hasattr(self.initial, "parameters"):
+            what = "initial must be a vector (n,) or a function of hyper, got a module"
+            raise TypeError(f"{what}; hg.nets.functional gives its weights")
+        for name, function in self._initials.items():
+            require_arguments(name, function, "hyper")
         if not isinstance(self.steps, Integral) or self.steps < 0:
             raise ValueError(f"steps must be a whole number >= 0, got {self.steps!r}")
 

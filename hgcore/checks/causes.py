@@ -48,37 +48,44 @@ def examined(cause: Callable) -> Callable:
 def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None:
     """Raise ValueError if a function changes with a hyperparameter but passes no derivative on.
 
-    Losses are looked at where the hypergradient `grad` (m,) is zero. inner_batches: those of
-    Implicit, which does not differentiate training.
+    Losses are looked at where the hypergradient `grad` (m,) is zero, also for the weights.
+    inner_batches: those of Implicit, which does not differentiate training.
     """
     functions = problem.functions_of_hyper() if inner_batches is None else {}
     for name, f in functions.items():
         (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
-        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0] == 0)
+        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0])
     if not bool((grad == 0).any()) or not problem.steps:
         return
     weights, t = problem.initial_state(hyper)[0], 0 if inner_batches is None else inner_batches[0]
-    slopes = problem.objective(hyper).linearize(weights, t).mixed(_random_like(weights))
-    gradient = lambda h: problem.objective(h).gradient(weights, t)  # noqa: E731
-    _require_derivative(problem, "inner_loss", gradient, hyper, (grad == 0) & (slopes == 0))
-    slopes = problem.outer_gradients(weights, hyper)[2]
-    outer = lambda h: problem.outer_loss(weights, h)  # noqa: E731
-    _require_derivative(problem, "outer_loss", outer, hyper, (grad == 0) & (slopes == 0))
+    inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
+    outer, by_hyper = problem.outer_gradients(weights, hyper)[1:]
+    for name, f, x, slope in (
+        ("inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights, abs(inner).sum()),
+        ("outer_loss", lambda w: problem.outer_loss(w, hyper), weights, abs(outer).sum()),
+        (
+            "inner_loss",
+            lambda h: problem.objective(h).gradient(weights, t),
+            hyper,
+            abs(grad) + abs(mixed(_random_like(weights))),
+        ),
+        ("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, abs(grad) + abs(by_hyper)),
+    ):
+        _require_derivative(problem, name, f, x, slope)
 
 
-def _require_derivative(problem: Problem, name: str, f: Callable, hyper, idle) -> None:
-    """Raise ValueError if f changes along the entries of hyper in `idle`, on both sides alike."""
-    if not bool(idle.any()):
+def _require_derivative(problem: Problem, name: str, f: Callable, x, slope) -> None:
+    """Raise ValueError if f(x) changes where its `slope` is zero, on both sides alike."""
+    if not bool((slope == 0).any()):
         return
-    step, backend = 1e-3 * (1 + abs(hyper)) * idle, problem.backend
-    places = hyper + step, hyper, hyper - step
-    up, here, down = (backend.array(backend.evaluate(f, place)) for place in places)
+    step, backend = 1e-3 * (1 + abs(x)) * (slope == 0), problem.backend
+    up, here, down = (backend.array(backend.evaluate(f, y)) for y in (x + step, x, x - step))
     forth, back = up - here, here - down
     if bool((abs(forth + back) > abs(forth - back)).any()):
         raise ValueError(
-            f"{name} changes with hyper but its derivative is cut off: float(), .item(), .detach()"
-            " or a NumPy function lost the graph; compute it with backend.xp (hg.check tells which"
-            " hyperparameters)"
+            f"{name} changes with its arguments but a derivative is cut off: float(), .item(),"
+            " .detach() or a NumPy function lost the graph; compute with backend.xp (hg.check tells"
+            " what is wrong)"
         )
 
 

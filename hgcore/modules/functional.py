@@ -198,6 +198,8 @@ def _fault(part) -> str | None:
 
     if isinstance(part, torch.jit.ScriptModule):
         return "is a script, which cannot be copied; pass the module itself"
+    if isinstance(part, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        return "spreads another module over devices; pass that one, its .module"
     if part._backward_hooks or part._backward_pre_hooks:
         return "has a backward hook, so that its gradient is not that of the loss; remove it"
     if part._compiled_call_impl:

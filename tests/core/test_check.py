@@ -103,7 +103,7 @@ def test_hyperparameter_cut_off_raises(solver, cut, name):
         "outer_loss": {"outer_loss": lambda w, h: (w * w).sum() * cut(h[0])},
     }[name]
     change = {"inner_loss": lambda w, h, t: (w * w).sum()} | change
-    with pytest.raises(ValueError, match=f"{name} changes with hyper but its derivative is"):
+    with pytest.raises(ValueError, match=f"{name} changes with its arguments but a derivative is"):
         solver(*catalogue.bowl(hg.Torch(), **change))
 
 
@@ -210,3 +210,42 @@ def test_implicit_takes_the_mean_of_batches(backend):
     assert gap(backend.numpy(found.grad), backend.numpy(expected.grad)) < 1e-12
     with pytest.raises(TypeError, match=r"inner_batches must be values of t such as range\(8\)"):
         hg.Implicit(hg.DenseSolve(), 8)
+
+
+@solvers
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inner_loss": lambda w, h, t: (w * w).sum().detach() * h[0]},
+        {"outer_loss": lambda w, h: (w.detach() ** 3).sum() + 0 * h[0]},
+    ],
+)
+def test_weights_cut_off_raise(solver, change):
+    with pytest.raises(ValueError, match="_loss changes with its arguments but a derivative is"):
+        solver(*catalogue.bowl(hg.Torch(), **change))
+
+
+WRONG_FORMS = [
+    ({"inner_loss": lambda w, h: w.sum()}, r"inner_loss must take \(weights, hyper, t\): "),
+    ({"outer_loss": lambda w, h, t: w.sum()}, r"outer_loss must take \(weights, hyper\): .* 't'"),
+    ({"initial": lambda: 1}, r"initial must take \(hyper\): too many"),
+    ({"initial": torch.nn.Linear(2, 2)}, "got a module; hg.nets.functional gives its weights"),
+]
+
+
+@pytest.mark.parametrize("change, words", WRONG_FORMS)
+def test_functions_of_the_wrong_form(change, words):
+    """Told where they are given, not at the first step."""
+    with pytest.raises(TypeError, match=words):
+        catalogue.bowl(hg.Torch(), **change)
+
+
+def test_coefficients_and_losses_of_the_wrong_form():
+    with pytest.raises(TypeError, match=r"Adam: rate must take \(hyper, t\): too many positional"):
+        hg.Adam(lambda h: h[0])
+    for value, words in (
+        (1.5, "got float: float"),
+        (torch.tensor(1j), "must be real, got complex"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            hg.Reverse()(*catalogue.bowl(hg.Torch(), inner_loss=lambda w, h, t, v=value: v))
