@@ -152,6 +152,7 @@ def fits(weights, inputs, layout) -> bool:
         and inputs.ndim == 2
         and inputs.dtype == weights.dtype
         and weights.shape == (layout.size,)
+        and torch._C._functorch.maybe_current_level() is None  # no vmap or grad of torch.func
     )
 
 

@@ -262,6 +262,7 @@ def test_what_torch_cannot_compile_runs_plain(compiled, monkeypatch):
     assert torch.equal(bits, torch.arange(5))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_gpu_gives_the_bits_of_a_cpu():

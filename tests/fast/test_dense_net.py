@@ -125,3 +125,21 @@ def test_blas_of_numpy_has_the_threads_of_torch():
             assert {pool["num_threads"] for pool in pools} == {threads}
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_loss_may_use_transforms():
+    """A vmap of torch.func over the net: the plain one runs."""
+    net = DenseNet((4, 3))
+
+    def loss(weights, net):
+        each = torch.func.vmap(lambda row: net(weights, row[None]))(INPUTS)
+        return (each[:, 0] * LABELS).sum()
+
+    weights = torch.as_tensor(RNG.standard_normal(net.layout.size))
+    problem = hg.Problem(
+        hg.Torch(), lambda w, h, t: h[0] * loss(w, net), lambda w, h: (w * w).sum(),
+        hg.Momentum(0.1, 0.9), weights, 3,
+    )  # fmt: skip
+    found = hg.Reverse()(problem, [0.5]).grad
+    expected = hg.Forward()(problem, [0.5]).grad
+    assert gap(found, expected) < 1e-12
