@@ -17,8 +17,10 @@ from hgcore.benchmarks.baselines import DECAY, Task
 from hgcore.benchmarks.peers import as_problem
 from hgcore.checkpoint import write_atomically
 from hgcore.data import find_root
-from hgcore.fixed_point import ReversalBuffer, ReversalError, as_decay
+from hgcore.fixed_point import PLAIN, ReversalBuffer, ReversalError, arithmetic, as_decay
 from hgcore.hypergradient import Reverse
+from hgcore.optimizers import AdamW, Momentum
+from hgcore.problem import Problem
 from hgcore.reversible import Reversible
 
 NET = (784, 2800, 2800, 10)  # 10,068,410 weights
@@ -34,6 +36,38 @@ def seconds(backend: Torch, call: Callable, times: int = 1) -> float:
         call()
     wait()
     return (time.perf_counter() - start) / times
+
+
+def same_bits() -> bool:
+    """Return whether the kernels that are used give the bits of the plain operations."""
+    torch = Torch("cuda").xp
+    torch.manual_seed(0)
+    bits = torch.randint(-(2**62), 2**62, (300_000,), device="cuda")
+    state = torch.randint(0, 2**50, (300_000,), device="cuda")
+    amount = torch.randn(300_000, device="cuda", dtype=torch.float64)
+    for case in [(state, 58982, None), (state, 58982, amount), (None, None, amount)]:
+        arguments = bits, None, *case, 2.0**-52, torch.float32
+        for fast, plain in zip(arithmetic(bits), PLAIN, strict=True):
+            pairs = zip(fast(*arguments), plain(*arguments), strict=True)
+            if not all(torch.equal(a, b) for a, b in pairs if b is not None and b.ndim):
+                return False
+    return True
+
+
+def undone(optimizer) -> bool:
+    """Return whether 1,000 steps of a million weights come back; ReversalError otherwise."""
+    backend = Torch("cuda", "float32")
+    target = backend.xp.randn(1_000_000, device="cuda")
+    problem = Problem(
+        backend,
+        inner_loss=lambda w, hyper, t: ((w - target * (1 + t % 3)) ** 2).mean() * 1e5,
+        outer_loss=lambda w, hyper: (0 * w).sum() + hyper[0],
+        optimizer=optimizer,
+        initial=0 * target + 1,
+        steps=1000,
+    )
+    Reverse(Reversible())(problem, [1.0])
+    return True
 
 
 def bandwidth(device: str, count: int, times: int = 20) -> float:
@@ -78,6 +112,9 @@ def beyond_the_card() -> float:
 
 
 ROWS: dict[str, Callable] = {
+    "kernels give the plain bits": same_bits,
+    "1,000 steps of Momentum undone": lambda: undone(Momentum(0.1, 0.9)),
+    "1,000 steps of AdamW undone": lambda: undone(AdamW(1e-3)),
     "bandwidth of a multiplication over that of a copy": partial(bandwidth, "cuda", 10_000_000),
     "10 million weights, T = 200: reversible over stored seconds": partial(
         reversible_over_stored, Task(NET, 256, 200, "float32", "cuda")
