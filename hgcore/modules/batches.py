@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -73,7 +71,7 @@ class _Drawn:
         indices = np.arange(self.count) if t is None else self._indices(t)
         if isinstance(self.source, tuple):
             return _on(self.backend, tuple(array[indices] for array in self.source))
-        with _augmented((self.seed, 0 if t is None else t + 1)):
+        with drawn_from((self.seed, 0 if t is None else t + 1)):
             examples = [self.source[i] for i in indices.tolist()]
         return _on(self.backend, self.collate(examples))
 
@@ -84,20 +82,6 @@ class _Drawn:
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
         return order[place * self.size : (place + 1) * self.size]
-
-
-@contextlib.contextmanager
-def _augmented(seed: tuple) -> Iterator[None]:
-    """Draw the random numbers of torch, NumPy and `random` from `seed`."""
-    with drawn_from(seed):
-        states = random.getstate(), np.random.get_state()
-        try:
-            random.seed(str(seed))
-            np.random.seed(list(seed))
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 def _each(function: Callable, *batches):
