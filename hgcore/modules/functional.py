@@ -13,6 +13,7 @@ from hgcore.checks import second_derivatives
 from hgcore.layout import Layout
 
 _alone = threading.RLock()  # torch has one generator a device, for all threads
+_spare = []  # generators for NumPy's own draws, which are slow to make
 
 
 def functional(module) -> tuple:
@@ -314,13 +315,16 @@ def drawn_from(seed, device=None) -> Iterator[None]:
 
     cuda = device is not None and device.type == "cuda"
     with _alone, torch.random.fork_rng([device] if cuda else []):
-        states = random.getstate(), np.random.get_bit_generator()
+        state, own = random.getstate(), np.random.get_bit_generator()
+        spare = _spare.pop() if _spare else np.random.MT19937()
+        np.random.set_bit_generator(spare)  # 100 times faster than to save its state
         try:
             _seed(seed, device if cuda else None)
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_bit_generator(states[1])
+            random.setstate(state)
+            np.random.set_bit_generator(own)
+            _spare.append(spare)
 
 
 def _seed(seed, cuda=None) -> None:
@@ -335,7 +339,7 @@ def _seed(seed, cuda=None) -> None:
     if cuda:
         torch.cuda.default_generators[torch.device(cuda).index or 0].manual_seed(number)
     random.seed(number)
-    np.random.set_bit_generator(np.random.MT19937(sequence))
+    np.random.seed(number & 0xFFFFFFFF)
 
 
 def _generators(weights) -> tuple:
