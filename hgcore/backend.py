@@ -86,6 +86,13 @@ class Backend:
         (gradient, _), pull = self.vjp(lambda *at: self.slopes(f, at, 2), weights, hyper)
         return gradient, lambda *tangents: pull(tangents, only=0)  # H is symmetric
 
+    def strangers(self, f, *args) -> int:
+        """Return how many tensors beside `args` the scalar f(*args) has, or could have, slopes by.
+
+        The parameters of a torch module that was called itself.
+        """
+        return 0
+
     def evaluate(self, f, *args):
         """Return f(*args) without a graph."""
         return f(*args)

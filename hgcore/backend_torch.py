@@ -82,6 +82,11 @@ class Torch(Backend):
         value = self._loss(f, leaves)
         return value.detach(), *self._grad((value,), leaves)
 
+    def strangers(self, f, *args) -> int:
+        args = [x.detach().requires_grad_() for x in args]
+        found = second_derivatives.leaves(self._loss(f, args))
+        return len({id(x) for x in found} - {id(x) for x in args})
+
     def slopes(self, f, args, count: int) -> tuple:
         value = self._loss(f, args)
         second_derivatives.require_right_twice(value)

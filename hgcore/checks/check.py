@@ -29,6 +29,10 @@ _CUT = (
     "float(), .item(), .detach() or a NumPy function cuts a hyperparameter off; compute with"
     " backend.xp"
 )
+_STRANGERS = (
+    "which stay as they are: use the weights and function of hg.nets.functional, not the module and"
+    " its parameters (a net that is not trained here: requires_grad_(False))"
+)
 _RUN = "the steps amplify rounding: lower the rate, or use float64"
 
 
@@ -93,6 +97,7 @@ class _Examination:
             yield from self._inner(weights, t)
             yield from self._outer(weights)
             yield from self._run()
+            yield from self._strangers(weights, t)
 
     def _gradient(self, weights, hyper, t):
         return self.problem.objective(hyper).gradient(weights, t)
@@ -123,6 +128,14 @@ class _Examination:
         yield self._compared("outer d/dw", line, by_weights @ dw, _GRADIENT)
         line = lambda e: self._outer_loss(weights, hyper + e * dh)  # noqa: E731
         yield self._compared("outer d/dhyper", line, by_hyper @ dh, _CUT)
+
+    def _strangers(self, weights, t) -> Iterator[Finding]:
+        """Yield notes on losses of what neither weights nor hyper can change."""
+        inner = lambda w, h: self.problem.inner_loss(w, h, t)  # noqa: E731
+        for name, loss in (("inner_loss", inner), ("outer_loss", self.problem.outer_loss)):
+            if count := self.problem.backend.strangers(loss, weights, self.hyper):
+                words = f"uses {count} other tensors that require a gradient, {_STRANGERS}"
+                yield Finding("note", name, words)
 
     def _outer_loss(self, weights, hyper):
         return self.problem.backend.evaluate(self.problem.outer_loss, weights, hyper)

@@ -8,6 +8,7 @@ tests/core/test_second_derivatives.py compares both lists with finite difference
 import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -125,15 +126,23 @@ def fault(outputs) -> str | None:
 
     Looks at each operation in their graph, at most 1 microsecond for one.
     """
+    return next(filter(None, (_fault_of(type(node)) for node in _nodes(outputs))), None)
+
+
+def leaves(output) -> list:
+    """Return the tensors that require a gradient and that `output` was computed from."""
+    return [node.variable for node in _nodes((output,)) if hasattr(node, "variable")]
+
+
+def _nodes(outputs) -> Iterator:
+    """Yield each operation in the graph of `outputs`."""
     nodes, seen = [y.grad_fn for y in outputs], {None}
     while nodes:
         node = nodes.pop()
         if node not in seen:
-            if (why := _fault_of(type(node))) is not None:
-                return why
+            yield node
             seen.add(node)
             nodes.extend(before for before, _ in node.next_functions)
-    return None
 
 
 def require_right_twice(output) -> None:

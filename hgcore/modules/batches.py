@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from numbers import Integral
 
 import numpy as np
 
+from hgcore.arrays import namespace
 from hgcore.modules.functional import drawn_from
 
 
@@ -26,8 +26,9 @@ def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callab
 
     source: a tuple of arrays, examples along the first axis; a Dataset (__len__, __getitem__); or a
     DataLoader, whose batch_size, collate_fn, drop_last and shuffle are used. Each epoch has its own
-    order, from (seed, epoch). What the examples draw themselves (augmentations by torch, NumPy or
-    random) comes from (seed, t). t = None: all examples, in order. backend: as in `keep`.
+    order, from (seed, epoch). What the examples and collate_fn draw themselves (augmentations by
+    torch, NumPy or random) comes from (seed, t). t = None: all examples, in order. backend: as in
+    `keep`.
     """
     return _Drawn(source, size, seed, backend)
 
@@ -39,10 +40,8 @@ class _Kept:
         self.batches = batches
 
     def __call__(self, t):
-        import torch
-
         if t is None:
-            return _each(lambda *parts: torch.cat(parts), *self.batches)
+            return _each(_joined, *self.batches)
         return self.batches[t % len(self.batches)]
 
 
@@ -51,31 +50,32 @@ class _Drawn:
         from torch.utils import data
 
         self.seed, self.backend, self.shuffle, self.drop_last = seed, backend, True, False
+        self.collate, loader = data.default_collate, None
         if isinstance(source, data.DataLoader):
-            if isinstance(source.dataset, data.IterableDataset):
-                raise ValueError("draw needs a data set with an index; use keep for a stream")
-            if type(source.sampler) not in (data.RandomSampler, data.SequentialSampler):
-                kind = type(source.sampler).__name__
-                raise ValueError(f"draw has its own order and cannot follow {kind}; use keep")
-            self.shuffle = isinstance(source.sampler, data.RandomSampler)
-            self.drop_last, size = source.drop_last, size or source.batch_size
-            source, self.collate = source.dataset, source.collate_fn
-        else:
-            self.collate = data.default_collate
-        self.source, self.size = source, size
+            source, loader = source.dataset, source
+        if isinstance(source, data.IterableDataset) or not hasattr(source, "__getitem__"):
+            raise ValueError("draw needs a data set with an index; use keep for a stream")
         self.count = len(source[0]) if isinstance(source, tuple) else len(source)
         if isinstance(source, tuple) and len({len(array) for array in source}) > 1:
             raise ValueError(f"arrays must have one length, got {[len(a) for a in source]}")
-        if not isinstance(size, int) or not 1 <= size <= self.count:
+        if loader is not None:
+            _require_plain_order(loader)
+            self.shuffle = isinstance(loader.sampler, data.RandomSampler)
+            self.drop_last, self.collate = loader.drop_last, loader.collate_fn
+            if size is None:  # the only batch of an epoch may be one that is not full
+                most = loader.batch_size if self.drop_last else self.count
+                size = min(loader.batch_size, most)
+        if not isinstance(size, Integral) or not 1 <= size <= self.count:
             raise ValueError(f"size must lie in 1..{self.count}, the examples, got {size}")
+        self.source, self.size = source, size
 
     def __call__(self, t):
         indices = np.arange(self.count) if t is None else self._indices(t)
         if isinstance(self.source, tuple):
             return _on(self.backend, tuple(array[indices] for array in self.source))
-        with _augmented((self.seed, 0 if t is None else t + 1)):
-            examples = [self.source[i] for i in indices.tolist()]
-        return _on(self.backend, self.collate(examples))
+        with drawn_from((self.seed, 0 if t is None else t + 1)):
+            batch = self.collate([self.source[i] for i in indices.tolist()])
+        return _on(self.backend, batch)
 
     def _indices(self, t: int) -> np.ndarray:
         """Return the examples of step t (size,), fewer at the end of an epoch unless dropped."""
@@ -86,18 +86,29 @@ class _Drawn:
         return order[place * self.size : (place + 1) * self.size]
 
 
-@contextlib.contextmanager
-def _augmented(seed: tuple) -> Iterator[None]:
-    """Draw the random numbers of torch, NumPy and `random` from `seed`."""
-    with drawn_from(seed):
-        states = random.getstate(), np.random.get_state()
-        try:
-            random.seed(str(seed))
-            np.random.seed(list(seed))
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+def _require_plain_order(loader) -> None:
+    """Raise ValueError unless a DataLoader takes each example once an epoch, shuffled or not."""
+    from torch.utils import data
+
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if loader.batch_size is None:  # what a DataLoader with another one has
+        kind = "batch_size=None" if batches is None else type(batches).__name__
+    elif type(sampler) not in (data.RandomSampler, data.SequentialSampler):
+        kind = type(sampler).__name__
+    elif getattr(sampler, "replacement", False) or len(sampler) != len(loader.dataset):
+        kind = "RandomSampler with replacement or num_samples"
+    else:
+        return
+    raise ValueError(f"draw has its own order and cannot follow {kind}; use keep")
+
+
+def _joined(*parts):
+    """Return the parts of all batches as one, joined along the examples."""
+    xp = namespace(parts[0])
+    if not hasattr(parts[0], "shape"):
+        kind = type(parts[0]).__name__
+        raise TypeError(f"t = None joins batches of tensors, got {kind}: leave it out of the batch")
+    return xp.concatenate(parts)
 
 
 def _each(function: Callable, *batches):
@@ -106,7 +117,8 @@ def _each(function: Callable, *batches):
     if isinstance(first, dict):
         return {name: _each(function, *(b[name] for b in batches)) for name in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_each(function, *parts) for parts in zip(*batches, strict=True))
+        parts = [_each(function, *parts) for parts in zip(*batches, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return function(*batches)
 
 
@@ -116,6 +128,8 @@ def _on(backend, batch):
         return batch
 
     def converted(part):
+        if not hasattr(part, "dtype"):  # a name, a number
+            return part
         if part.is_floating_point() if hasattr(part, "detach") else part.dtype.kind == "f":
             return backend.array(part)
         return backend.xp.asarray(part, device=backend.device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
@@ -12,6 +13,7 @@ from hgcore.checks import second_derivatives
 from hgcore.layout import Layout
 
 _alone = threading.RLock()  # torch has one generator a device, for all threads
+_spare = []  # generators for NumPy's own draws, which are slow to make
 
 
 def functional(module) -> tuple:
@@ -29,6 +31,7 @@ class ModuleFunction:
     move, see `evaluation`. Dropout and noise are drawn from `seed`, whole numbers such as (t,).
     Attention uses torch's plain kernel, and recurrent nets do without cuDNN: the others have no
     second derivatives.
+    What a call keeps on the module (a hidden state, an auxiliary loss) is lost: return it instead.
     Raises ValueError where the copy would not give what the module gives (parameters with hooks, a
     function that keeps the module itself), for draws without a seed, for buffers that move, and
     after train() or eval() changed the mode.
@@ -48,7 +51,8 @@ class ModuleFunction:
         """Return the module's parameters as one vector (n,)."""
         import torch
 
-        return torch.cat([_as_real(p).detach().reshape(-1) for p in self.trained.values()])
+        with _alone:
+            return torch.cat([_as_real(p).detach().reshape(-1) for p in self.trained.values()])
 
     def __call__(self, weights, *inputs, seed=None, **named):
         import torch
@@ -59,20 +63,22 @@ class ModuleFunction:
             state = self._parameters(weights)
             state |= {name: b.clone() for name, b in self.module.named_buffers()}
             return torch.func.functional_call(self.module, state, inputs, named)
+        if not isinstance(weights, torch.Tensor):
+            raise TypeError(f"weights must be a tensor (n,), got {type(weights).__name__}")
         if self.modes != [part.training for part in self.parts]:
             kind = type(self.module).__name__
             raise ValueError(f"{kind}: train() or eval() changed the mode; call functional again")
         with self._settings(weights, seed) as run:
             if (seed is None) not in self.examined:
-                self._examine(weights, inputs, named, seed, run)
+                self._examine(self._moved(weights), inputs, named, seed, run)
                 self.examined.add(seed is None)
             return run(self._copy(weights), *inputs, **named)
 
     def evaluation(self, weights, batches: Iterable[tuple]) -> "ModuleFunction":
         """Return the function of the module in evaluation mode: no dropout, fixed statistics.
 
-        They are the means over `batches` (tuples of inputs) at `weights`. The module stays as it
-        is.
+        They are the means over `batches` (tuples of inputs, without labels) at `weights`. The
+        module stays as it is.
         """
         import torch
 
@@ -85,6 +91,9 @@ class ModuleFunction:
             for count, batch in enumerate(batches, start=1):
                 for layer in layers:
                     layer.train().momentum = 1 / count  # a cumulative mean
+                if not isinstance(batch, (tuple, list)):
+                    what = type(batch).__name__
+                    raise TypeError(f"batches must be tuples of inputs such as (x,), got {what}")
                 module(*batch)
         return ModuleFunction(module.eval())
 
@@ -110,6 +119,7 @@ class ModuleFunction:
                 own = vars(copies[id(part)])
                 own |= vars(part)
                 own |= {name: _replaced(own[name], known) for name in links}
+                own["_buffers"] = own["_buffers"].copy()
                 if part.training and _tracks_statistics(part):
                     own |= {"track_running_stats": False, "running_mean": None, "running_var": None}
                     own["_buffers"] = {}
@@ -134,35 +144,80 @@ class ModuleFunction:
                 settings.enter_context(drawn_from(seed, weights.device))
             yield run
 
-    def _examine(self, weights, inputs, named, seed, run: Callable) -> None:
-        """Raise ValueError unless a copy gives what the module gives, and leaves it as it was.
+    def _moved(self, weights):
+        """Return other weights than those of the module, which a function of it may have kept."""
+        initial = self.initial_weights()
+        kind = {"dtype": weights.dtype, "device": weights.device}
+        return (1.01 * initial + 0.001).to(**kind)
 
-        Elsewhere than at the weights of the module, which a function may have kept.
-        """
+    def _examine(self, weights, inputs, named, seed, run: Callable) -> None:
+        """Raise ValueError unless a copy gives what the module gives, and leaves it as it was."""
         import torch
 
         buffers = dict(self.module.named_buffers())
-        versions = [buffer._version for buffer in buffers.values()]
+        self._require_precision(weights, buffers.values())
         with torch.no_grad(), _alone:
-            moved = 1.01 * weights.detach() + 0.001
-            state = self._parameters(moved) | {k: b.clone() for k, b in buffers.items()}
-            expected = run(torch.func.functional_call, self.module, state, inputs, named)
-            generator, module = _generator_state(weights), self._copy(moved)
-            output = run(module, *inputs, **named)
-            drew = seed is None and not torch.equal(generator, _generator_state(weights))
-        moves = [k for k, b in module.named_buffers() if b is not buffers[k]]
-        moves += [k for (k, b), v in zip(buffers.items(), versions, strict=True) if b._version != v]
-        if drew:
-            why = (
-                "draws random numbers (dropout, noise): give its function seed=(t,), or call eval()"
-            )
-        elif moves:
-            why = f"changes its buffer {moves[0]!r} in a call: call eval()"
-        elif not _alike(output, expected):
-            why = "keeps a function of itself, such as a lambda made in __init__: make it a method"
-        else:
-            return
+            with self._at(weights):
+                state = {name: b.clone() for name, b in buffers.items()}
+                expected = run(torch.func.functional_call, self.module, state, inputs, named)
+            versions = [buffer._version for buffer in buffers.values()]
+            before = _generators(weights)
+            copied = self._copy(weights)
+            output = run(copied, *inputs, **named)
+            drew = seed is None and before != _generators(weights)
+            saved, own = self.module.state_dict().keys(), dict(copied.named_buffers())
+            moves = [k for k, b in buffers.items() if own.get(k, b) is not b and k in saved]
+            pairs = zip(buffers.items(), versions, strict=True)
+            moves += [name for (name, b), version in pairs if b._version != version]
+            if drew:
+                why = (
+                    "draws random numbers (dropout, noise): give its function seed=(t,), or call"
+                    " eval()"
+                )
+            elif moves:
+                why = f"changes its buffer {moves[0]!r} in a call: call eval()"
+            elif _alike(output, expected):
+                return
+            elif not _alike(output, run(self._copy(weights), *inputs, **named)):
+                why = (
+                    "gives another output when it is called again: remove the state or the random"
+                    " generator that it keeps"
+                )
+            else:
+                why = (
+                    "keeps a function of itself, such as a lambda or partial made in __init__, or"
+                    " an object that holds its weights: make it a method"
+                )
         raise ValueError(f"{type(self.module).__name__} {why} before functional")
+
+    def _require_precision(self, weights, buffers: Iterable) -> None:
+        """Raise TypeError if what is not trained has another precision than `weights`."""
+        own = self.initial_weights().dtype
+        fixed = [p for p in self.module.parameters() if not p.requires_grad]
+        if own != weights.dtype and any(x.dtype == own for x in (*fixed, *buffers)):
+            raise TypeError(
+                f"buffers or frozen parameters of {type(self.module).__name__} are {own}, the"
+                f" weights {weights.dtype}: call module.to({weights.dtype}) before functional, or"
+                " give the backend the module's dtype"
+            )
+
+    @contextlib.contextmanager
+    def _at(self, weights) -> Iterator[None]:
+        """Give the module itself these weights, in place, and what it had afterwards."""
+        attributes = [vars(part) | {"_buffers": part._buffers.copy()} for part in self.parts]
+        given = {name: (p.data, p.data.clone()) for name, p in self.trained.items()}
+        try:
+            for name, block in self._parameters(weights).items():
+                p = self.trained[name].data
+                alike = p.dtype == block.dtype and p.device == block.device
+                self.trained[name].data = p.copy_(block) if alike else block
+            yield
+        finally:
+            for name, (own, values) in given.items():
+                self.trained[name].data = own.copy_(values)
+            for part, kept in zip(self.parts, attributes, strict=True):
+                vars(part).clear()
+                vars(part).update(kept)
 
 
 def _require_plain(module) -> None:
@@ -231,15 +286,18 @@ def _tracks_statistics(part) -> bool:
 
 
 def _refers(x, known: set) -> bool:
-    """Whether an attribute is, or directly holds, one of the objects with ids `known`."""
-    held = x.values() if isinstance(x, dict) else x if type(x) in (list, tuple) else [x]
-    return any(id(getattr(one, "__self__", one)) in known for one in held)
+    """Whether an attribute is, or holds, one of the objects with ids `known`."""
+    if isinstance(x, dict) or type(x) in (list, tuple):
+        return any(_refers(one, known) for one in (x.values() if isinstance(x, dict) else x))
+    return id(getattr(x, "__self__", x)) in known
 
 
 def _replaced(x, known: dict):
     """Return an attribute with the objects in `known`, by id, replaced."""
     if isinstance(x, dict):
-        return {name: _replaced(one, known) for name, one in x.items()}
+        copied = copy.copy(x)  # an OrderedDict stays one
+        copied.update((name, _replaced(one, known)) for name, one in x.items())
+        return copied
     if type(x) in (list, tuple):
         return type(x)(_replaced(one, known) for one in x)
     if isinstance(x, MethodType):
@@ -249,31 +307,49 @@ def _replaced(x, known: dict):
 
 @contextlib.contextmanager
 def drawn_from(seed, device=None) -> Iterator[None]:
-    """Draw torch's random numbers from whole numbers such as (k, t), one thread at a time."""
+    """Draw the random numbers of torch, NumPy and `random` from whole numbers such as (k, t).
+
+    One thread at a time.
+    """
     import torch
 
     cuda = device is not None and device.type == "cuda"
     with _alone, torch.random.fork_rng([device] if cuda else []):
-        _seed(seed, device if cuda else None)
-        yield
+        state, own = random.getstate(), np.random.get_bit_generator()
+        spare = _spare.pop() if _spare else np.random.MT19937()
+        np.random.set_bit_generator(spare)  # 100 times faster than to save its state
+        try:
+            _seed(seed, device if cuda else None)
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_bit_generator(own)
+            _spare.append(spare)
 
 
 def _seed(seed, cuda=None) -> None:
     import torch
 
     try:
-        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) >> 1
+        sequence = np.random.SeedSequence(seed)
     except (TypeError, ValueError) as error:
         raise ValueError(f"seed must be whole numbers >= 0 such as (t,), got {seed!r}") from error
+    number = int(sequence.generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(number)  # torch.manual_seed looks for devices first
     if cuda:
         torch.cuda.default_generators[torch.device(cuda).index or 0].manual_seed(number)
+    random.seed(number)
+    np.random.seed(number & 0xFFFFFFFF)
 
 
-def _generator_state(weights):
+def _generators(weights) -> tuple:
+    """Return the states of the generators that `drawn_from` seeds."""
     import torch
 
-    return torch.cuda.get_rng_state(weights.device) if weights.is_cuda else torch.get_rng_state()
+    cuda = weights.is_cuda
+    state = torch.cuda.get_rng_state(weights.device) if cuda else torch.get_rng_state()
+    numpy = np.random.get_state()
+    return state.numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2:]
 
 
 def _alike(a, b) -> bool:
@@ -281,9 +357,19 @@ def _alike(a, b) -> bool:
     import torch
 
     if isinstance(a, torch.Tensor):
+        a, b = map(_unwrapped, (a, b))
         return torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
     if isinstance(a, dict):
         return all(_alike(a[name], b[name]) for name in a)
     if isinstance(a, (list, tuple)):
         return all(map(_alike, a, b))
     return True
+
+
+def _unwrapped(x):
+    """Return a tensor without its wrappers in torch.func, which cannot answer yes or no."""
+    from torch._C import _functorch
+
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -72,6 +73,32 @@ def test_batches_get_the_precision_of_the_backend():
         assert batch["inputs"].dtype == torch.float64 and batch["labels"].dtype == torch.int64
 
 
+class Batch(NamedTuple):
+    inputs: torch.Tensor
+    names: list
+
+
+def mixed(examples):
+    """Mix-up: draws in the collate_fn."""
+    inputs = torch.stack([example["inputs"] for example in examples])
+    return Batch(inputs + np.random.beta(1.0, 1.0) * inputs.flip(0), ["name"] * len(examples))
+
+
+def test_batches_of_other_kinds():
+    """Named tuples, strings, draws in collate_fn, large seeds, fewer examples than a batch."""
+    drawn = hg.batches.draw(
+        loader(collate_fn=mixed), size=np.int64(3), seed=2**40, backend=hg.Torch()
+    )
+    first, again = drawn(0), drawn(0)
+    assert torch.equal(first.inputs, again.inputs) and first.names == ["name"] * 3
+    assert len(hg.batches.draw(data.DataLoader(Augmented(), 99))(4)["labels"]) == 10
+    kept = hg.batches.keep([Batch(INPUTS, ["name"])] * 2)
+    with pytest.raises(TypeError, match="joins batches of tensors, got str"):
+        kept(None)
+    kept = hg.batches.keep([Batch(INPUTS.numpy(), LABELS)] * 2)
+    assert kept(None).inputs.shape == (20,)
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -82,6 +109,17 @@ def test_batches_get_the_precision_of_the_backend():
             lambda: hg.batches.draw(loader(sampler=data.WeightedRandomSampler([1.0], 10))),
             "cannot follow WeightedRandomSampler; use keep",
         ),
+        (
+            lambda: hg.batches.draw(loader(sampler=data.RandomSampler(Augmented(), True))),
+            "cannot follow RandomSampler with replacement",
+        ),
+        (
+            lambda: hg.batches.draw(data.DataLoader(Augmented(), batch_sampler=[[0, 1], [2]])),
+            "cannot follow list; use keep",
+        ),
+        (lambda: hg.batches.draw(data.DataLoader(Augmented(), batch_size=None)), "batch_size=None"),
+        (lambda: hg.batches.draw(data.DataLoader(Augmented(), 11, drop_last=True)), "got 11"),
+        (lambda: hg.batches.draw(data.ChainDataset([]), 2), "use keep for a stream"),
     ],
 )
 def test_draw_refuses(make, words):

@@ -1,6 +1,9 @@
 """Torch modules as functions: batch statistics, seeds, copies, and what is refused."""
 
+import functools
 import pickle
+import random
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import catalogue
@@ -246,8 +249,26 @@ class Counting(nn.Linear):
 
 
 class Noise(nn.Module):
+    def __init__(self, draw=lambda: torch.randn(())):
+        super().__init__()
+        self.draw = draw
+
     def forward(self, x):
-        return x + torch.randn_like(x)
+        return x + float(self.draw())
+
+
+def own_generator():
+    generator = torch.Generator()
+    return Noise(lambda: torch.randn((), generator=generator))
+
+
+class Partial(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+        self.function = functools.partial(F.linear, weight=self.weight)
+
+    def forward(self, x):
+        return self.function(x)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +281,10 @@ class Noise(nn.Module):
         (lambda: parametrizations.spectral_norm(nn.Linear(3, 3)), "changes its buffer"),
         (lambda: nn.Dropout(0.1), "draws random numbers"),
         (Noise, "draws random numbers"),
+        (lambda: Noise(random.random), "draws random numbers"),
+        (lambda: Noise(np.random.rand), "draws random numbers"),
+        (own_generator, "gives another output when it is called again"),
+        (Partial, "keeps a function of itself"),
         (nn.RReLU, "draws random numbers"),
     ],
 )
@@ -268,6 +293,109 @@ def test_first_call_refuses(make, words):
     weights, net = functional(nn.Sequential(nn.Linear(3, 3), make()))
     with pytest.raises(ValueError, match=f"Sequential {words}"):
         net(weights, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_seed_of_other_generators(draw):
+    """Stochastic depth often draws from `random` or NumPy; the process's draws go on as before."""
+    weights, net = functional(nn.Sequential(nn.Linear(3, 3), Noise(draw)))
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    first, again, other = (net(weights, torch.ones(2, 3), seed=(t,)) for t in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert state == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+class Nested(nn.Module):
+    """Layers and weights held by containers of the module, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.stages, self.weights = {"first": [(self.layer,)]}, [self.layer.weight]
+        self.named = OrderedDict(layer=self.layer)
+
+    def forward(self, x):
+        self.named.move_to_end("layer")
+        return self.stages["first"][0][0](x) + self.named["layer"](x) @ self.weights[0]
+
+
+def test_layers_in_containers():
+    module = Nested()
+    weights, net = functional(module)
+    found = net(2 * weights, torch.ones(2, 3))
+    with torch.no_grad():
+        for p in module.parameters():
+            p *= 2
+    assert torch.equal(found, module(torch.ones(2, 3)))
+
+
+class Keeping(nn.Linear):
+    """Keeps its scaled weights, as some do until the mode changes, and an auxiliary loss."""
+
+    scaled = auxiliary = None
+
+    def forward(self, x):
+        if self.scaled is None:
+            self.scaled = self.weight / self.weight.norm()
+        self.auxiliary = self.weight.square().mean()
+        return F.linear(x, self.scaled)
+
+
+def test_calls_leave_nothing_on_the_module():
+    module = Keeping(3, 3)
+    weights, net = functional(module)
+    found = [net(scale * weights, torch.eye(3)) for scale in (1, -1)]
+    assert torch.equal(found[0], -found[1])
+    assert module.scaled is None and module.auxiliary is None
+    assert torch.equal(weights, functional(module)[0])
+
+
+class Rotary(nn.Linear):
+    """Makes its table, a buffer that is not saved, again for longer inputs."""
+
+    def __init__(self, early):
+        super().__init__(3, 3)
+        self.length = 0
+        if early:
+            self.register_buffer("table", torch.ones(1, 1), persistent=False)
+
+    def forward(self, x):
+        if len(x) > self.length:
+            self.length, table = len(x), torch.cos(torch.arange(len(x)))[:, None]
+            self.register_buffer("table", table, persistent=False)
+        return super().forward(x) * self.table[: len(x)]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_buffers_made_in_a_call(early):
+    module = Rotary(early)
+    weights, net = functional(module)
+    names = [name for name, _ in module.named_buffers()]
+    for length in (2, 5, 3):
+        assert net(weights, torch.ones(length, 3)).shape == (length, 3)
+    assert [name for name, _ in module.named_buffers()] == names
+    assert torch.equal(net(weights, torch.ones(4, 3)), module(torch.ones(4, 3)))
+
+
+def test_calls_of_the_wrong_form():
+    weights, net = functional(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(TypeError, match=r"are torch.float32, the weights torch.float64: call mod"):
+        net(weights.double(), torch.ones(2, 3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"weights must be a tensor \(n,\), got ndarray"):
+        net(weights.numpy(), torch.ones(2, 3))
+    with pytest.raises(TypeError, match=r"tuples of inputs such as \(x,\), got Tensor"):
+        net.evaluation(weights, [torch.ones(2, 3)])
+
+
+def test_vmap_of_examples_and_weights():
+    """Also on the first call, which is compared with the module."""
+    inputs, scales = randn(4, 3), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    weights, net = functional(nn.Linear(3, 3).double())
+    each = torch.func.vmap(lambda x: net(weights, x))(inputs)
+    assert torch.allclose(each, net(weights, inputs), rtol=1e-12)
+    weights, net = functional(nn.Linear(3, 3).double())
+    each = torch.func.vmap(lambda scale: net(scale * weights, inputs))(scales)
+    assert torch.allclose(each[1], net(2 * weights, inputs), rtol=1e-12)
 
 
 def hooked(kind):
