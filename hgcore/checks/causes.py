@@ -49,13 +49,15 @@ def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None
     """Raise ValueError if a function changes with a hyperparameter but passes no derivative on.
 
     Losses are looked at where the hypergradient `grad` (m,) is zero, also for the weights.
-    inner_batches: those of Implicit, which does not differentiate training.
+    inner_batches: those of Implicit, which does not differentiate training, and costs so little
+    that only a hypergradient of zeros is worth a look.
     """
     functions = problem.functions_of_hyper() if inner_batches is None else {}
     for name, f in functions.items():
         (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
         _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0])
-    if not bool((grad == 0).any()) or not problem.steps:
+    idle = (grad == 0).any() if inner_batches is None else (grad == 0).all()
+    if not bool(idle) or not problem.steps:
         return
     weights, t = problem.initial_state(hyper)[0], 0 if inner_batches is None else inner_batches[0]
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)

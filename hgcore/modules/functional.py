@@ -129,7 +129,6 @@ class ModuleFunction:
     def _settings(self, weights, seed) -> Iterator[Callable]:
         """Select kernels with second derivatives; yield (module, *inputs) -> output."""
         import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
 
         def run(module, *inputs, **named):
             if seed is not None:
@@ -137,7 +136,7 @@ class ModuleFunction:
             return module(*inputs, **named)
 
         with contextlib.ExitStack() as settings:
-            settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+            settings.enter_context(_plain_attention())
             if weights.is_cuda and any(isinstance(part, torch.nn.RNNBase) for part in self.parts):
                 settings.enter_context(torch.backends.cudnn.flags(enabled=False))
             if seed is not None:
@@ -303,6 +302,28 @@ def _replaced(x, known: dict):
     if isinstance(x, MethodType):
         return MethodType(x.__func__, known.get(id(x.__self__), x.__self__))
     return known.get(id(x), x)
+
+
+_attention = contextlib.ExitStack()  # torch's choice of kernels, one for all threads
+_callers: list[int] = []  # the calls that need the plain kernel
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Select the kernel of attention that has a second derivative, until the last call is done."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with _alone:
+        if not _callers:
+            _attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _callers.append(1)
+    try:
+        yield
+    finally:
+        with _alone:
+            _callers.pop()
+            if not _callers:
+                _attention.close()
 
 
 @contextlib.contextmanager

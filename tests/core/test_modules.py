@@ -448,3 +448,13 @@ def test_change_of_mode_is_noticed():
     module.eval()
     with pytest.raises(ValueError, match="changed the mode; call functional again"):
         net(weights, torch.ones(2, 3))
+
+
+def test_threads_leave_the_kernels_of_attention():
+    """torch has one choice for all threads: calls that overlap must not leave theirs."""
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True).double()
+    weights, net = functional(layer)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: net(weights + i, randn(2, 3, 4)), range(40)))
+    assert before and torch.backends.cuda.flash_sdp_enabled()

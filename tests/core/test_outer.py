@@ -124,7 +124,7 @@ def test_loop_names_both_steps_of_divergence(name, step, backend):
     with pytest.raises(hg.Diverged, match=f"outer step 2: training diverged at step {step}:"):
         list(loop(steps=5))
     infinite = catalogue.bowl(backend, outer_loss=lambda w, h: xp.sum(xp.log(w - 100)))
-    with pytest.raises(hg.Diverged, match="outer step 0: the outer loss or the hypergradient"):
+    with pytest.raises(hg.Diverged, match="outer step 0: the outer loss (is nan|or the hyper)"):
         list(loops(backend, name, *infinite, optimizer=STILL)(steps=2))
 
 

@@ -87,7 +87,7 @@ def test_second_derivative_is_right_or_listed(name):
     expected = KINDS.get(limit, "right")
     assert found == expected, (
         f"torch {torch.__version__}: the second derivative of {name} is {found}, not {expected};"
-        " change the lists of hgcore/second_derivatives.py"
+        " change the lists of hgcore/checks/second_derivatives.py"
     )
     hvp = lambda: hg.Torch().linearize(loss, at, at[:1]).hvp(direction)  # noqa: E731
     if found == "right":
