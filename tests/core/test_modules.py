@@ -290,6 +290,7 @@ class Partial(nn.Linear):
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_first_call_refuses(make, words):
+    torch.manual_seed(0)  # RReLU draws for negative numbers only
     weights, net = functional(nn.Sequential(nn.Linear(3, 3), make()))
     with pytest.raises(ValueError, match=f"Sequential {words}"):
         net(weights, torch.ones(2, 3))
@@ -387,12 +388,15 @@ def test_calls_of_the_wrong_form():
         net.evaluation(weights, [torch.ones(2, 3)])
 
 
-def test_vmap_of_examples_and_weights():
-    """Also on the first call, which is compared with the module."""
+def test_transforms_of_torch():
+    """Of examples and weights."""
     inputs, scales = randn(4, 3), torch.tensor([1.0, 2.0], dtype=torch.float64)
     weights, net = functional(nn.Linear(3, 3).double())
     each = torch.func.vmap(lambda x: net(weights, x))(inputs)
     assert torch.allclose(each, net(weights, inputs), rtol=1e-12)
+    weights, net = functional(nn.Linear(3, 3).double())
+    slope = torch.func.grad(lambda w: net(w, inputs).square().sum())(weights)
+    assert torch.allclose(slope @ weights, 2 * net(weights, inputs).square().sum(), rtol=1e-12)
     weights, net = functional(nn.Linear(3, 3).double())
     each = torch.func.vmap(lambda scale: net(scale * weights, inputs))(scales)
     assert torch.allclose(each[1], net(2 * weights, inputs), rtol=1e-12)
