@@ -73,6 +73,7 @@ def test_pages_in_a_browser(site, browser):
         hostile = file.stem in ("00_tour", "RESULTS")
         errors.clear()
         page.goto(file.as_uri(), wait_until="load")
+        page.evaluate("window.MathJax?.startup?.promise")  # formulas are wide until it is done
         assert page.evaluate("window.planted") is None, file
         assert hostile or not errors, (file, errors)
         wide = page.evaluate("document.documentElement.scrollWidth")
