@@ -27,8 +27,9 @@ _TWICE = (
 )
 _CUT = (
     "float(), .item(), .detach() or a NumPy function cuts a hyperparameter off; compute with"
-    " backend.xp"
+    " backend.xp (at a kink, such as the bound of a clamp, check beside it)"
 )
+_EDGE = "differences are not finite so near the end of a logarithm or root; check farther from it"
 _STRANGERS = (
     "which stay as they are: use the weights and function of hg.nets.functional, not the module and"
     " its parameters (a net that is not trained here: requires_grad_(False))"
@@ -204,6 +205,8 @@ class _Examination:
                 words = f"{_norm(expected):.3g}, differences agree to {gap:.0e}"
                 return Finding("ok", subject, words)
             first = False
+        if not np.isfinite(size):
+            return Finding("note", subject, f"{_norm(expected):.3g}, not compared: {_EDGE}")
         words = f"{_norm(expected):.6g}, but {_norm(slope):.6g} by differences: {why}"
         return Finding("WRONG", subject, words)
 

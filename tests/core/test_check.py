@@ -35,6 +35,34 @@ def test_check_names_idle_hyperparameters(backend):
     assert report.ok and "note  hyper[2]: no effect within 6 steps" in str(report)
 
 
+def test_check_notes_differences_that_are_not_finite():
+    """At 1e-8 of a root, every step is too long."""
+    change = {"inner_loss": lambda w, h, t: (w * w).sum() * (1 + h[0].sqrt())}
+    problem, _ = catalogue.bowl(hg.Torch(), **change)
+    report = hg.check(problem, [1e-9, 0.3])
+    assert report.ok and "not compared: differences are not finite" in str(report)
+
+
+@pytest.mark.parametrize("name", ["inner_loss", "outer_loss"])
+def test_check_notes_what_is_not_trained(name):
+    """The module itself in place of its function."""
+    module = torch.nn.Linear(3, 1).double()
+    weights, net = hg.nets.functional(module)
+    inputs = torch.ones(2, 3, dtype=torch.float64)
+    losses = {
+        "inner_loss": lambda w, h, t: net(w, inputs).square().sum() + h[0] * (w @ w),
+        "outer_loss": lambda w, h: net(w, inputs).square().sum() + w.sum(),
+    }
+    problem = hg.Problem(
+        hg.Torch(), optimizer=hg.Momentum(0.1, 0.5), initial=weights, steps=2, **losses
+    )
+    assert "note" not in str(hg.check(problem, [0.1]))
+    given = losses[name]
+    losses[name] = lambda *args: given(*args) + module(inputs).square().sum()
+    report = hg.check(replace(problem, **losses), [0.1])
+    assert f"note  {name}: uses 2 other tensors that require a gradient" in str(report)
+
+
 def hooked(w, h, t):
     if w.requires_grad:
         w.register_hook(lambda g: g / 2)
