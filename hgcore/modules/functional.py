@@ -84,7 +84,9 @@ class ModuleFunction:
         """
         import torch
 
-        module = copy.deepcopy(self.module).eval()
+        attributes = (x for part in self.parts for x in vars(part).values())
+        computed = (x for x in attributes if isinstance(x, torch.Tensor) and x.grad_fn is not None)
+        module = copy.deepcopy(self.module, {id(x): x.detach() for x in computed}).eval()
         layers = [part for part in module.modules() if _tracks_statistics(part)]
         own = dict(module.named_parameters())
         with torch.no_grad():

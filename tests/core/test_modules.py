@@ -221,6 +221,8 @@ def test_pruned_and_pickled_modules():
     inputs = torch.ones(2, 4)
     assert torch.equal(net(2 * weights, inputs), 2 * module(inputs))
     assert torch.equal(copied(2 * weights, inputs), 2 * module(inputs))
+    tested = net.evaluation(weights, [(inputs,)])  # the pruned weights, which have a graph, too
+    assert torch.equal(tested(2 * weights, inputs), 2 * module(inputs))
 
 
 class Closure(nn.Linear):
