@@ -39,7 +39,7 @@ def run_all(
 
     out: the folder for figures/ and runs/, by default the repository `root`.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     given = {name: os.environ.get(name, threads) for name in THREADS[:3]}
     given |= {"HGCORE_ROOT": str(root), "HGCORE_OUT": str(out or root)}
     with _executor(workers, dask) as pool:
