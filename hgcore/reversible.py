@@ -65,7 +65,7 @@ class Reversible:
             name = type(problem.optimizer).__name__
             raise ValueError(
                 f"{name} cannot be run backwards with these settings: use Momentum, HeavyBall,"
-                " Adam, AdamW or RMSProp with momentum, or another strategy such as Checkpointed()"
+                " Adam, AdamW or RMSProp with decay=, or another strategy such as Checkpointed()"
             )
         backend, start = problem.backend, problem.initial_state(hyper)
         smallest, exact = problem.smallest_decays(hyper, start), self.begin(problem, start)

@@ -80,7 +80,8 @@ class ModuleFunction:
         """Return the function of the module in evaluation mode: no dropout, fixed statistics.
 
         They are the means over `batches` (tuples of inputs, without labels) at `weights`. The
-        module stays as it is.
+        module stays as it is. For tests, not for losses: raises ValueError if the statistics would
+        need a gradient.
         """
         import torch
 
@@ -88,6 +89,12 @@ class ModuleFunction:
         computed = (x for x in attributes if isinstance(x, torch.Tensor) and x.grad_fn is not None)
         module = copy.deepcopy(self.module, {id(x): x.detach() for x in computed}).eval()
         layers = [part for part in module.modules() if _tracks_statistics(part)]
+        if layers and weights.requires_grad:
+            raise ValueError(
+                "evaluation fixes the batch statistics, so a loss of it has a wrong gradient: test"
+                " trained weights with it; in a loss use the function itself, of a module whose"
+                " dropout layers are in eval()"
+            )
         own = dict(module.named_parameters())
         with torch.no_grad():
             for name, block in self._parameters(weights).items():
@@ -358,7 +365,8 @@ def _seed(seed, cuda=None) -> None:
     try:
         sequence = np.random.SeedSequence(seed)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"seed must be whole numbers >= 0 such as (t,), got {seed!r}") from error
+        what = f"seed must be whole numbers >= 0 such as (t,), got {seed!r}"
+        raise ValueError(f"{what}; for t=None take a fixed one") from error
     number = int(sequence.generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(number)  # torch.manual_seed looks for devices first
     if cuda:

@@ -184,6 +184,19 @@ def test_evaluation_uses_means_over_batches():
     assert module.training and not module[1].running_mean.any()
 
 
+def test_evaluation_in_a_loss_is_refused():
+    """Its statistics are constants, so the gradient of the loss would be wrong."""
+    weights, net = functional(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double())
+    inputs = randn(6, 4)
+    problem = hg.Problem(
+        hg.Torch(), lambda w, h, t: net(w, inputs).square().sum() * h[0],
+        lambda w, h: net.evaluation(w, [(inputs,)])(w, inputs).sum(), hg.Momentum(0.1, 0.9),
+        weights, 2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="evaluation fixes the batch statistics"):
+        hg.Reverse()(problem, [1.0])
+
+
 def test_seed_names_the_draws():
     """The same numbers give the same mask; other draws of the process are not disturbed."""
     weights, net = functional(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
