@@ -277,3 +277,38 @@ def test_coefficients_and_losses_of_the_wrong_form():
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             hg.Reverse()(*catalogue.bowl(hg.Torch(), inner_loss=lambda w, h, t, v=value: v))
+
+
+def test_check_of_many_hyperparameters_is_quick():
+    """Without exact reversal, too: not a tangent for each of them."""
+    layout = hg.Layout({"rate": (), "penalties": (20_000,)})
+
+    def inner_loss(w, h, t):
+        return ((w - 1) ** 2).sum() + layout.split(h)["penalties"] @ w**2 / 20_000
+
+    problem = hg.Problem(
+        hg.Torch(), inner_loss, lambda w, h: (w**3).sum(),
+        hg.GradientDescent(lambda h, t: 0.1 * layout.split(h)["rate"]),
+        torch.ones(20_000).double(), 3,
+    )  # fmt: skip
+    report = hg.check(problem, np.linspace(0.5, 1, 20_001))
+    assert report.ok and statuses(report)["Stored, Checkpointed"] == "ok"
+
+
+def test_check_reports_any_error_and_gradients_of_zero():
+    data = {0: 1.0}
+    lookup = {"inner_loss": lambda w, h, t: (w * w).sum() * data[t]}
+    assert "WRONG KeyError" in str(hg.check(*catalogue.bowl(hg.Torch(), **lookup)))
+    flat = {"inner_loss": lambda w, h, t: 0 * (w * w).sum() * h[0]}
+    assert hg.check(*catalogue.bowl(hg.Torch(), **flat)).ok
+
+
+def test_noise_of_kernels_is_no_derivative_cut_off():
+    """As of sums by atomic additions on a GPU: the last bits of a gradient differ."""
+    rng = np.random.default_rng(0)
+
+    def inner_loss(w, h, t):
+        return (w * w).sum() * (1 + 1e-15 * rng.standard_normal()) + 0 * h[0]
+
+    problem, _ = catalogue.bowl(hg.Torch(), inner_loss=inner_loss)
+    assert float(hg.Reverse()(problem, [0.1, 0.3, 1.0]).grad[2]) == 0
