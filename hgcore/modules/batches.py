@@ -8,7 +8,7 @@ from numbers import Integral
 import numpy as np
 
 from hgcore.arrays import namespace
-from hgcore.modules.functional import drawn_from
+from hgcore.modules.draws import drawn_from
 
 
 def keep(batches: Iterable, backend=None) -> Callable:

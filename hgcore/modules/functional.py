@@ -2,18 +2,12 @@
 
 import contextlib
 import copy
-import random
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 
-import numpy as np
-
-from hgcore.checks import second_derivatives
 from hgcore.layout import Layout
-
-_alone = threading.RLock()  # torch has one generator a device, for all threads
-_spare = []  # generators for NumPy's own draws, which are slow to make
+from hgcore.modules.draws import ALONE, drawn_from, generators, set_seed
+from hgcore.modules.refusals import as_real, require_plain
 
 
 def functional(module) -> tuple:
@@ -38,11 +32,11 @@ class ModuleFunction:
     """
 
     def __init__(self, module):
-        _require_plain(module)
+        require_plain(module)
         self.module, self.parts = module, list(module.modules())
         self.modes = [part.training for part in self.parts]
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.layout = Layout({name: tuple(_as_real(p).shape) for name, p in self.trained.items()})
+        self.layout = Layout({name: tuple(as_real(p).shape) for name, p in self.trained.items()})
         known = {id(x) for x in (*self.parts, *module.parameters())}
         self.links = [[k for k, x in vars(p).items() if _refers(x, known)] for p in self.parts]
         self.examined = set()  # whether the first call with a seed, and without, was compared
@@ -51,8 +45,8 @@ class ModuleFunction:
         """Return the module's parameters as one vector (n,)."""
         import torch
 
-        with _alone:
-            return torch.cat([_as_real(p).detach().reshape(-1) for p in self.trained.values()])
+        with ALONE:
+            return torch.cat([as_real(p).detach().reshape(-1) for p in self.trained.values()])
 
     def __call__(self, weights, *inputs, seed=None, **named):
         import torch
@@ -125,7 +119,7 @@ class ModuleFunction:
         views = self._parameters(weights)
         copies = {id(part): object.__new__(type(part)) for part in self.parts}
         known = copies | {id(p): views[name] for name, p in self.trained.items()}
-        with _alone:
+        with ALONE:
             for part, links in zip(self.parts, self.links, strict=True):
                 own = vars(copies[id(part)])
                 own |= vars(part)
@@ -143,7 +137,7 @@ class ModuleFunction:
 
         def run(module, *inputs, **named):
             if seed is not None:
-                _seed(seed, weights.device if weights.is_cuda else None)
+                set_seed(seed, weights.device if weights.is_cuda else None)
             return module(*inputs, **named)
 
         with contextlib.ExitStack() as settings:
@@ -166,15 +160,15 @@ class ModuleFunction:
 
         buffers = dict(self.module.named_buffers())
         self._require_precision(weights, buffers.values())
-        with torch.no_grad(), _alone:
+        with torch.no_grad(), ALONE:
             with self._at(weights):
                 state = {name: b.clone() for name, b in buffers.items()}
                 expected = run(torch.func.functional_call, self.module, state, inputs, named)
             versions = [buffer._version for buffer in buffers.values()]
-            before = _generators(weights)
+            before = generators(weights)
             copied = self._copy(weights)
             output = run(copied, *inputs, **named)
-            drew = seed is None and before != _generators(weights)
+            drew = seed is None and before != generators(weights)
             saved, own = self.module.state_dict().keys(), dict(copied.named_buffers())
             moves = [k for k, b in buffers.items() if own.get(k, b) is not b and k in saved]
             pairs = zip(buffers.items(), versions, strict=True)
@@ -230,66 +224,6 @@ class ModuleFunction:
                 vars(part).update(kept)
 
 
-def _require_plain(module) -> None:
-    """Raise unless `module` can be copied as it is, and torch differentiates it twice."""
-    import torch
-
-    kind = type(module).__name__
-    if isinstance(module, type) or not isinstance(module, torch.nn.Module):
-        raise TypeError(f"functional takes a torch.nn.Module, got {kind}")
-    for name, part in module.named_modules():
-        if (why := _fault(part)) is not None:
-            raise ValueError(f"module {name or kind!r} ({type(part).__name__}) {why}")
-    for name, p in module.named_parameters():
-        if isinstance(p, torch.nn.parameter.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} has no shape yet: call the module once before")
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
-            raise ValueError(
-                f"parameter {name!r} has a hook, which its copies lose: remove it, and clip with"
-                " the optimizer's clip=, mask in the module or the loss"
-            )
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(f"{kind} has no parameters to train (requires_grad)")
-    kinds = sorted({str(_as_real(p).dtype).removeprefix("torch.") for p in trained})
-    if kinds not in (["float32"], ["float64"]):
-        what = f"{kind} has parameters of {' and '.join(kinds)}"
-        raise TypeError(f"{what}; use one of float32 and float64, by module.to(torch.float64)")
-
-
-def _fault(part) -> str | None:
-    """Return why a part of a module cannot be used, None if it can."""
-    import torch
-
-    if isinstance(part, torch.jit.ScriptModule):
-        return "is a script, which cannot be copied; pass the module itself"
-    if isinstance(part, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
-        return "spreads another module over devices; pass that one, its .module"
-    if part._backward_hooks or part._backward_pre_hooks:
-        return "has a backward hook, so that its gradient is not that of the loss; remove it"
-    if part._compiled_call_impl:
-        return second_derivatives.MODULES["OptimizedModule"]
-    for one in (part, *part._forward_pre_hooks.values()):  # norms may be hooks
-        for kind in type(one).__mro__:
-            why = second_derivatives.MODULES.get(kind.__name__.removeprefix("_"))
-            if why and kind.__module__.startswith("torch."):
-                return why
-    if isinstance(part, torch.nn.Embedding):
-        for option, why in second_derivatives.EMBEDDING.items():
-            given = getattr(part, option)
-            if given is not None and given is not False:
-                if option != "padding_idx" or part.weight[given].any():
-                    return f"has {option}={given}, which {why}"
-    return None
-
-
-def _as_real(parameter):
-    """Return a parameter, a complex one as pairs of numbers (*shape, 2)."""
-    import torch
-
-    return torch.view_as_real(parameter) if parameter.is_complex() else parameter
-
-
 def _tracks_statistics(part) -> bool:
     """Whether a layer moves running averages in training mode."""
     return vars(part).get("track_running_stats", False) and part.running_mean is not None
@@ -324,65 +258,17 @@ def _plain_attention() -> Iterator[None]:
     """Select the kernel of attention that has a second derivative, until the last call is done."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with _alone:
+    with ALONE:
         if not _callers:
             _attention.enter_context(sdpa_kernel(SDPBackend.MATH))
         _callers.append(1)
     try:
         yield
     finally:
-        with _alone:
+        with ALONE:
             _callers.pop()
             if not _callers:
                 _attention.close()
-
-
-@contextlib.contextmanager
-def drawn_from(seed, device=None) -> Iterator[None]:
-    """Draw the random numbers of torch, NumPy and `random` from whole numbers such as (k, t).
-
-    One thread at a time.
-    """
-    import torch
-
-    cuda = device is not None and device.type == "cuda"
-    with _alone, torch.random.fork_rng([device] if cuda else []):
-        state, own = random.getstate(), np.random.get_bit_generator()
-        spare = _spare.pop() if _spare else np.random.MT19937()
-        np.random.set_bit_generator(spare)  # 100 times faster than to save its state
-        try:
-            _seed(seed, device if cuda else None)
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_bit_generator(own)
-            _spare.append(spare)
-
-
-def _seed(seed, cuda=None) -> None:
-    import torch
-
-    try:
-        sequence = np.random.SeedSequence(seed)
-    except (TypeError, ValueError) as error:
-        what = f"seed must be whole numbers >= 0 such as (t,), got {seed!r}"
-        raise ValueError(f"{what}; for t=None take a fixed one") from error
-    number = int(sequence.generate_state(1, np.uint64)[0]) >> 1
-    torch.default_generator.manual_seed(number)  # torch.manual_seed looks for devices first
-    if cuda:
-        torch.cuda.default_generators[torch.device(cuda).index or 0].manual_seed(number)
-    random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)
-
-
-def _generators(weights) -> tuple:
-    """Return the states of the generators that `drawn_from` seeds."""
-    import torch
-
-    cuda = weights.is_cuda
-    state = torch.cuda.get_rng_state(weights.device) if cuda else torch.get_rng_state()
-    numpy = np.random.get_state()
-    return state.numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2:]
 
 
 def _alike(a, b) -> bool:
