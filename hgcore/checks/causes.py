@@ -55,33 +55,42 @@ def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None
     functions = problem.functions_of_hyper() if inner_batches is None else {}
     for name, f in functions.items():
         (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
-        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0])
+        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0], value)
     idle = (grad == 0).any() if inner_batches is None else (grad == 0).all()
     if not bool(idle) or not problem.steps:
         return
     weights, t = problem.initial_state(hyper)[0], 0 if inner_batches is None else inner_batches[0]
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
-    outer, by_hyper = problem.outer_gradients(weights, hyper)[1:]
-    for name, f, x, slope in (
-        ("inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights, abs(inner).sum()),
-        ("outer_loss", lambda w: problem.outer_loss(w, hyper), weights, abs(outer).sum()),
+    value, outer, by_hyper = problem.outer_gradients(weights, hyper)
+    slopes = abs(grad) + abs(mixed(_random_like(weights))), abs(grad) + abs(by_hyper)
+    for name, f, x, slope, here in (
+        ("inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights, abs(inner).sum(), None),
+        ("outer_loss", lambda w: problem.outer_loss(w, hyper), weights, abs(outer).sum(), value),
         (
             "inner_loss",
             lambda h: problem.objective(h).gradient(weights, t),
             hyper,
-            abs(grad) + abs(mixed(_random_like(weights))),
+            slopes[0],
+            inner,
         ),
-        ("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, abs(grad) + abs(by_hyper)),
+        ("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, slopes[1], value),
     ):
-        _require_derivative(problem, name, f, x, slope)
+        _require_derivative(problem, name, f, x, slope, here)
 
 
-def _require_derivative(problem: Problem, name: str, f: Callable, x, slope) -> None:
-    """Raise ValueError if f(x) changes where its `slope` is zero, on both sides alike."""
+def _require_derivative(problem: Problem, name: str, f: Callable, x, slope, here=None) -> None:
+    """Raise ValueError if f(x) changes where its `slope` is zero, on both sides alike.
+
+    here: f(x) if it is known.
+    """
     if not bool((slope == 0).any()):
         return
     step, backend = 1e-3 * (1 + abs(x)) * (slope == 0), problem.backend
-    up, here, down = (backend.array(backend.evaluate(f, y)) for y in (x + step, x, x - step))
+
+    def value(place):
+        return backend.array(backend.evaluate(f, place))
+
+    up, here, down = value(x + step), value(x) if here is None else here, value(x - step)
     forth, back = up - here, here - down
     noise = 100 * np.finfo(backend.dtype).eps * abs(here).max()  # not all kernels repeat their bits
     if bool((abs(forth + back) > abs(forth - back) + noise).any()):
