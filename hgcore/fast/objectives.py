@@ -244,6 +244,8 @@ class Compiled:
 
 class _CompiledObjective(_OneRoutine):
     def linearize(self, weights, t) -> Linearized:
+        if "functions" not in vars(self.loss):  # once: a compiler sees no wrong second derivatives
+            self.backend.linearize(self._at(t), weights, self.hyper)
         gradient, product = self.loss.functions
         at = weights, self.hyper, t
         hvp, mixed = (lambda q, i=i: product(*at, q)[i] for i in range(2))

@@ -179,3 +179,18 @@ def test_compiled_equals_its_closure(compiler):
         assert_same_hypergradient(SOLVERS[name], hyper, known, problem)
     bare = dataclasses.replace(problem, inner_loss=fast.Compiled(p.penalized))
     assert_same_hypergradient(SOLVERS["stored"], hyper, bare, problem)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_compiled_loss_with_a_wrong_second_derivative():
+    """Refused before it is compiled, as the plain loss is."""
+
+    def loss(w, h, t):
+        return h[0] * torch._weight_norm(w[:4].reshape(2, 2), w[4:6].reshape(2, 1), 0).sum()
+
+    problem = hg.Problem(
+        hg.Torch(), hg.fast.Compiled(loss), lambda w, h: w @ w, hg.Momentum(0.1, 0.9),
+        torch.ones(6).double(), 2,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="weight_norm wrong"):
+        hg.Reverse()(problem, [0.5])
