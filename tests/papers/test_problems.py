@@ -9,6 +9,7 @@ from catalogue import SOLVERS, gap, unrolled
 
 import hgcore as hg
 from hgcore import data, papers
+from hgcore.papers import lorraine2020_nets as nets
 from hgcore.papers.franceschi2017 import UNIT, train_early_stopped
 
 NET, LINEAR, TASKS = map(hg.nets.DenseNet, [(6, 4, 3), (6, 3), (16, 4, 3, 5)])
@@ -347,3 +348,15 @@ def test_peak_memory_has_no_matrix():
     """One of 200,000 squared would be 320 GB."""
     step, one = (papers.peak_memory(name, 200_000) for name in ("training step", "Neumann"))
     assert 1 < one / step < 4 and one < 40 * 8 * 200_000
+
+
+def test_weights_of_released_nets():
+    """As counted by the authors' code and by He et al.; smaller images, too."""
+    made = nets.linear(), nets.alexnet(), nets.resnet()
+    counts = [sum(w.numel() for w in net.parameters()) for net in made]
+    assert counts == [30_730, 23_272_266, 658_586]
+    for net in (nets.linear, partial(nets.alexnet, features=8), partial(nets.resnet, width=4)):
+        start, function = nets.seeded(hg.Torch(), partial(net, (1, 28, 28)), 3)
+        output = function(start, torch.rand(2, 784, dtype=torch.float64))
+        assert torch.allclose(output.exp().sum(dim=1), torch.ones(2, dtype=torch.float64))
+        assert torch.equal(start, nets.seeded(hg.Torch(), partial(net, (1, 28, 28)), 3)[0])
