@@ -8,3 +8,4 @@ from hgcore.data.files import FILES, DataError, File, cache, fetch, find_root, u
 from hgcore.data.fonts import FONT_ALPHABETS, font_alphabets
 from hgcore.data.mnist import MNIST_SMALL, SOURCES, Images, Split, idx, mnist, mnist_small, splits
 from hgcore.data.omniglot import OMNIGLOT, omniglot
+from hgcore.data.ptb import Text, numbered, ptb
