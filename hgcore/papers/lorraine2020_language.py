@@ -138,6 +138,19 @@ def language_problem(
     return at
 
 
+def generated_text(words: int, sizes: Sequence[int], seed: Sequence[int]) -> list[np.ndarray]:
+    """Return texts (size,) of one Markov chain of `words` words, for profiles without download.
+
+    The odds of the next word are drawn once for each word, and favor few.
+    """
+    rng = np.random.default_rng(seed)
+    odds = np.cumsum(rng.dirichlet(np.full(words, 0.3), size=words), axis=1)
+    text = [0]
+    for draw in rng.random(sum(sizes)):
+        text.append(min(int(np.searchsorted(odds[text[-1]], draw)), words - 1))
+    return np.split(np.array(text[1:]), np.cumsum(sizes)[:-1])
+
+
 def windows(backend, text: np.ndarray, batch: int, length: int) -> Callable:
     """Return t -> (words (length, batch), the words after them (length * batch,)).
 

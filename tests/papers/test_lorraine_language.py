@@ -150,6 +150,17 @@ def test_windows_cover_the_text():
         language.windows(BACKEND, text, 2, 20)
 
 
+def test_generated_texts_are_one_chain():
+    """Whose words are not evenly spread; the same for one seed."""
+    parts, again = (language.generated_text(12, [3000, 40], (seed,)) for seed in (1, 1))
+    assert [len(part) for part in parts] == [3000, 40] and np.array_equal(parts[0], again[0])
+    pairs = np.zeros((12, 12))
+    np.add.at(pairs, (parts[0][:-1], parts[0][1:]), 1)
+    shares = pairs.max(axis=1) / pairs.sum(axis=1)
+    assert 2 / 12 < np.median(shares) < 0.9
+    assert not np.array_equal(parts[1], language.generated_text(12, [3000, 40], (2,))[1])
+
+
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     """With the same bits."""
     monkeypatch.setattr(resume, "PAUSE", 0)
