@@ -96,6 +96,17 @@ def test_altered_file_is_refused_and_left_alone(cached, mirrored, bad, where):
     assert list(cached.parent.iterdir()) == ([cached] if where == "cache" else [])
 
 
+def test_mirror_may_be_gzipped(cached, mirrored):
+    """What it holds is verified unpacked; an altered one is refused."""
+    mirrored.unlink()
+    packed = mirrored.with_name("file.bin.gz")
+    for bad in (gzip.compress(FLIPPED), gzip.compress(CONTENT)[:-9], b"no gzip"):
+        put(packed, bad)
+        refusal(packed, "is altered", "Repair the mirror")
+    put(packed, gzip.compress(CONTENT))
+    assert data.fetch(NAME) == CONTENT == cached.read_bytes()
+
+
 def test_missing_file_names_every_address(cached, mirrored):
     mirrored.unlink()
     tried = mirrored, "No such file", *ADDRESSES, "no network"
@@ -421,6 +432,29 @@ def test_packaged_set_missing_or_altered(
 def test_splits_refuse_before_they_load(cached, source, sizes, message):
     with pytest.raises(ValueError, match=message):
         data.splits(source, sizes)
+
+
+def test_words_are_numbered_by_frequency():
+    """Rare words become <unk>, and so do new ones."""
+    train = "b <unk> a b <eos> <unk> c b <eos>".split()
+    text = data.numbered(train, ["c", "a"], ["new"], words=3)
+    assert text.words == ["b", "<eos>", "<unk>"]
+    assert text.train.tolist() == [0, 2, 2, 0, 1, 2, 2, 0, 1]
+    assert [text.valid.tolist(), text.test.tolist()] == [[2, 2], [2]]
+    for words in (2, 6):
+        with pytest.raises(ValueError, match=f"got {words}"):
+            data.numbered(train, [], [], words=words)
+
+
+@pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
+def test_penn_treebank_is_complete(cached, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("HGCORE_DATA", str(cached.parents[1]))
+    whole, small = data.ptb(), data.ptb(words=100)
+    assert [len(part) for part in whole[:3]] == [929_589, 73_760, 82_430]
+    assert len(whole.words) == 10_000 and whole.words[:5] == ["the", "<unk>", "<eos>", "N", "of"]
+    assert (whole.train == 2).sum() == 42_068
+    assert np.array_equal(small.valid, np.where(whole.valid < 100, whole.valid, 1))
 
 
 def test_streams_have_an_address():
