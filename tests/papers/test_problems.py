@@ -84,6 +84,11 @@ def realtime(backend, groups=1):
     return papers.rtho_problem(backend, PIXELS, *small_mnist(backend, 40, 30), **settings)
 
 
+def updates(backend, steps=6):
+    task = papers.house_prices(backend, 3, (0, 0))
+    return papers.update_problems(task, seed_path=(0, 1), batch=20, every=5, steps=steps)
+
+
 GIVEN = {"images": BLOCKS["images"], "labels": HARD, "log penalty": -4.0}
 CASES = {  # name: (problem of a backend, hyper)
     "weighted examples": (weighted_examples, RNG.random(20)),
@@ -92,6 +97,7 @@ CASES = {  # name: (problem of a backend, hyper)
     "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
     "sharing": (sharing, papers.uniform_mixing(4, [0.5, 0.3, 0.4]) + 0.05 * RNG.normal(size=48)),
     "real time": (realtime, [0.1, 0.5, 1.0]),
+    "updates": (lambda backend: updates(backend)(0), [-1.0, -2.0, 0.3]),
 }
 for learned in (("images", "log penalty"), tuple(BLOCKS), ("label logits",)):
     case = partial(learned_data, names=learned, **GIVEN), learned_blocks(*learned)
@@ -360,3 +366,43 @@ def test_weights_of_released_nets():
         output = function(start, torch.rand(2, 784, dtype=torch.float64))
         assert torch.allclose(output.exp().sum(dim=1), torch.ones(2, dtype=torch.float64))
         assert torch.equal(start, nets.seeded(hg.Torch(), partial(net, (1, 28, 28)), 3)[0])
+
+
+# ---- Clarke et al. 2022
+
+
+def test_tasks_are_scaled_by_known_rows(backend):
+    """A constant output has the loss ln 10, or the variance about the known mean."""
+    digits = papers.digits(backend, 4, "mnist_small", (60, 30, 20))
+    houses, prices = papers.house_prices(backend, 4, (0, 0)), np.sort(data.boston()[1])
+    assert digits.test_loss() == pytest.approx(np.log(10))
+    for task, sizes in ((digits, (60, 30, 20)), (houses, (364, 91, 51))):
+        images = backend.numpy(task.all_rows().train.images)
+        assert len(images) == sum(sizes[:2]) and len(task.test.labels) == sizes[2]
+        assert abs(images.mean(axis=0)).max() < 1e-12
+        assert set(images.std(axis=0).round(9)) <= {0.0, 1.0}
+    scaled = np.concatenate([backend.numpy(part.labels) for part in houses[1:4]])[:, 0]
+    assert np.ptp(scaled) * houses.unit**0.5 == pytest.approx(np.ptp(prices))
+    squares = (scaled[455:] ** 2).mean() * houses.unit
+    assert houses.test_loss() == pytest.approx(squares)
+
+
+def test_random_updates_fill_their_ranges():
+    draws = np.array([papers.random_update((0, start)) for start in range(300)])
+    draws[:, 2] = 1 / (1 + np.exp(-draws[:, 2]))
+    for values, low, high in zip(draws.T, (-6, -7, 0), (-1, -2, 1), strict=True):
+        assert low < values.min() < low + 0.1 and high - 0.1 < values.max() < high
+
+
+def test_windows_are_one_training_run(backend):
+    """Each goes on from the last, slots too; its hypergradient is that of its last steps."""
+    problems, hyper = updates(backend), np.array([-1.0, -2.0, 0.3])
+    settings = dict(every=5, last=2, steps=3, optimizer=hg.GradientDescent(0.0))
+    steps = list(papers.descend_in_windows(problems, hyper, **settings))
+    whole = updates(backend, steps=15)(0)
+    state = np.concatenate([backend.numpy(x) for x in hg.train(whole, whole.as_hyper(hyper))])
+    assert np.array_equal(backend.numpy(steps[-1].state), state)
+    for k, step in enumerate(steps):
+        run = updates(backend, steps=5 * k + 5)(k)
+        true = hg.Reverse(hg.Truncated(2))(run, hyper)
+        assert gap(backend.numpy(step.grad), backend.numpy(true.grad)) < 1e-12
