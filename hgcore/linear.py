@@ -32,13 +32,14 @@ class Neumann:
 
     def __call__(self, apply: Callable, b):
         rate = self.rate or 1 / largest_eigenvalue(apply, b)
-        term = total = before = b
+        term = total = b
+        first = before = length = b @ b
         for _ in range(self.terms):
-            before, term = term, term - rate * apply(term)
-            total = total + term
+            term = term - rate * apply(term)
+            before, length, total = length, term @ term, total + term
         # the terms are a power iteration of I - rate A: once they grow, they go on growing
-        shorter, length = namespace(b).minimum(b @ b, before @ before), term @ term
-        if self.growth < np.inf and not bool(length <= (1 + self.growth) * shorter):
+        largest = (1 + self.growth) * namespace(b).minimum(first, before)
+        if self.growth < np.inf and not bool(length <= largest):
             raise Diverged(self._explanation(apply, b, rate))
         return rate * total
 

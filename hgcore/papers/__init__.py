@@ -19,7 +19,12 @@ from hgcore.papers.franceschi2017 import (
     run_cost_problem,
 )
 from hgcore.papers.franceschi2017_cleaning import corrupt_labels, f1_score, weighted_examples
-from hgcore.papers.lorraine2020 import concatenate, initial_weights, weight_decays
+from hgcore.papers.lorraine2020 import (
+    concatenate,
+    initial_weights,
+    train_in_parts,
+    weight_decays,
+)
 from hgcore.papers.lorraine2020_inverses import (
     ReleasedConjugateGradient,
     boston_regression,

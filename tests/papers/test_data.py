@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -14,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pooch
 import pytest
+from PIL import Image
 
 from hgcore import data
 from hgcore.data import files
 
-digits, houses = (sys.modules[f"hgcore.data.{name}"] for name in ("mnist", "boston"))
+digits, houses, photographs = (
+    sys.modules[f"hgcore.data.{name}"] for name in ("mnist", "boston", "cifar")
+)
 NAME, CONTENT = "set/file.bin", b"a small file" * 1000
 FLIPPED = CONTENT[:50] + bytes([CONTENT[50] ^ 1]) + CONTENT[51:]
 FOLDERS = "http://one.invalid/", "http://two.invalid/"
@@ -210,7 +215,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert data.cache() == tmp_path / "here/notebooks/paper/near"
 
 
-# ---- MNIST and Boston
+# ---- MNIST, CIFAR and Boston
 
 
 def packed(array, *sizes, magic=None):
@@ -249,6 +254,100 @@ def test_splits_are_consecutive_and_centered(cached, monkeypatch):
     whole = data.mnist()
     assert np.array_equal(whole.train_images, images[:6])
     assert np.array_equal(whole.test_labels, labels[6:]) and whole.test_labels.dtype == np.int64
+
+
+def tar(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def sheet(images):
+    """A lossless picture with one row of tiles, of images (N, 3072)."""
+    row, buffer = (
+        images.reshape(-1, 3, 32, 32).transpose(2, 0, 3, 1).reshape(32, -1, 3),
+        io.BytesIO(),
+    )
+    Image.fromarray(row).save(buffer, "webp", lossless=True)
+    return buffer.getvalue()
+
+
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+CIFAR = [
+    ("cifar10", 10, "cifar-10-batches-bin", BATCHES, BATCHES),
+    (
+        "cifar100",
+        100,
+        "cifar-100-binary",
+        ["train", "test"],
+        ["train_100_per_class", "test_20_per_class"],
+    ),
+]
+
+
+@pytest.mark.parametrize("source, classes, folder, members, sheets", CIFAR, ids=["10", "100"])
+def test_cifar_from_archive_and_sheets(
+    source, classes, folder, members, sheets, cached, monkeypatch
+):
+    """100 images of noise a file: both forms give the same; the archive comes first."""
+    root, n = cached.parent.parent, 100 * len(members)
+
+    def store(name, content):
+        monkeypatch.setitem(files.FILES, f"{source}/{name}", entry(content))
+        put(root / source / name, content)
+
+    pixels = np.random.default_rng(1).integers(256, size=(n, 3072), dtype=np.uint8)
+    labels = (np.arange(n) % classes).astype(np.uint8)
+    rows = np.column_stack([*(classes == 100) * [labels // 5], labels, pixels])
+    archive, parts = f"cifar-{classes}-binary.tar.gz", range(0, n, 100)
+    for name, first in zip(sheets, parts, strict=True):
+        store(f"{name}.webp", sheet(pixels[first : first + 100]))
+    store("train_labels.bin", labels[:-100].tobytes())
+    store("test_labels.bin", labels[-100:].tobytes())
+    ours = data.splits(source, (30, n - 30), dtype="float32")
+    assert f"{source}/{sheets[0]}.webp" in data.used()
+    expected = pixels / 255 - pixels[:-100].mean(axis=0) / 255
+    assert abs(np.concatenate([s.images for s in ours]) - expected).max() < 1e-6  # float32
+    assert np.array_equal(ours[1].labels, np.eye(classes)[labels[30:]])
+    with pytest.raises(data.DataError, match=f"{n:,} images: put the official archive"):
+        data.splits(source, [n + 1])
+    monkeypatch.setattr(files, "_used", {})
+    blocks = [rows[first : first + 100].tobytes() for first in parts]
+    store(archive, tar({f"{folder}/{m}.bin": b for m, b in zip(members, blocks, strict=True)}))
+    theirs = data.splits(source, (30, n - 30), dtype="float32")
+    assert list(data.used()) == [f"{source}/{archive}"]
+    assert all(
+        np.array_equal(a, b)
+        for s, t in zip(ours, theirs, strict=True)
+        for a, b in zip(s, t, strict=True)
+    )
+    for damaged in (tar({}), tar({f"{folder}/{m}.bin": b"short" for m in members}), b"no tar"):
+        store(archive, damaged)
+        with pytest.raises(data.DataError, match="does not hold rows of 307"):
+            data.splits(source, [1])
+    (root / source / archive).unlink()
+    for damaged in (b"no picture", sheet(pixels[:100])[:500]):
+        store(f"{sheets[0]}.webp", damaged)
+        with pytest.raises(data.DataError, match="not a picture of tiles"):
+            data.splits(source, [1])
+    put(root / source / f"{sheets[0]}.webp", b"altered")
+    with pytest.raises(data.DataError, match="altered.*Delete it"):
+        data.splits(source, [1])
+
+
+@pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
+def test_real_cifar(monkeypatch, tmp_path):
+    monkeypatch.setenv("HGCORE_DATA", str(tmp_path))
+    pixels, labels, n = photographs.cifar10_pixels()
+    means = pixels[:n].reshape(n, 3, -1).mean(axis=(0, 2)) / 255
+    assert means.round(5).tolist() == [0.4914, 0.48216, 0.44653]  # the values everyone quotes
+    assert np.bincount(labels).tolist() == 10 * [6000]
+    (train,) = data.splits("cifar100", [10_000], dtype="float32")
+    assert train.labels.sum(axis=0).tolist() == 100 * [100]
 
 
 @pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
