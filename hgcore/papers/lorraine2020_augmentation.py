@@ -5,7 +5,7 @@ Needs torch, so `hgcore.papers` does not import it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +102,7 @@ def resnet18(width: int = 64, channels: int = 3, classes: int = 10) -> nn.Sequen
 
 
 def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Split], np.ndarray]:
-    """Return (splits with images (N, 3, H, W), black (3, 1, 1)).
+    """Return (splits with images (N, 3, H, W), what black and white become (2, 3, 1, 1)).
 
     splits: images (N, 784), which get three equal channels, or (N, 3072), in 0..1. pool: averages
     squares of so many pixels a side. Each channel has mean 0 and deviation 1 over the first split.
@@ -118,7 +118,8 @@ def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Spl
     mean, deviation = (f(images[0], axis=(0, 2, 3), keepdims=True)[0] for f in (np.mean, np.std))
     normalized = [(part - mean) / deviation for part in images]
     pairs = zip(normalized, splits, strict=True)
-    return [data.Split(part, split.labels) for part, split in pairs], -mean / deviation
+    ends = np.stack([-mean / deviation, (1 - mean) / deviation])
+    return [data.Split(part, split.labels) for part, split in pairs], ends
 
 
 def crop_and_flip(images, most: int, black, seed_path: Sequence[int]):
@@ -200,20 +201,15 @@ class Augmentation:
         """
         with torch.no_grad():
             seen = [(self.inputs(hyper, t)[0],) for t in range(statistics)]
-            net = self.net.evaluation(weights, seen)
-            scores = torch.cat([self._scores(net, weights, hyper, part, copies)])
-        return 1 - error_rate(scores, part.labels)
-
-    def _scores(self, net, weights, hyper, part, copies: int):
-        found = []
-        for i, images in enumerate(part.images.split(self.batch)):
-            inputs = images[None]
-            if self.augment is not None:
-                others = self.copies(hyper, images, copies, (TEST, self.seed, i))
-                inputs = torch.cat([inputs, others])
-            scores = net(weights, inputs.flatten(0, 1))
-            found.append(scores.reshape(len(inputs), len(images), -1).mean(0))
-        return torch.cat(found)
+            net, scores = self.net.evaluation(weights, seen), []
+            for i, images in enumerate(part.images.split(self.batch)):
+                inputs = images[None]
+                if self.augment is not None:
+                    address = TEST, self.seed, i
+                    inputs = torch.cat([inputs, self.copies(hyper, images, copies, address)])
+                found = net(weights, inputs.flatten(0, 1))
+                scores.append(found.reshape(len(inputs), len(images), -1).mean(0))
+        return 1 - error_rate(torch.cat(scores), part.labels)
 
 
 def spread(copies, images):
