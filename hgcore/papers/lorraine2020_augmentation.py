@@ -194,22 +194,27 @@ class Augmentation:
         repeated = images.repeat(count, 1, 1, 1)
         return self.augment(hyper, repeated, seed=address).reshape(count, *images.shape)
 
-    def accuracy(self, weights, hyper, part: data.Split, copies: int = 5, statistics=20) -> float:
-        """Return the accuracy of the scores' mean over the clean image and `copies` others.
+    def accuracies(self, weights, hyper, parts: Sequence[data.Split], copies: int = 5) -> list:
+        """Return the accuracy on each of `parts`: scores are means over the clean image and copies.
 
-        Batch statistics are the means over the first `statistics` training batches.
+        Batch statistics are the means over the first ten training batches.
         """
         with torch.no_grad():
-            seen = [(self.inputs(hyper, t)[0],) for t in range(statistics)]
-            net, scores = self.net.evaluation(weights, seen), []
-            for i, images in enumerate(part.images.split(self.batch)):
-                inputs = images[None]
-                if self.augment is not None:
-                    address = TEST, self.seed, i
-                    inputs = torch.cat([inputs, self.copies(hyper, images, copies, address)])
-                found = net(weights, inputs.flatten(0, 1))
-                scores.append(found.reshape(len(inputs), len(images), -1).mean(0))
-        return 1 - error_rate(torch.cat(scores), part.labels)
+            net = self.net.evaluation(weights, [(self.inputs(hyper, t)[0],) for t in range(10)])
+            scores = [self._scores(net, weights, hyper, part.images, copies) for part in parts]
+        pairs = zip(scores, parts, strict=True)
+        return [1 - error_rate(found, part.labels) for found, part in pairs]
+
+    def _scores(self, net, weights, hyper, images, copies: int):
+        found = []
+        for i, clean in enumerate(images.split(self.batch)):
+            inputs = clean[None]
+            if self.augment is not None:
+                others = self.copies(hyper, clean, copies, (TEST, self.seed, i))
+                inputs = torch.cat([inputs, others])
+            scores = net(weights, inputs.flatten(0, 1))
+            found.append(scores.reshape(len(inputs), len(clean), -1).mean(0))
+        return torch.cat(found)
 
 
 def spread(copies, images):

@@ -119,7 +119,6 @@ def test_implicit_equals_finite_differences():
         for step in (1e-7, -1e-7):  # short, because ReLUs have kinks
             moved = hyper + step * direction
             values.append(float(fixed.outer_loss(newton(fixed, moved, best), moved)))
-        print(gap((values[0] - values[1]) / 2e-7, grad @ direction))
         assert gap((values[0] - values[1]) / 2e-7, grad @ direction) < 1e-4
 
 
@@ -168,7 +167,7 @@ def test_accuracy_averages_scores():
     copies = case.copies(hyper, case.valid.images, 5, (lorraine.TEST, 7, 0))
     scores = (scores + sum(case.net(case.start, copy) for copy in copies)) / 6
     expected = 1 - hg.nets.error_rate(scores, case.valid.labels)
-    assert replace(case, batch=10).accuracy(case.start, hyper, case.valid) == expected
+    assert replace(case, batch=10).accuracies(case.start, hyper, [case.valid]) == [expected]
 
 
 def test_pictures_are_standardized():
