@@ -123,7 +123,7 @@ def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Spl
 
 
 def crop_and_flip(images, most: int, black, seed_path: Sequence[int]):
-    """Return images (N, C, H, W), each moved by up to `most` pixels a side, every other mirrored.
+    """Return images (N, C, H, W), each moved by up to `most` pixels a side, a random half mirrored.
 
     black: what comes in at the edges, (C, 1, 1).
     """
