@@ -166,6 +166,9 @@ def test_neumann_tells_negative_curvature(eigenvalues, rate, terms, backend):
     a, b = matrix(np.array(eigenvalues)), [1.0, 2, 4]
     with pytest.raises(hg.Diverged, match=match):
         solved(backend, hg.Neumann(terms, rate), a, b)
+    powers = (np.linalg.matrix_power(np.eye(3) - rate * a, j) for j in range(4))
+    found = solved(backend, hg.Neumann(3, rate, growth=np.inf), a, b)
+    assert gap(found, rate * sum(power @ b for power in powers)) < 1e-13
     if terms == 2000:
         solved(backend, hg.Neumann(10, rate), a, b)
 
