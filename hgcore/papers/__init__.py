@@ -1,7 +1,6 @@
 """What the notebooks train, measure and draw, by the paper that it comes from."""
 
 from hgcore.papers.clarke2022 import (
-    descend_in_windows,
     digits,
     house_prices,
     random_update,

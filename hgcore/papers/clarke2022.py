@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from hgcore import data
-from hgcore.hypergradient import Reverse
 from hgcore.nets import DenseNet, cross_entropy, log_softmax
 from hgcore.optimizers import HeavyBall
-from hgcore.outer import OuterStep, descend
 from hgcore.problem import Problem
 from hgcore.projections import box
-from hgcore.trajectory import Truncated
 
 UPDATE = "log10 rate", "log10 decay", "momentum logit"  # the hyperparameters (3,)
 # rates as in their code; momentum has 16 bits here, so its logit stays within 11
@@ -143,29 +139,3 @@ def update_problems(
         )
 
     return at
-
-
-def descend_in_windows(
-    problems: Callable[[int], Problem], hyper, *, every: int, last: int, steps: int, **settings
-) -> Iterator[OuterStep]:
-    """Train once; update hyper after each window of `every` inner steps by reverse mode through
-    its `last` ones. Settings as in `descend`, which sees each window as a run of its own.
-
-    Implements: their baseline Diff-through-Opt.
-    """
-    first = problems(0)
-    state = first.initial_state(first.as_hyper(hyper))
-
-    def window(k: int) -> Problem:
-        now, (weights, velocity) = problems(k), state
-        return replace(
-            now,
-            inner_loss=lambda w, h, t: now.inner_loss(w, h, k * every + t),
-            optimizer=replace(now.optimizer, velocity=velocity),
-            initial=weights,
-            steps=every,
-        )
-
-    for step in descend(Reverse(Truncated(last)), window, hyper, steps=steps, **settings):
-        state = first.split_state(step.state)
-        yield step

@@ -392,17 +392,3 @@ def test_random_updates_fill_their_ranges():
     draws[:, 2] = 1 / (1 + np.exp(-draws[:, 2]))
     for values, low, high in zip(draws.T, (-6, -7, 0), (-1, -2, 1), strict=True):
         assert low < values.min() < low + 0.1 and high - 0.1 < values.max() < high
-
-
-def test_windows_are_one_training_run(backend):
-    """Each goes on from the last, slots too; its hypergradient is that of its last steps."""
-    problems, hyper = updates(backend), np.array([-1.0, -2.0, 0.3])
-    settings = dict(every=5, last=2, steps=3, optimizer=hg.GradientDescent(0.0))
-    steps = list(papers.descend_in_windows(problems, hyper, **settings))
-    whole = updates(backend, steps=15)(0)
-    state = np.concatenate([backend.numpy(x) for x in hg.train(whole, whole.as_hyper(hyper))])
-    assert np.array_equal(backend.numpy(steps[-1].state), state)
-    for k, step in enumerate(steps):
-        run = updates(backend, steps=5 * k + 5)(k)
-        true = hg.Reverse(hg.Truncated(2))(run, hyper)
-        assert gap(backend.numpy(step.grad), backend.numpy(true.grad)) < 1e-12
