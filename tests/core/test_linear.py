@@ -121,6 +121,16 @@ def test_solve_of_zero_is_zero(backend):
     assert not any(solved(backend, solve, np.eye(3), np.zeros(3)).any() for solve in SOLVES)
 
 
+def test_implicit_takes_the_mean_of_batches(backend):
+    """Of a loss that is 1.5 and 0.5 times the other at odd and even t."""
+    problem, hyper = catalogue.ridge(backend)
+    inner_loss = lambda w, h, t: problem.inner_loss(w, h, None) * (1 + (-1) ** t / 2)  # noqa: E731
+    batched, dense = dataclasses.replace(problem, inner_loss=inner_loss), hg.DenseSolve()
+    found = hg.Implicit(dense, inner_batches=range(4))(batched, hyper, 0.1 * np.ones(6))
+    expected = hg.Implicit(dense)(problem, hyper, 0.1 * np.ones(6))
+    assert gap(backend.numpy(found.grad), backend.numpy(expected.grad)) < 1e-12
+
+
 # ---- Neumann
 
 
