@@ -162,6 +162,21 @@ def logistic(backend, steps=400, n=4):
     return convex(backend, inner_loss, lambda w, h: loss(w, x2), 1.0, np.linspace(-3, -1, n), steps)
 
 
+def noisy(backend, optimizer, steps=500, n=300):
+    """Noisy quadratics whose outer loss passes nothing back, so that no adjoint can overflow."""
+    rng = np.random.default_rng(0)
+    targets = backend.array(rng.standard_normal((7, n)))
+    scales = backend.array(np.exp(rng.uniform(-12, 1, n)))
+    return hg.Problem(
+        backend,
+        inner_loss=lambda w, h, t: (scales * (w - targets[t % 7]) ** 2).sum(),
+        outer_loss=lambda w, h: (0 * w).sum() + h[0],
+        optimizer=optimizer,
+        initial=np.ones(n),
+        steps=steps,
+    )
+
+
 def bowl(backend, steps=6, n=5, **changes):
     """A small quadratic for questions of form; `changes` replace parts of the Problem."""
     xp = backend.xp
