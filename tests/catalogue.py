@@ -46,11 +46,12 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
         "data": ((3,), 0.0, 1.0),
         "outer": ((), 0.2, 0.0),
     }
-    layout, rng = (
-        hg.Layout({key: block[0] for key, block in blocks.items()}),
-        np.random.default_rng(0),
+    layout = hg.Layout({key: shape for key, (shape, _, _) in blocks.items()})
+    rng = np.random.default_rng(0)
+    design, target = (
+        backend.array(rng.standard_normal((3, n))),
+        backend.array(rng.standard_normal(n)),
     )
-    design, target = (backend.array(rng.standard_normal(shape)) for shape in ((3, n), (n,)))
 
     def inner_loss(w, hyper, t):
         h = layout.split(hyper)
@@ -70,15 +71,14 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
     def rate(hyper, t):
         return xp.exp(layout.split(hyper)["rate"][t])
 
-    coefficients = rate, sigmoid("decay"), sigmoid("beta2")
-    coefficients = *coefficients, exponential("epsilon"), exponential("weight_decay")
+    decays, others = map(sigmoid, ("decay", "beta2")), map(exponential, ("epsilon", "weight_decay"))
     if name in ("momentum", "heavy ball"):
         options = {"velocity": lambda hyper: layout.split(hyper)["velocity"]} | options
     problem = hg.Problem(
         backend,
         inner_loss,
         outer_loss,
-        optimizer(name, *coefficients, **options),
+        optimizer(name, rate, *decays, *others, **options),
         initial=lambda hyper: layout.split(hyper)["initial"],
         steps=steps,
     )
@@ -116,14 +116,9 @@ def net(backend, name="momentum", steps=8, rate=0.3, **options):
         initial=lambda hyper: dense.layout.expand(xp.exp(layout.split(hyper)["scale"])) * noise,
         steps=steps,
     )
-    hyper = layout.join(
-        {
-            "scale": np.full(blocks, -1.0),
-            "rate": np.log(rate) + 0.2 * rng.standard_normal((steps, blocks)),
-            "penalty": np.full(blocks, -4.0),
-        }
-    )
-    return problem, hyper
+    log_rates = np.log(rate) + 0.2 * rng.standard_normal((steps, blocks))
+    scales, penalties = np.full(blocks, -1.0), np.full(blocks, -4.0)
+    return problem, layout.join({"scale": scales, "rate": log_rates, "penalty": penalties})
 
 
 def convex(backend, inner_loss, outer_loss, rate, hyper, steps):
@@ -205,12 +200,11 @@ def unrolled(problem, hyper):
     def coefficient(name, h, t):
         value = getattr(opt, name)
         value = value(h, t) if callable(value) else value
-        if name not in ("decay", "beta1", "beta2") or (name == "decay" and type(value) is float):
-            return np.round(value * 2**16) / 2**16 if name in ("decay", "beta1", "beta2") else value
-        if isinstance(value, float):
-            return round(value * 2**16) / 2**16
-        number = plain(value)  # rounded, but differentiated as if it were not
-        return value + ((number * 2**16).round() / 2**16 - number)
+        if name not in ("decay", "beta1", "beta2"):
+            return value
+        number = value if isinstance(value, float) else plain(value)
+        rounded = round(number * 2**16) if isinstance(value, float) else (number * 2**16).round()
+        return value + (rounded / 2**16 - number)  # differentiated as if it were not rounded
 
     def gradient(w, h, t):
         if backend.name == "torch":
