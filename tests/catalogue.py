@@ -1,5 +1,7 @@
 """Problems with known answers: each `case(backend)` returns (problem, hyper)."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 import hgcore as hg
@@ -87,38 +89,51 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
     return problem, layout.join(hyper)
 
 
-def net(backend, name="momentum", steps=8, rate=0.3, **options):
-    """A small dense net on random data: a rate per layer and step, initial scales, penalties."""
-    xp, dense = backend.xp, hg.nets.DenseNet((6, 5, 3))
+def net_parts(backend, steps) -> SimpleNamespace:
+    """What `net` is made of: a dense net, the layout of hyper, batches, a bare loss, penalties."""
+    xp, dense, rng = backend.xp, hg.nets.DenseNet((6, 5, 3)), np.random.default_rng(1)
     blocks = len(dense.layout)
     layout = hg.Layout({"scale": (blocks,), "rate": (steps, blocks), "penalty": (blocks,)})
-    rng = np.random.default_rng(1)
-    inputs = backend.array(rng.standard_normal((30, 6)))
-    noise = backend.array(rng.standard_normal(dense.layout.size))
-    labels = backend.array(np.eye(3)[rng.integers(3, size=30)])
+    inputs, labels = rng.standard_normal((30, 6)), np.eye(3)[rng.integers(3, size=30)]
+    inputs, labels = backend.array(inputs), backend.array(labels)
 
-    def loss(w, inputs, labels):
-        return hg.nets.cross_entropy(dense(w, inputs), labels)
+    def batch(t):
+        rows = slice(None) if t is None else slice(10 * (t % 3), 10 * (t % 3) + 10)
+        return inputs[rows], labels[rows]
+
+    def bare(w, hyper, t):
+        return hg.nets.cross_entropy(dense(w, batch(t)[0]), batch(t)[1])
+
+    def strength(hyper):
+        return xp.exp(layout.split(hyper)["penalty"])
+
+    return SimpleNamespace(dense=dense, layout=layout, batch=batch, bare=bare, strength=strength)
+
+
+def net(backend, name="momentum", steps=8, rate=0.3, **options):
+    """A small dense net on random data: a rate per layer and step, initial scales, penalties."""
+    xp, parts, rng = backend.xp, net_parts(backend, steps), np.random.default_rng(2)
+    layout, expand, blocks = parts.layout, parts.dense.layout.expand, len(parts.dense.layout)
+    noise = backend.array(rng.standard_normal(parts.dense.layout.size))
 
     def inner_loss(w, hyper, t):
-        rows = slice(None) if t is None else slice(10 * (t % 3), 10 * (t % 3) + 10)
-        penalty = dense.layout.expand(xp.exp(layout.split(hyper)["penalty"]))
-        return loss(w, inputs[rows], labels[rows]) + xp.sum(penalty * w * w)
+        return parts.bare(w, hyper, t) + xp.sum(expand(parts.strength(hyper)) * w * w)
 
     def rates(hyper, t):
-        return dense.layout.expand(xp.exp(layout.split(hyper)["rate"][t]))
+        return expand(xp.exp(layout.split(hyper)["rate"][t]))
 
     problem = hg.Problem(
-        backend=backend,
-        inner_loss=inner_loss,
-        outer_loss=lambda w, hyper: loss(w, inputs, labels),
-        optimizer=optimizer(name, rates, 0.9, 0.999, 1e-8, **options),
-        initial=lambda hyper: dense.layout.expand(xp.exp(layout.split(hyper)["scale"])) * noise,
+        backend,
+        inner_loss,
+        lambda w, hyper: parts.bare(w, hyper, None),
+        optimizer(name, rates, 0.9, 0.999, 1e-8, **options),
+        initial=lambda hyper: expand(xp.exp(layout.split(hyper)["scale"])) * noise,
         steps=steps,
     )
     log_rates = np.log(rate) + 0.2 * rng.standard_normal((steps, blocks))
-    scales, penalties = np.full(blocks, -1.0), np.full(blocks, -4.0)
-    return problem, layout.join({"scale": scales, "rate": log_rates, "penalty": penalties})
+    penalties = np.linspace(-4, -3, blocks)
+    hyper = {"scale": np.full(blocks, -1.0), "rate": log_rates, "penalty": penalties}
+    return problem, layout.join(hyper)
 
 
 def convex(backend, inner_loss, outer_loss, rate, hyper, steps):

@@ -183,13 +183,10 @@ def test_evaluation_in_a_loss_is_refused():
     """Its statistics are constants, so the gradient of the loss would be wrong."""
     weights, net = functional(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double())
     inputs = randn(6, 4)
-    problem = hg.Problem(
-        hg.Torch(), lambda w, h, t: net(w, inputs).square().sum() * h[0],
-        lambda w, h: net.evaluation(w, [(inputs,)])(w, inputs).sum(), hg.Momentum(0.1, 0.9),
-        weights, 2,
-    )  # fmt: skip
+    outer_loss = lambda w, h: net.evaluation(w, [(inputs,)])(w, inputs).sum()  # noqa: E731
+    problem = catalogue.bowl(hg.Torch(), n=len(weights), initial=weights, outer_loss=outer_loss)
     with pytest.raises(ValueError, match="evaluation fixes the batch statistics"):
-        hg.Reverse()(problem, [1.0])
+        hg.Reverse()(*problem)
 
 
 def test_inputs_by_name_and_nested():

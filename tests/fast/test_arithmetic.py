@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from hgcore import fixed_point
 from hgcore.fast import arithmetic, compiled_kernels
 from hgcore.fixed_point import DENOMINATOR, PLAIN, ReversalBuffer
 
@@ -127,25 +126,6 @@ def test_the_verdict_on_the_range_is_the_plain_one(unit):
             )
             assert (not reach < limit) == (not expected < limit)
             assert reach == 0 or np.array_equal(reach, expected, equal_nan=True)
-
-
-@pytest.mark.parametrize("numerator", [1, 3, 30000, 65535, 65536, VECTOR], ids=str)
-def test_a_buffer_keeps_the_plain_bits(numerator, monkeypatch):
-    """States that reach their bound, and words, are those of the plain arithmetic."""
-
-    def run() -> list:
-        bits, buffer, seen = values(), ReversalBuffer(), []
-        for _ in range(60):
-            bits = buffer.multiply(bits, numerator / DENOMINATOR)
-            seen += [bits, buffer.state.copy(), *(word for _, word in buffer.words[-1:])]
-        for _ in range(60):
-            bits = buffer.divide(bits, numerator / DENOMINATOR)
-        assert buffer.empty() and np.array_equal(bits, values())
-        return seen
-
-    fast = run()
-    monkeypatch.setattr(fixed_point, "arithmetic", lambda bits: PLAIN)
-    assert_equal(tuple(fast), tuple(run()))
 
 
 def test_arrays_of_the_caller_are_not_changed():
