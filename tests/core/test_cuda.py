@@ -42,14 +42,14 @@ def test_gpu_buffer_has_the_bits_of_the_cpu(n, steps):
     ends = []
     for place in (np.asarray, lambda x: torch.as_tensor(x, device="cuda")):
         value, buffer = hg.FixedPoint(place(start)), hg.ReversalBuffer()
-        put = lambda decay, place=place: decay if np.ndim(decay) == 0 else place(decay)  # noqa: E731
+        rates = [decay if np.ndim(decay) == 0 else place(decay) for decay in decays]
         first = value.bits
         for t in range(steps):
-            value.bits = buffer.multiply(value.bits, put(decays[t % 7]))
+            value.bits = buffer.multiply(value.bits, rates[t % 7])
             value.add(place(kicks[t % 7]))
         ends.append(np.array(torch.as_tensor(value.bits).cpu()))
         for t in reversed(range(steps)):
             value.subtract(place(kicks[t % 7]))
-            value.bits = buffer.divide(value.bits, put(decays[t % 7]))
+            value.bits = buffer.divide(value.bits, rates[t % 7])
         assert buffer.empty() and bool((value.bits == first).all())
     assert np.array_equal(*ends)

@@ -197,7 +197,7 @@ def test_mixed_weights_are_separate_or_tied(backend):
 # ---- Fu et al. 2016
 
 
-def test_shuffled_splits_keep_examples_with_their_labels():
+def test_shuffled_splits_keep_labels():
     parts = [np.hstack(part) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
     assert [len(part) for part in parts] == [14, 6]
     assert sorted(np.concatenate(parts).tolist()) == sorted(np.hstack(TRAIN).tolist())
