@@ -50,18 +50,13 @@ def test_check_notes(change, hyper, words):
 @pytest.mark.parametrize("name", ["inner_loss", "outer_loss"])
 def test_check_notes_what_is_not_trained(name):
     """The module itself in place of its function."""
-    module = torch.nn.Linear(3, 1).double()
+    module = torch.nn.Linear(5, 1).double()
     weights, net = hg.nets.functional(module)
-    inputs = torch.ones(2, 3, dtype=torch.float64)
-    losses = {
-        "inner_loss": lambda w, h, t: net(w, inputs).square().sum() + h[0] * (w @ w),
-        "outer_loss": lambda w, h: net(w, inputs).square().sum() + w.sum(),
-    }
-    problem, _ = bowl(initial=weights, **losses)
+    right = lambda w, h, t=None: net(w, INPUTS).square().sum() + h[0] * w.sum()  # noqa: E731
+    wrong = lambda w, h, t=None: right(w, h) + module(INPUTS).square().sum()  # noqa: E731
+    problem, _ = bowl(initial=weights, inner_loss=right, outer_loss=right)
     assert "note" not in str(hg.check(problem, [0.1]))
-    given = losses[name]
-    losses[name] = lambda *args: given(*args) + module(inputs).square().sum()
-    report = hg.check(replace(problem, **losses), [0.1])
+    report = hg.check(replace(problem, **{name: wrong}), [0.1])
     assert f"note  {name}: uses 2 other tensors that require a gradient" in str(report)
 
 

@@ -36,10 +36,12 @@ def saved(tmp_path):
 def test_step_from_a_file_has_the_same_bits(dtype, backend, tmp_path):
     """And the same types."""
     backend = backend if dtype == "float64" else hg.Torch(dtype=dtype)
-    (step,) = loop(backend, steps=1)
+    *_, step, after = loop(backend, steps=3)
     hg.save(tmp_path / "new folder" / "step", step)
     loaded = hg.load(tmp_path / "new folder" / "step", backend)
-    assert same(loaded, step) and list(map(type, loaded)) == list(map(type, step))
+    (resumed,) = loop(backend, steps=3, resume=loaded)
+    assert same(loaded, step) and same(resumed, after)
+    assert list(map(type, resumed)) == list(map(type, after))
 
 
 def test_load_names_a_damaged_file(saved):

@@ -45,8 +45,8 @@ def test_derivatives_equal_those_of_torch(sizes, loss, dtype, error, monkeypatch
     point = torch.as_tensor(RNG.standard_normal((2, net.layout.size)))
     expected = derivatives(plain, net, loss, *point)
     for name, change in (
-        ("elementwise", lambda: "numpy"),
-        ("elementwise", lambda: "torch"),
+        ("elementwise", lambda dtype: "numpy"),
+        ("elementwise", lambda dtype: "torch"),
         ("numbers", torch.Tensor.detach),
     ):
         monkeypatch.setattr(dense_net, name, change)
