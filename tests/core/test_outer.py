@@ -46,8 +46,8 @@ def ridge_at(backend, k):
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("changing", [False, True], ids=["one problem", "new problems"])
-def test_loop_resumed_gives_the_same_bits(changing, optimizer, name, backend):
-    """From any step, for every optimizer."""
+def test_loop_resumed_gives_the_same_bits(changing, optimizer, name, backend, tmp_path):
+    """From a file of any step, for every optimizer."""
     problem, hyper = catalogue.ridge(backend, steps=5)
     if changing:
         problem = partial(ridge_at, backend)
@@ -55,7 +55,8 @@ def test_loop_resumed_gives_the_same_bits(changing, optimizer, name, backend):
     whole = list(loop(steps=3))
     assert [step.k for step in whole] == list(range(3))
     for record in whole:
-        rest = list(loop(steps=3, resume=record))
+        hg.save(tmp_path / "step", record)
+        rest = list(loop(steps=3, resume=hg.load(tmp_path / "step", backend)))
         for ours, theirs in zip(rest, whole[record.k + 1 :], strict=True):
             pairs = zip(ours[:-1], theirs[:-1], strict=True)
             assert all(np.array_equal(a, b) for a, b in pairs)

@@ -163,14 +163,6 @@ def test_soft_labels_may_be_hard(backend):
     assert float(hard) == pytest.approx(float(soft), rel=1e-12)
 
 
-def test_blank_images_of_one_class_get_one_gradient(backend):
-    hyper = np.append(np.zeros(36), np.log(0.01))
-    grad = backend.numpy(hg.Reverse()(learned_data(backend, labels=HARD), hyper).grad)
-    images = grad[:36].reshape(6, 6)
-    np.testing.assert_allclose(images[:3], images[3:], rtol=1e-12)
-    assert abs(images).max() > 1e-3
-
-
 def test_tasks_are_centered_and_split_once():
     """Rotations keep the labels."""
     four, parts = alphabets()
@@ -212,7 +204,7 @@ def test_mixed_weights_are_separate_or_tied(backend):
 # ---- Fu et al. 2016
 
 
-def test_shuffled_splits_keep_examples_with_their_labels():
+def test_shuffled_splits_keep_labels():
     parts = [np.hstack(part) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
     assert [len(part) for part in parts] == [14, 6]
     assert sorted(np.concatenate(parts).tolist()) == sorted(np.hstack(TRAIN).tolist())
@@ -256,10 +248,14 @@ def test_wrong_labels_are_found(backend):
     assert papers.f1_score(backend.numpy(last.updated) == 0, wrong) > 0.9
 
 
-def test_f1_is_the_mean_of_precision_and_recall():
+def test_measures():
+    """F1 is the harmonic mean of precision and recall."""
     found, wrong = np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 1, 0, 1, 1, 0], bool)
     assert papers.f1_score(found, wrong) == pytest.approx(2 / (3 / 2 + 4 / 2))
     assert papers.f1_score(0 * found > 0, 0 * wrong > 0) == 0
+    pair = np.array([3.0, 4]), np.array([3.0, 0])
+    assert papers.cosine(*pair) == pytest.approx(0.6)
+    assert papers.relative_error(*pair) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize("groups", [1, 4, PIXELS.layout.size])
@@ -342,12 +338,6 @@ def test_boston_regression_has_its_closed_form(backend):
     (found,) = papers.newton_minimum(problem, hyper)
     assert gap(papers.hessian(problem, hyper, found), expected) < 1e-12
     assert gap(backend.numpy(found), np.linalg.solve(expected, 2 * x.T @ y / 409)) < 1e-11
-
-
-def test_cosine_and_relative_error():
-    pair = np.array([3.0, 4]), np.array([3.0, 0])
-    assert papers.cosine(*pair) == pytest.approx(0.6)
-    assert papers.relative_error(*pair) == pytest.approx(4 / 3)
 
 
 def test_peak_memory_has_no_matrix():
