@@ -30,6 +30,8 @@ FLIPPED = CONTENT[:50] + bytes([CONTENT[50] ^ 1]) + CONTENT[51:]
 FOLDERS = "http://one.invalid/", "http://two.invalid/"
 ADDRESSES = [folder + "file.bin" for folder in FOLDERS]
 
+MIRROR = os.environ.get("HGCORE_DATA_MIRROR")
+
 
 def sha(content):
     return hashlib.sha256(content).hexdigest()
