@@ -12,6 +12,7 @@ import hgcore as hg
 from hgcore import data, papers
 from hgcore.fixed_point import round_decay
 from hgcore.papers import lorraine2020_augmentation as lorraine
+from hgcore.papers.lorraine2020_nets import seeded
 
 SOLVERS = {
     "identity": hg.Implicit(hg.Identity(0.1)),
@@ -27,14 +28,11 @@ def convolution():
 def setting(make=convolution, side=4, augmented=True, dtype="float64", **changes):
     """Return (Augmentation of ten random images, hyper (6659,))."""
     backend, rng = hg.Torch(dtype=dtype), np.random.default_rng(0)
-    kind, labels = getattr(torch, dtype), np.eye(3)[np.arange(10) % 3]
+    labels = np.eye(3)[np.arange(10) % 3]
     train, valid = (
         data.Split(rng.standard_normal((10, 3, side, side)), labels).on(backend) for _ in range(2)
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        start, net = hg.nets.functional(make().to(kind))
-        hyper, augment = hg.nets.functional(lorraine.UNet().to(kind))
+    (start, net), (hyper, augment) = (seeded(backend, m, 0) for m in (make, lorraine.UNet))
     fields = dict(optimizer=lorraine.Nesterov(0.1, 0.9), batch=5, every=3, seed=7, samples=3)
     black = backend.array(np.full((3, 1, 1), -2.0))
     nets = net, start, augment if augmented else None
