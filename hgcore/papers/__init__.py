@@ -1,5 +1,12 @@
 """What the notebooks train, measure and draw, by the paper that it comes from."""
 
+from hgcore.papers.clarke2022 import (
+    digits,
+    house_prices,
+    random_update,
+    update_constraints,
+    update_problems,
+)
 from hgcore.papers.drmad2016 import (
     BigIntegers,
     as_in_2015,
@@ -19,7 +26,12 @@ from hgcore.papers.franceschi2017 import (
     run_cost_problem,
 )
 from hgcore.papers.franceschi2017_cleaning import corrupt_labels, f1_score, weighted_examples
-from hgcore.papers.lorraine2020 import concatenate, initial_weights, weight_decays
+from hgcore.papers.lorraine2020 import (
+    concatenate,
+    initial_weights,
+    train_in_parts,
+    weight_decays,
+)
 from hgcore.papers.lorraine2020_inverses import (
     ReleasedConjugateGradient,
     boston_regression,

@@ -5,14 +5,16 @@ Their distilled data sets are `maclaurin2015.learned_data`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from hgcore import data
 from hgcore.nets import DenseNet, cross_entropy
 from hgcore.optimizers import HeavyBall, Optimizer
+from hgcore.outer import OuterStep
 from hgcore.problem import Problem
+from hgcore.trajectory import train
 
 
 def weight_decays(
@@ -56,3 +58,19 @@ def initial_weights(net: DenseNet, seed_path: Sequence[int]) -> np.ndarray:
 def concatenate(*splits: data.Split) -> data.Split:
     """Return the examples of these splits as one split of NumPy arrays."""
     return data.Split(*map(np.concatenate, zip(*splits, strict=True)))
+
+
+def train_in_parts(
+    problem: Problem, hyper, *, steps: int, every: int, resume: OuterStep | None = None
+) -> Iterator[OuterStep]:
+    """Yield one OuterStep without a hypergradient after each `every` inner steps.
+
+    For runs that only train, in the form of `hg.alternate`: hyper stays as it is. problem: a
+    Problem, or k -> Problem.
+    """
+    at = problem if callable(problem) else lambda k: problem
+    hyper, state = at(0).as_hyper(hyper), resume and resume.carry[0]
+    for k in range(resume.k + 1 if resume else 0, steps):
+        state = train(at(k), hyper, state, range(k * every, (k + 1) * every))
+        flat = at(k).backend.xp.concatenate(state)
+        yield OuterStep(k, hyper, None, None, flat, flat.nbytes, hyper, (state,))

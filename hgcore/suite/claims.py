@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from hgcore.suite import resume
+
 HOLDS, FAILS, NOT_DECIDED, ERRATUM = "HOLDS", "FAILS", "NOT DECIDED", "ERRATUM"
 SEEDS = 5  # the fewest random outcomes from which an interval is taken
 
@@ -186,5 +188,6 @@ def check(run, measured: dict) -> None:
         lines = [{"id": name, "measured": value} for name, value in values.items()]
         print(*(f"{name}: {value}" for name, value in values.items()), sep="\n")
     run.write_record(lines)
+    resume.clear(run)
     if failed:
         raise AssertionError("suite checks fail:\n" + "\n".join(failed))

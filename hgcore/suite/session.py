@@ -87,7 +87,7 @@ class Run(Job):
         """Return whether the cells executed since suite.start are those of the file, in order."""
         if self.first_input is None:
             return False
-        executed = [source.strip() for source in _inputs()[self.first_input :] if source.strip()]
+        executed = [source.strip() for source in inputs()[self.first_input :] if source.strip()]
         return executed == notebooks.code(self.name, self.root)[: len(executed)]
 
     def write_record(self, claims: list[dict]) -> None:
@@ -147,7 +147,7 @@ def start(
     for table in tables:
         _require("table", table, list(PROFILES))
     tables = {profile: tables[profile] for profile in PROFILES if profile in tables}
-    root, inputs = find_root(), _inputs()
+    root, executed = find_root(), inputs()
     _require("profile", profile, list(tables))
     _require("backend", backend, ["torch", "autograd"])
     _require("device", device, ["cpu", "cuda"])
@@ -158,7 +158,7 @@ def start(
     _print_table(tables | {"this run": scale})
     figures.use_style()
     np.set_printoptions(precision=4, suppress=True)
-    first = len(inputs) - 1 if inputs else None
+    first = len(executed) - 1 if executed else None
     own = {"scale": SimpleNamespace(**scale), "root": root, "first_input": first}
     return Run(name, profile, backend, device, seed, overrides, **own)
 
@@ -215,7 +215,7 @@ def signed(record: dict) -> str:
     return innermost.sub(lambda m: f"[{re.sub(chr(10) + ' *', ' ', m[1])}]", text) + "\n"
 
 
-def _inputs() -> list[str]:
+def inputs() -> list[str]:
     """Return what the kernel executed, the running cell last; nothing outside of a kernel."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return list(shell.history_manager.input_hist_raw) if shell else []

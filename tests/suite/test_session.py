@@ -35,7 +35,7 @@ def start(toy, monkeypatch):
     toy.add("one")
     inputs = ["parameters", *session.notebooks.code("toy/one", toy.root)]
     executed = inputs[:2]
-    monkeypatch.setattr(session, "_inputs", lambda: executed)
+    monkeypatch.setattr(session, "inputs", lambda: executed)
 
     def begin(**changed):
         run = session.start(**GIVEN | changed)
@@ -107,7 +107,7 @@ def test_check_refuses_other_claims_or_no_figure(start, toy):
 def test_own_runs_go_to_runs(start, toy, record, edit, monkeypatch, capsys):
     """Those with overrides, undecided; those whose cells are not the saved ones."""
     if edit == "no kernel":
-        monkeypatch.setattr(session, "_inputs", list)
+        monkeypatch.setattr(session, "inputs", list)
     run = start(overrides={"steps": 7} if edit == "overrides" else {})
     if edit == "changed":
         start.executed[2] = "value = 0.5"

@@ -1,0 +1,85 @@
+"""Long loops of a notebook: a killed run goes on, with the same bits."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+import hgcore as hg
+from hgcore.suite import notebooks, session
+
+PAUSE = 30  # seconds between two files; a loop that takes less than a tenth of it leaves none
+
+
+def resumable(run, name: str, loop: Callable, measure: Callable, stop: Callable | None = None):
+    """Run a loop of outer steps to its end; return (rows (k, r), its last OuterStep).
+
+    name: of the loop, a different one for each of the notebook. loop: resume -> iterator of
+    OuterStep, such as hg.alternate(..., resume=resume). measure: step -> r numbers, or None for no
+    row. stop: rows -> whether the loop ends here. Rows and step lie below runs/resume/ until the
+    run writes its record; they serve the same cells, parameters and package only.
+    """
+    file = folder(run) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.npz"
+    rows, last, ended = _kept(file, run.backend)
+    start = due = time.monotonic()
+    for step in () if ended else loop(last):
+        last, row = step, measure(step)
+        if row is not None:
+            rows.append(tuple(map(float, row)))
+        if stop is not None and stop(rows):
+            break
+        if (now := time.monotonic()) > due + PAUSE:
+            _keep(file, last._replace(hyper=None, grad=None, state=None), rows, False)
+            due = time.monotonic() + 9 * (time.monotonic() - now)  # a tenth of the time at most
+    if last is None:
+        raise ValueError(f"loop {name!r} yielded no step: give it steps >= 1")
+    if not ended and time.monotonic() > start + PAUSE / 10:
+        _keep(file, last._replace(carry=()), rows, True)
+    return np.array(rows), last
+
+
+def folder(run) -> Path:
+    """Return the folder of what a killed run of the same cells, parameters and package left."""
+    if run.first_input is None:
+        cells = notebooks.code(run.name, run.root)
+    else:  # a cell that is executed again goes on, too
+        cells = list(dict.fromkeys(session.inputs()[run.first_input :]))
+    content = json.dumps([cells, run.parameters, _package()])
+    return _place(run) / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def clear(run) -> None:
+    """Delete what earlier runs of the notebook at this profile left: it has its record."""
+    shutil.rmtree(_place(run), ignore_errors=True)
+
+
+def _place(run) -> Path:
+    out = Path(os.environ.get("HGCORE_OUT", run.root))
+    return Path(out, "runs", "resume", run.profile, run.name)
+
+
+@cache
+def _package() -> str:
+    """Return the SHA-256 of the package's source."""
+    files = sorted(Path(hg.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _keep(file: Path, step: hg.OuterStep, rows: list, ended: bool) -> None:
+    hg.save(file, step._replace(carry=(step.carry, tuple(rows), ended)))
+
+
+def _kept(file: Path, backend) -> tuple[list, hg.OuterStep | None, bool]:
+    """Return (rows, last step, whether the loop had ended)."""
+    if not file.exists():
+        return [], None, False
+    step = hg.load(file, backend)
+    carry, rows, ended = step.carry
+    return list(rows), step._replace(carry=carry), ended
