@@ -51,7 +51,7 @@ def fast_module(name: str) -> ModuleType | None:
         return None
 
 
-def require_instance(name: str, value, kind: type | str, example: str) -> None:
+def require_instance(name: str, value, kind: type | tuple | str, example: str) -> None:
     """Raise TypeError unless `value` is an object, not a class, of type or with method `kind`."""
     fits = hasattr(value, kind) if isinstance(kind, str) else isinstance(value, kind)
     if isinstance(value, type) or not fits:

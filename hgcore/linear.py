@@ -8,8 +8,6 @@ import numpy as np
 from hgcore.arrays import like, namespace
 from hgcore.problem import Diverged
 
-SLACK = 0.02  # growth of a squared length below this is rounding, or harmless
-
 
 @dataclass(frozen=True)
 class Neumann:
@@ -17,13 +15,16 @@ class Neumann:
 
     Converges if 0 < rate < 2 / largest eigenvalue and A is positive definite. Equals unrolling
     terms + 1 steps of gradient descent from the optimum (Theorem 2). rate=None takes 1 / largest
-    eigenvalue, by 20 more products. Raises Diverged, with the rate to use, if the terms grow.
+    eigenvalue, by 20 more products. Raises Diverged, with the rate to use, if the squared length of
+    the terms grows by more than the part `growth`: less is rounding, or harmless. With few terms,
+    and before training has come to a minimum, growth=math.inf looks at nothing, as in the paper.
     Implements: Lorraine et al. 2020, Algorithm 3 (corrected: the printed one subtracts the terms
     and leaves out the rate).
     """
 
     terms: int
     rate: float | None = None
+    growth: float = 0.02
 
     def __post_init__(self):
         if self.terms < 0 or self.rate is not None and not self.rate > 0:
@@ -37,7 +38,8 @@ class Neumann:
             term = term - rate * apply(term)
             before, length, total = length, term @ term, total + term
         # the terms are a power iteration of I - rate A: once they grow, they go on growing
-        if not bool(length <= (1 + SLACK) * namespace(b).minimum(first, before)):
+        largest = (1 + self.growth) * namespace(b).minimum(first, before)
+        if self.growth < np.inf and not bool(length <= largest):
             raise Diverged(self._explanation(apply, b, rate))
         return rate * total
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from hgcore.arrays import require_instance
-from hgcore.hypergradient import Forward, Implicit
+from hgcore.hypergradient import Forward, Implicit, Reverse
 from hgcore.optimizers import Optimizer
 from hgcore.problem import Diverged, Problem
 from hgcore.trajectory import require_count, train
@@ -74,21 +75,59 @@ def realtime(
 def alternate(
     solver, problem, hyper, *, optimizer, steps, every=1, project=None, resume=None
 ) -> Iterator[OuterStep]:
-    """Alternate `every` inner steps from the last weights on with one implicit hypergradient.
+    """Alternate `every` inner steps from the last weights on with one hypergradient.
 
+    solver: Implicit; or Reverse, which unrolls these steps, such as Reverse(Truncated(3)) the last
+    three of them, and takes the state before them for a constant.
     problem: a Problem, or k -> Problem for stochastic hypergradients: its inner loss at t = None
     and its outer loss then take the batches of outer step k. Inner step t = k * every + i is a
     batch by itself in any case. Other arguments as in `descend`.
     Implements: Lorraine et al. 2020, Algorithm 1.
     """
-    require_instance("solver", solver, Implicit, "hg.Implicit(hg.Neumann(20, 0.1))")
+    require_instance("solver", solver, (Implicit, Reverse), "hg.Implicit(hg.Neumann(20, 0.1))")
     require_count("every", every, least=1, what="inner steps")
 
     def step(now: Problem, k: int, hyper, state: tuple | None = None) -> tuple:
-        state = train(now, hyper, state, range(k * every, (k + 1) * every))
-        return solver(now, hyper, state), (state,)
+        if isinstance(solver, Implicit):
+            state = train(now, hyper, state, range(k * every, (k + 1) * every))
+            return solver(now, hyper, state), (state,)
+        state = now.initial_state(hyper) if state is None else state
+        result = solver(_Part.of(now, state, k * every, every), hyper)
+        return result, (now.split_state(result.state, len(state[0])),)
 
     return _loop("alternate", step, problem, hyper, optimizer, steps, project, resume)
+
+
+@dataclass(frozen=True)
+class _Part(Problem):
+    """Steps `first`, `first` + 1, ... of a problem, numbered from 0, from a constant state on."""
+
+    state: tuple
+    first: int
+
+    @classmethod
+    def of(cls, whole: Problem, state: tuple, first: int, steps: int) -> _Part:
+        """Return the problem of these steps of `whole`."""
+
+        def inner_loss(weights, hyper, t):
+            return whole.inner_loss(weights, hyper, None if t is None else first + t)
+
+        part = {"inner_loss": inner_loss, "initial": state[0], "steps": steps}
+        return cls(**vars(whole) | part, state=state, first=first)
+
+    def initial_state(self, hyper) -> tuple:
+        return self.state
+
+    def vjp_initial(self, hyper, adjoint: tuple):
+        return 0 * hyper
+
+    def coefficients(self, weights, hyper, t: int):
+        return super().coefficients(weights, hyper, self.first + t)
+
+    def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
+        steps = range(self.steps) if steps is None else steps
+        moved = range(self.first + steps.start, self.first + steps.stop)
+        return super().smallest_decays(hyper, state, moved)
 
 
 _LOOPS = ("descend", "alternate", "realtime")  # the loop whose `step` carries 0, 1, 2 things

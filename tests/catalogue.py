@@ -1,5 +1,7 @@
 """Problems with known answers: each `case(backend)` returns (problem, hyper)."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 import hgcore as hg
@@ -46,11 +48,12 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
         "data": ((3,), 0.0, 1.0),
         "outer": ((), 0.2, 0.0),
     }
-    layout, rng = (
-        hg.Layout({key: block[0] for key, block in blocks.items()}),
-        np.random.default_rng(0),
+    layout = hg.Layout({key: shape for key, (shape, _, _) in blocks.items()})
+    rng = np.random.default_rng(0)
+    design, target = (
+        backend.array(rng.standard_normal((3, n))),
+        backend.array(rng.standard_normal(n)),
     )
-    design, target = (backend.array(rng.standard_normal(shape)) for shape in ((3, n), (n,)))
 
     def inner_loss(w, hyper, t):
         h = layout.split(hyper)
@@ -70,15 +73,14 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
     def rate(hyper, t):
         return xp.exp(layout.split(hyper)["rate"][t])
 
-    coefficients = rate, sigmoid("decay"), sigmoid("beta2")
-    coefficients = *coefficients, exponential("epsilon"), exponential("weight_decay")
+    decays, others = map(sigmoid, ("decay", "beta2")), map(exponential, ("epsilon", "weight_decay"))
     if name in ("momentum", "heavy ball"):
         options = {"velocity": lambda hyper: layout.split(hyper)["velocity"]} | options
     problem = hg.Problem(
         backend,
         inner_loss,
         outer_loss,
-        optimizer(name, *coefficients, **options),
+        optimizer(name, rate, *decays, *others, **options),
         initial=lambda hyper: layout.split(hyper)["initial"],
         steps=steps,
     )
@@ -87,43 +89,51 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, 
     return problem, layout.join(hyper)
 
 
-def net(backend, name="momentum", steps=8, rate=0.3, **options):
-    """A small dense net on random data: a rate per layer and step, initial scales, penalties."""
-    xp, dense = backend.xp, hg.nets.DenseNet((6, 5, 3))
+def net_parts(backend, steps) -> SimpleNamespace:
+    """What `net` is made of: a dense net, the layout of hyper, batches, a bare loss, penalties."""
+    xp, dense, rng = backend.xp, hg.nets.DenseNet((6, 5, 3)), np.random.default_rng(1)
     blocks = len(dense.layout)
     layout = hg.Layout({"scale": (blocks,), "rate": (steps, blocks), "penalty": (blocks,)})
-    rng = np.random.default_rng(1)
-    inputs = backend.array(rng.standard_normal((30, 6)))
-    noise = backend.array(rng.standard_normal(dense.layout.size))
-    labels = backend.array(np.eye(3)[rng.integers(3, size=30)])
+    inputs, labels = rng.standard_normal((30, 6)), np.eye(3)[rng.integers(3, size=30)]
+    inputs, labels = backend.array(inputs), backend.array(labels)
 
-    def loss(w, inputs, labels):
-        return hg.nets.cross_entropy(dense(w, inputs), labels)
+    def batch(t):
+        rows = slice(None) if t is None else slice(10 * (t % 3), 10 * (t % 3) + 10)
+        return inputs[rows], labels[rows]
+
+    def bare(w, hyper, t):
+        return hg.nets.cross_entropy(dense(w, batch(t)[0]), batch(t)[1])
+
+    def strength(hyper):
+        return xp.exp(layout.split(hyper)["penalty"])
+
+    return SimpleNamespace(dense=dense, layout=layout, batch=batch, bare=bare, strength=strength)
+
+
+def net(backend, name="momentum", steps=8, rate=0.3, **options):
+    """A small dense net on random data: a rate per layer and step, initial scales, penalties."""
+    xp, parts, rng = backend.xp, net_parts(backend, steps), np.random.default_rng(2)
+    layout, expand, blocks = parts.layout, parts.dense.layout.expand, len(parts.dense.layout)
+    noise = backend.array(rng.standard_normal(parts.dense.layout.size))
 
     def inner_loss(w, hyper, t):
-        rows = slice(None) if t is None else slice(10 * (t % 3), 10 * (t % 3) + 10)
-        penalty = dense.layout.expand(xp.exp(layout.split(hyper)["penalty"]))
-        return loss(w, inputs[rows], labels[rows]) + xp.sum(penalty * w * w)
+        return parts.bare(w, hyper, t) + xp.sum(expand(parts.strength(hyper)) * w * w)
 
     def rates(hyper, t):
-        return dense.layout.expand(xp.exp(layout.split(hyper)["rate"][t]))
+        return expand(xp.exp(layout.split(hyper)["rate"][t]))
 
     problem = hg.Problem(
-        backend=backend,
-        inner_loss=inner_loss,
-        outer_loss=lambda w, hyper: loss(w, inputs, labels),
-        optimizer=optimizer(name, rates, 0.9, 0.999, 1e-8, **options),
-        initial=lambda hyper: dense.layout.expand(xp.exp(layout.split(hyper)["scale"])) * noise,
+        backend,
+        inner_loss,
+        lambda w, hyper: parts.bare(w, hyper, None),
+        optimizer(name, rates, 0.9, 0.999, 1e-8, **options),
+        initial=lambda hyper: expand(xp.exp(layout.split(hyper)["scale"])) * noise,
         steps=steps,
     )
-    hyper = layout.join(
-        {
-            "scale": np.full(blocks, -1.0),
-            "rate": np.log(rate) + 0.2 * rng.standard_normal((steps, blocks)),
-            "penalty": np.full(blocks, -4.0),
-        }
-    )
-    return problem, hyper
+    log_rates = np.log(rate) + 0.2 * rng.standard_normal((steps, blocks))
+    penalties = np.linspace(-4, -3, blocks)
+    hyper = {"scale": np.full(blocks, -1.0), "rate": log_rates, "penalty": penalties}
+    return problem, layout.join(hyper)
 
 
 def convex(backend, inner_loss, outer_loss, rate, hyper, steps):
@@ -162,6 +172,21 @@ def logistic(backend, steps=400, n=4):
     return convex(backend, inner_loss, lambda w, h: loss(w, x2), 1.0, np.linspace(-3, -1, n), steps)
 
 
+def noisy(backend, optimizer, steps=500, n=300):
+    """Noisy quadratics whose outer loss passes nothing back, so that no adjoint can overflow."""
+    rng = np.random.default_rng(0)
+    targets = backend.array(rng.standard_normal((7, n)))
+    scales = backend.array(np.exp(rng.uniform(-12, 1, n)))
+    return hg.Problem(
+        backend,
+        inner_loss=lambda w, h, t: (scales * (w - targets[t % 7]) ** 2).sum(),
+        outer_loss=lambda w, h: (0 * w).sum() + h[0],
+        optimizer=optimizer,
+        initial=np.ones(n),
+        steps=steps,
+    )
+
+
 def bowl(backend, steps=6, n=5, **changes):
     """A small quadratic for questions of form; `changes` replace parts of the Problem."""
     xp = backend.xp
@@ -190,12 +215,11 @@ def unrolled(problem, hyper):
     def coefficient(name, h, t):
         value = getattr(opt, name)
         value = value(h, t) if callable(value) else value
-        if name not in ("decay", "beta1", "beta2") or (name == "decay" and type(value) is float):
-            return np.round(value * 2**16) / 2**16 if name in ("decay", "beta1", "beta2") else value
-        if isinstance(value, float):
-            return round(value * 2**16) / 2**16
-        number = plain(value)  # rounded, but differentiated as if it were not
-        return value + ((number * 2**16).round() / 2**16 - number)
+        if name not in ("decay", "beta1", "beta2"):
+            return value
+        number = value if isinstance(value, float) else plain(value)
+        rounded = round(number * 2**16) if isinstance(value, float) else (number * 2**16).round()
+        return value + (rounded / 2**16 - number)  # differentiated as if it were not rounded
 
     def gradient(w, h, t):
         if backend.name == "torch":

@@ -89,12 +89,11 @@ MODULES = {
     "Unfold": (((2, 2),), (SPACE[2],)),
     "UpsamplingNearest2d": ((None, 2), (SPACE[2],)),
 }
-# classes that others are made of, that are a sample elsewhere, or that need several devices
+# classes that others are made of, that are a sample elsewhere, or that need several devices; and
+# functionals: helpers, other names, and what takes no float64
 WITHOUT_SAMPLE = """Container DataParallel MaxUnpool1d MaxUnpool2d MaxUnpool3d Module ModuleDict
 ModuleList NLLLoss2d ParameterDict ParameterList RNNBase RNNCellBase Sequential SyncBatchNorm
-TransformerDecoder TransformerEncoder"""
-# and functionals: helpers, other names, and what takes no float64
-WITHOUT_SAMPLE += """
+TransformerDecoder TransformerEncoder
 assert_int_or_pair boolean_dispatch grouped_mm handle_torch_function
 has_torch_function has_torch_function_unary has_torch_function_variadic native_channel_shuffle
 one_hot scaled_grouped_mm scaled_mm upsample_bilinear upsample_nearest"""
@@ -173,6 +172,10 @@ def small(x, mode):
     return F.interpolate(x, scale_factor=0.6, mode=mode, antialias=True)
 
 
+def scattered(x, y, reduce):
+    return torch.scatter_reduce(x, 0, PLACES, y, reduce)
+
+
 def sampled(x, grid, mode, d=2):
     return F.grid_sample(x, grid, mode, "zeros" if d == 2 else "border", False)
 
@@ -203,13 +206,7 @@ FUNCTIONS = {
     "index_add": (lambda x, y: torch.index_add(x, 0, ROWS, y), PAIR),
     "gather": (lambda x: torch.gather(x, 0, PLACES), (X,)),
     "scatter": (lambda x, y: torch.scatter(x, 0, PLACES, y), PAIR),
-    **options(
-        "scatter_reduce",
-        lambda x, y, reduce: torch.scatter_reduce(x, 0, PLACES, y, reduce),
-        PAIR,
-        "reduce",
-        ("sum", "prod", "mean", "amax"),
-    ),
+    **options("scatter_reduce", scattered, PAIR, "reduce", ("sum", "prod", "mean", "amax")),
     "segment_reduce": (lambda x: torch.segment_reduce(x, "mean", lengths=ROWS[:2] + 1), (X,)),
     # distances and norms
     **options("cdist", torch.cdist, POINTS, "p", (1.5, 2, 3, inf)),
@@ -243,10 +240,7 @@ FUNCTIONS = {
     "binary_cross_entropy": (lambda x, y: F.binary_cross_entropy(share(x), share(y)), PAIR),
     "binary_cross_entropy_with_logits": (F.binary_cross_entropy_with_logits, PAIR),
     "conv_tbc": (F.conv_tbc, ((5, 2, 3), (2, 3, 4), (4,))),
-    "conv2d strided": (
-        lambda x, w: F.conv2d(x, w, None, 2, 1, 2, 2),
-        ((2, 4, 7, 6), (4, 2, 2, 2)),
-    ),
+    "conv2d strided": (lambda x, w: F.conv2d(x, w, None, 2, 1, 2, 2), ((2, 4, 7, 6), (4, 2, 2, 2))),
     "instance_norm": (F.instance_norm, (SPACE[2],)),
     "cross_entropy of shares": (F.cross_entropy, PAIR),
     "cross_entropy smoothed": (lambda x: F.cross_entropy(x, LABELS, label_smoothing=0.1), (X,)),
@@ -275,10 +269,7 @@ FUNCTIONS = {
 def build(name: str, dtype) -> tuple:
     """Return (function, arguments to differentiate by) of a sample; the same in each call."""
     torch.manual_seed(0)
-    if name in FUNCTIONS:
-        f, inputs = FUNCTIONS[name]
-    else:
-        f, inputs = _module(name, dtype)
+    f, inputs = FUNCTIONS.get(name) or _module(name, dtype)
     generator, arguments = torch.Generator().manual_seed(1), []
     for x in inputs:
         if isinstance(x, tuple):  # from 0.3 to 3 in size: pieces and tails

@@ -1,10 +1,11 @@
 """Data files: where from, checksum, cache.
 
 Every byte that is read has passed its SHA-256. A file comes from the cache (HGCORE_DATA, else data/
-of the repository), else from the folder HGCORE_DATA_MIRROR, else from its public addresses.
-data/README.md has origins and terms.
+of the repository), else from the folder HGCORE_DATA_MIRROR, gzipped or not, else from its public
+addresses. data/README.md has origins and terms.
 """
 
+import gzip
 import hashlib
 import importlib.resources
 import os
@@ -118,16 +119,29 @@ def _expected(name: str) -> str:
 
 
 def _verified(name: str, path: Path, remedy: str) -> bytes:
-    """Return the content of a file that is what FILES says; its size is looked at first."""
+    """Return the content of a file that is what FILES says; the size is looked at first.
+
+    That of a gzipped copy is unpacked, no further than one byte beyond the size.
+    """
     if not path.is_file():  # of a pipe or a folder nothing can be read, or without end
         raise DataError(f"{path} is not a file: {_expected(name)}. {remedy}")
-    found = f"{path.stat().st_size:,} bytes"
-    if path.stat().st_size == FILES[name].size:
-        content = path.read_bytes()
+    size, packed = path.stat().st_size, path.name != Path(name).name
+    found = f"{size:,} bytes"
+    if packed or size == FILES[name].size:
+        content = _unpacked(path, FILES[name].size + 1) if packed else path.read_bytes()
         found = f"sha256 {hashlib.sha256(content).hexdigest()}"
         if found == f"sha256 {FILES[name].sha256}":
             return content
     raise DataError(f"{path} is altered: {_expected(name)}, found {found}. {remedy}")
+
+
+def _unpacked(path: Path, most: int) -> bytes:
+    """Return at most `most` bytes of a gzipped file; nothing of a damaged one."""
+    try:
+        with gzip.open(path) as file:
+            return file.read(most)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def _obtain(name: str, path: Path) -> None:
@@ -178,9 +192,10 @@ def _copy(name: str) -> Callable:
 
     def copy(source: str, target: str, _: object) -> None:
         remedy = "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file"
-        if not Path(source).exists():
+        path = next((p for p in (Path(source), Path(f"{source}.gz")) if p.exists()), None)
+        if path is None:
             raise FileNotFoundError(f"No such file: {source}")
-        content = _verified(name, Path(source), remedy)
+        content = _verified(name, path, remedy)
         try:
             Path(target).write_bytes(content)
         except OSError as error:

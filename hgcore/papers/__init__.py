@@ -1,5 +1,12 @@
 """What the notebooks train, measure and draw, by the paper that it comes from."""
 
+from hgcore.papers.clarke2022 import (
+    digits,
+    house_prices,
+    random_update,
+    update_constraints,
+    update_problems,
+)
 from hgcore.papers.drmad2016 import (
     BigIntegers,
     as_in_2015,

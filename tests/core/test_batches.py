@@ -60,17 +60,12 @@ def test_drawn_arrays_and_dropped_rests():
     assert len(hg.batches.draw(loader(drop_last=True))(2)["labels"]) == 4
 
 
-def test_batches_can_be_sent_to_processes():
-    for batch in (hg.batches.draw(loader()), hg.batches.keep(loader())):
+def test_batches_are_converted_and_sent_to_processes():
+    for way in (hg.batches.draw, hg.batches.keep):
+        batch = way(loader(), backend=hg.Torch())
+        kinds = {name: part.dtype for name, part in batch(0).items()}
+        assert kinds == {"inputs": torch.float64, "labels": torch.int64}
         assert torch.equal(pickle.loads(pickle.dumps(batch))(1)["inputs"], batch(1)["inputs"])
-
-
-def test_batches_get_the_precision_of_the_backend():
-    for batch in (
-        hg.batches.draw(loader(), backend=hg.Torch())(0),
-        hg.batches.keep(loader(), backend=hg.Torch())(0),
-    ):
-        assert batch["inputs"].dtype == torch.float64 and batch["labels"].dtype == torch.int64
 
 
 class Batch(NamedTuple):
@@ -99,29 +94,25 @@ def test_batches_of_other_kinds():
     assert kept(None).inputs.shape == (20,)
 
 
-@pytest.mark.parametrize(
-    "make, words",
-    [
-        (lambda: hg.batches.draw((INPUTS, LABELS), 11), r"size must lie in 1\.\.10, .* got 11"),
-        (lambda: hg.batches.draw((INPUTS, LABELS)), "got None"),
-        (lambda: hg.batches.draw((INPUTS, LABELS[:3]), 2), r"one length, got \[10, 3\]"),
-        (
-            lambda: hg.batches.draw(loader(sampler=data.WeightedRandomSampler([1.0], 10))),
-            "cannot follow WeightedRandomSampler; use keep",
-        ),
-        (
-            lambda: hg.batches.draw(loader(sampler=data.RandomSampler(Augmented(), True))),
-            "cannot follow RandomSampler with replacement",
-        ),
-        (
-            lambda: hg.batches.draw(data.DataLoader(Augmented(), batch_sampler=[[0, 1], [2]])),
-            "cannot follow list; use keep",
-        ),
-        (lambda: hg.batches.draw(data.DataLoader(Augmented(), batch_size=None)), "batch_size=None"),
-        (lambda: hg.batches.draw(data.DataLoader(Augmented(), 11, drop_last=True)), "got 11"),
-        (lambda: hg.batches.draw(data.ChainDataset([]), 2), "use keep for a stream"),
-    ],
-)
-def test_draw_refuses(make, words):
+WEIGHTED = data.WeightedRandomSampler([1.0], 10)
+REPLACED = data.RandomSampler(Augmented(), replacement=True)
+LOADERS = [  # options of a DataLoader of ten examples, words of the error
+    ({"sampler": WEIGHTED}, "cannot follow WeightedRandomSampler; use keep"),
+    ({"sampler": REPLACED}, "cannot follow RandomSampler with replacement"),
+    ({"batch_sampler": [[0, 1], [2]]}, "cannot follow list; use keep"),
+    ({"batch_size": None}, "batch_size=None"),
+    ({"batch_size": 11, "drop_last": True}, "got 11"),
+]
+SOURCES = [  # arguments of draw, words of the error
+    (((INPUTS, LABELS), 11), r"size must lie in 1\.\.10, .* got 11"),
+    (((INPUTS, LABELS),), "got None"),
+    (((INPUTS, LABELS[:3]), 2), r"one length, got \[10, 3\]"),
+    ((data.ChainDataset([]), 2), "use keep for a stream"),
+    *(((data.DataLoader(Augmented(), **options),), words) for options, words in LOADERS),
+]
+
+
+@pytest.mark.parametrize("arguments, words", SOURCES)
+def test_draw_refuses(arguments, words):
     with pytest.raises(ValueError, match=words):
-        make()
+        hg.batches.draw(*arguments)

@@ -28,30 +28,28 @@ def test_gpu_equals_cpu(solver, name):
 @pytest.mark.parametrize("optimizer", [hg.Momentum(0.1, 0.9), hg.AdamW(1e-3, weight_decay=30.0)])
 def test_gpu_undoes_a_thousand_steps(optimizer, dtype):
     """close() compares every bit with the true start and raises otherwise."""
-    backend = hg.Torch("cuda", dtype)
-    target = backend.array(np.random.default_rng(0).standard_normal((7, 300_000)))
-    problem = hg.Problem(
-        backend,
-        inner_loss=lambda w, h, t: ((w - target[t % 7]) ** 2).sum(),
-        outer_loss=lambda w, h: (0 * w).sum() + h[0],
-        optimizer=optimizer,
-        initial=0 * target[0] + 1,
-        steps=1000,
-    )
+    problem = catalogue.noisy(hg.Torch("cuda", dtype), optimizer, steps=1000, n=300_000)
     assert float(hg.Reverse(hg.Reversible())(problem, [1.0]).grad[0]) == 1
 
 
-def test_gpu_buffer_has_the_bits_of_the_cpu():
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("n, steps", [(1000, 500), (2**17 + 3, 20)], ids=["plain", "compiled"])
+def test_gpu_buffer_has_the_bits_of_the_cpu(n, steps):
+    """There and back; kernels are compiled for long vectors, and warn if they have other bits."""
     rng = np.random.default_rng(0)
-    start, kicks = rng.standard_normal(1000), rng.standard_normal((7, 1000))
-    decays = [0.9, 0.5, 1.0, 0.98, rng.uniform(0.3, 1, 1000), 0.1, 0.999]
+    start, kicks = rng.standard_normal(n), rng.standard_normal((7, n)).astype("float32")
+    decays = [0.9, 0.5, 1.0, 0.98, rng.uniform(0.3, 1, n), 0.1, 0.999]
     ends = []
     for place in (np.asarray, lambda x: torch.as_tensor(x, device="cuda")):
         value, buffer = hg.FixedPoint(place(start)), hg.ReversalBuffer()
-        for t in range(500):
-            decay = decays[t % 7]
-            decay = decay if np.ndim(decay) == 0 else place(decay)
-            value.bits = buffer.multiply(value.bits, decay)
+        rates = [decay if np.ndim(decay) == 0 else place(decay) for decay in decays]
+        first = value.bits
+        for t in range(steps):
+            value.bits = buffer.multiply(value.bits, rates[t % 7])
             value.add(place(kicks[t % 7]))
-        ends.append(np.asarray(torch.as_tensor(value.bits).cpu()))
-    assert (ends[0] == ends[1]).all()
+        ends.append(np.array(torch.as_tensor(value.bits).cpu()))
+        for t in reversed(range(steps)):
+            value.subtract(place(kicks[t % 7]))
+            value.bits = buffer.divide(value.bits, rates[t % 7])
+        assert buffer.empty() and bool((value.bits == first).all())
+    assert np.array_equal(*ends)

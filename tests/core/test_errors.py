@@ -22,10 +22,13 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: bowl(b, optimizer=hg.Momentum), "got the class Momentum"),
     (lambda b: bowl(b, optimizer=TORCH_ADAM), "such as .*, got Adam"),
     (lambda b: bowl(b, optimizer=0.1), r"such as hg.Momentum\(0.1, 0.9\), got float"),
-    (
-        lambda b: replace(bowl(b)[0], backend=type(b)),
-        r"backend must be hg.Torch\(\) or hg.Autograd\(\)",
-    ),
+    (lambda b: replace(bowl(b)[0], backend=type(b)), r"must be hg.Torch\(\) or hg.Autograd\(\)"),
+    (lambda b: bowl(b, inner_loss=lambda w, h: 1), r"inner_loss must take \(weights, hyper, t\): "),
+    (lambda b: bowl(b, outer_loss=lambda w, h, t: 1), r"must take \(weights, hyper\): .* 't'"),
+    (lambda b: bowl(b, initial=lambda: 1), r"initial must take \(hyper\): too many"),
+    (lambda b: bowl(b, initial=torch.nn.Linear(2, 2)), "got a module; hg.nets.functional gives"),
+    (lambda b: hg.Adam(lambda h: h[0]), r"Adam: rate must take \(hyper, t\): too many positional"),
+    (lambda b: hg.Implicit(hg.DenseSolve(), 8), r"must be values of t such as range\(8\)"),
     (lambda b: hg.Reverse(hg.Reversible), "trajectory must be an object such as"),
     (lambda b: hg.Reverse(3), "trajectory must be an object"),
     (lambda b: hg.Implicit(hg.ConjugateGradient), "got the class ConjugateGradient"),
@@ -66,16 +69,10 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Layout({}), "at least one block"),
     (lambda b: LAYOUT.split(b.array(np.zeros(10))), r"takes a vector of shape \(11,\)"),
     (lambda b: LAYOUT.split(b.array(np.zeros((1, 11)))), r"takes a vector of shape \(11,\)"),
-    (
-        lambda b: LAYOUT.expand(b.array(np.ones(3))),
-        r"one value per block, shape \(4,\), got \(3,\)",
-    ),
+    (lambda b: LAYOUT.expand(b.array(np.ones(3))), r"per block, shape \(4,\), got \(3,\)"),
     (lambda b: LAYOUT.join(blocks(b, vector=None)), "blocks must be"),
     (lambda b: LAYOUT.join(blocks(b, other=1.0)), "blocks must be"),
-    (
-        lambda b: LAYOUT.join(blocks(b, matrix=np.ones(4))),
-        r"'matrix' must have shape \(2, 3\), got",
-    ),
+    (lambda b: LAYOUT.join(blocks(b, matrix=np.ones(4))), r"'matrix' must have shape \(2, 3\)"),
     (lambda b: hg.Torch(dtype="float16"), "'float32' or 'float64', got 'float16'"),
 ]
 
@@ -140,10 +137,6 @@ RUNS = [  # changes of a small quadratic problem, words of the error of its run
     (lambda b: {"outer_loss": lambda w, h: w * h[0]}, r"a scalar of shape \(\), got .*5"),
     (lambda b: {"initial": lambda h: h[0]}, r"must have one shape \(n,\)"),
     (lambda b: {"initial": lambda h: h[:0]}, r"must have one shape \(n,\)"),
-    (
-        lambda b: {"initial": lambda h: h[0] * b.array(np.full(5, math.nan))},
-        "initial weights are not",
-    ),
     (lambda b: {"optimizer": hg.Momentum(0.1, 0.9, lambda h: h)}, r"shape \(n,\).*\(5,\), \(2,\)"),
     # its gradient is finite, as that of a logarithm below zero
     (lambda b: {"outer_loss": lambda w, h: b.xp.sum(b.xp.log(w - 100))}, "outer loss"),
@@ -179,18 +172,6 @@ def test_what_cannot_be_undone_raises(backend, changes, words):
     assert np.isfinite(backend.numpy(hg.Reverse()(problem, hyper).grad)).all()
 
 
-@pytest.mark.parametrize("cut", [float, torch.Tensor.item, torch.Tensor.detach])
-def test_function_cut_from_the_graph_raises(cut):
-    """Its hypergradient would be zero, and descend would stand still without a word."""
-    rate = hg.GradientDescent(lambda h, t: cut(h[0]))
-    with pytest.raises(
-        ValueError, match="rate changes with its arguments but a derivative is cut off"
-    ):
-        hg.Reverse()(*bowl(hg.Torch(), optimizer=rate))
-    with pytest.raises(ValueError, match="initial changes with its arguments"):
-        hg.Reverse()(*bowl(hg.Torch(), initial=lambda h: torch.ones(5) * cut(h[0])))
-
-
 @pytest.mark.parametrize("ours, theirs", [("float32", "float64"), ("float64", "float32")])
 def test_data_of_another_precision_is_named(ours, theirs):
     data = hg.Torch(dtype=theirs).array(np.ones((5, 5)))
@@ -218,18 +199,14 @@ def noisy(problem, name):
     return replace(problem, **{name: changes[name]})
 
 
-UNSEEDED = [
-    *((hg.Reversible(), name, "missed its start in .* of 10") for name in ("initial", "optimizer")),
-    (hg.Reversible(), "inner_loss", "missed its start in .* of 10 numbers"),
-    (hg.Stored(), "inner_loss", "another gradient on the way back.*a seed made"),
-    (hg.Checkpointed(), "inner_loss", "another gradient on the way back.*a seed made"),
-    (hg.Truncated(3), "inner_loss", "another gradient on the way back.*a seed made"),
-]
+UNSEEDED = [(hg.Reversible(), name) for name in ("initial", "optimizer", "inner_loss")]
+UNSEEDED += [(way, "inner_loss") for way in (hg.Stored(), hg.Checkpointed(), hg.Truncated(3))]
 
 
-@pytest.mark.parametrize("way, name, words", UNSEEDED)
-def test_unseeded_randomness_raises(backend, way, name, words):
+@pytest.mark.parametrize("way, name", UNSEEDED)
+def test_unseeded_randomness_raises(backend, way, name):
     problem, hyper = bowl(backend)
+    words = "missed its start in .* of 10 numbers|another gradient on the way back.*a seed made"
     with pytest.raises(hg.ReversalError, match=words):
         hg.Reverse(way)(noisy(problem, name), hyper)
 

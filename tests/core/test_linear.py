@@ -60,30 +60,6 @@ def test_implicit_equals_dense_solve_and_reverse(case, backend):
         assert gap(hg.Implicit(solve)(problem, hyper, dense.state).grad, dense.grad) < 1e-10
 
 
-def test_implicit_equals_closed_form_of_ridge(backend):
-    """w = (X'X/N + P)^-1 X'y/N, dw/dp_i = -A^-1 e_i p_i w_i."""
-    problem, hyper = catalogue.ridge(backend)
-    rng = np.random.default_rng(2)
-    x, y, x2, y2 = (rng.standard_normal(s) for s in ((20, 6), (20,), (15, 6), (15,)))
-    a = x.T @ x / 20 + np.diag(np.exp(hyper))
-    w = np.linalg.solve(a, x.T @ y / 20)
-    expected = -np.linalg.solve(a, x2.T @ (x2 @ w - y2) / 15) * np.exp(hyper) * w
-    solver = hg.Implicit(hg.ConjugateGradient())
-    assert gap(solver(problem, hyper, state=(backend.array(w),)).grad, expected) < 1e-12
-    assert gap(solver(problem, hyper).grad, expected) < 1e-10
-
-
-@pytest.mark.parametrize("terms", [0, 1, 5, 20])
-def test_neumann_is_unrolling_from_the_optimum(terms, backend):
-    """Lorraine et al. 2020, Theorem 2: i terms are i + 1 steps. The optimum is met to 1e-15."""
-    problem, hyper = catalogue.logistic(backend)
-    (optimum,) = hg.train(problem, backend.array(hyper))
-    changes = {"optimizer": hg.GradientDescent(0.5), "initial": optimum, "steps": terms + 1}
-    few = dataclasses.replace(problem, **changes)
-    series = hg.Implicit(hg.Neumann(terms, 0.5))(problem, hyper, state=(optimum,))
-    assert gap(series.grad, hg.Reverse()(few, hyper).grad) < 1e-11
-
-
 def test_implicit_at_a_given_state(backend):
     """Nothing is trained, the loss is asked for all examples only; flat states and tuples."""
     problem, hyper = catalogue.everything(backend)
@@ -119,6 +95,16 @@ def test_implicit_adds_the_direct_derivative(backend):
 
 def test_solve_of_zero_is_zero(backend):
     assert not any(solved(backend, solve, np.eye(3), np.zeros(3)).any() for solve in SOLVES)
+
+
+def test_implicit_takes_the_mean_of_batches(backend):
+    """Of a loss that is 1.5 and 0.5 times the other at odd and even t."""
+    problem, hyper = catalogue.ridge(backend)
+    inner_loss = lambda w, h, t: problem.inner_loss(w, h, None) * (1 + (-1) ** t / 2)  # noqa: E731
+    batched, dense = dataclasses.replace(problem, inner_loss=inner_loss), hg.DenseSolve()
+    found = hg.Implicit(dense, inner_batches=range(4))(batched, hyper, 0.1 * np.ones(6))
+    expected = hg.Implicit(dense)(problem, hyper, 0.1 * np.ones(6))
+    assert gap(backend.numpy(found.grad), backend.numpy(expected.grad)) < 1e-12
 
 
 # ---- Neumann
@@ -166,6 +152,9 @@ def test_neumann_tells_negative_curvature(eigenvalues, rate, terms, backend):
     a, b = matrix(np.array(eigenvalues)), [1.0, 2, 4]
     with pytest.raises(hg.Diverged, match=match):
         solved(backend, hg.Neumann(terms, rate), a, b)
+    powers = (np.linalg.matrix_power(np.eye(3) - rate * a, j) for j in range(4))
+    found = solved(backend, hg.Neumann(3, rate, growth=np.inf), a, b)
+    assert gap(found, rate * sum(power @ b for power in powers)) < 1e-13
     if terms == 2000:
         solved(backend, hg.Neumann(10, rate), a, b)
 

@@ -1,15 +1,10 @@
-"""Networks of a flat weight vector: the same nets in torch, alone and inside a Problem."""
+"""Dense nets and losses of their outputs: as in torch, and which labels they take."""
 
-import functools
-
-import catalogue
 import numpy as np
 import pytest
 import torch
-from catalogue import gap
 from torch import nn
 
-import hgcore as hg
 from hgcore import nets
 
 RNG = np.random.default_rng(0)
@@ -53,113 +48,6 @@ def test_log_softmax_of_large_scores(backend):
     scores = backend.array([[1e4, -1e4, 0.0]])
     value, gradient = backend.gradients(lambda scores: nets.log_softmax(scores)[0, 0], scores)
     assert float(value) == 0 and np.isfinite(backend.numpy(gradient)).all()
-
-
-# ---- torch modules
-
-
-class Tied(nn.Module):
-    """Encoder and decoder share one matrix."""
-
-    def __init__(self):
-        super().__init__()
-        self.there, self.back = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
-        self.back.weight = self.there.weight
-
-    def forward(self, x):
-        return self.back(torch.tanh(self.there(x)))
-
-
-def convolutional():
-    first = nn.Conv2d(1, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.Tanh(), nn.AvgPool2d(2)
-    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *first, nn.Flatten(), nn.Linear(3, 2))
-
-
-def perceptron(*between):
-    return nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 2))
-
-
-MODULES = {  # of inputs (6, 4)
-    "perceptron": lambda: perceptron(nn.Tanh()),
-    "convolutional": convolutional,
-    "tied": Tied,
-    "layer norm": lambda: perceptron(nn.LayerNorm(5), nn.GELU()),
-    "dropout in eval": lambda: perceptron(nn.Dropout(0.5)).eval(),
-    "dropout of 0": lambda: perceptron(nn.Dropout(0.0)),
-    "batch norm in eval": lambda: perceptron(nn.BatchNorm1d(5)).eval(),
-    "attention": lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0),
-}
-
-
-def built(name, dtype):
-    """Return (module, inputs) by name."""
-    torch.manual_seed(0)
-    inputs = torch.as_tensor(np.random.default_rng(1).standard_normal((6, 4)), dtype=dtype)
-    return MODULES[name]().to(dtype), inputs
-
-
-def trained(name, dtype="float64"):
-    """A module trained with momentum; hyper: log rate, log penalty, logit of the decay."""
-    module, inputs = built(name, getattr(torch, dtype))
-    start, function = nets.functional(module)
-    target = function(start, inputs).detach() * 0.5 + 0.1
-
-    def loss(w, hyper):
-        return ((function(w, inputs) - target) ** 2).mean()
-
-    rate, decay = (lambda h, t: torch.exp(h[0])), (lambda h, t: torch.sigmoid(h[2]))
-    problem = hg.Problem(
-        hg.Torch(dtype=dtype),
-        inner_loss=lambda w, h, t: loss(w, h) + torch.exp(h[1]) * (w * w).sum(),
-        outer_loss=loss,
-        optimizer=hg.Momentum(rate, decay),
-        initial=lambda h: start + 0 * h[0],
-        steps=10,
-    )
-    return problem, np.array([-1.0, -5.0, 1.0])
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_functional_is_the_module(name):
-    """Values, derivatives, names; the module stays as it was. Attention's own kernel is fused."""
-    module, inputs = built(name, torch.float64)
-    weights, function = nets.functional(module)
-    near = functools.partial(torch.allclose, rtol=1e-12, atol=1e-13)
-    same = near if name == "attention" else torch.equal
-    assert weights.ndim == 1 and same(function(weights, inputs), module(inputs))
-    leaf = weights.clone().requires_grad_()
-    (found,) = torch.autograd.grad((function(leaf, inputs) ** 2).sum(), leaf)
-    (module(inputs) ** 2).sum().backward()
-    assert near(found, torch.cat([p.grad.reshape(-1) for p in module.parameters()]))
-    blocks = function.layout.split(weights)
-    assert all(torch.equal(blocks[name], p) for name, p in module.named_parameters())
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_solver_through_a_module_equals_unrolled(name):
-    """In float64, and within float32's 6e-8 a step, amplified 1e3 times."""
-    problem, hyper = trained(name)
-    expected = catalogue.unrolled(problem, hyper)[1]
-    for solver in catalogue.SOLVERS.values():
-        assert gap(solver(problem, hyper).grad, expected) < 1e-10
-        assert gap(solver(*trained(name, "float32")).grad, expected) < 1e-3
-
-
-def test_functional_leaves_frozen_parameters():
-    module = perceptron(nn.Tanh())
-    module[0].requires_grad_(False)
-    weights, function = nets.functional(module)
-    assert list(function.layout.shapes) == ["2.weight", "2.bias"] and len(weights) == 12
-    inputs = torch.ones(3, 4)
-    change = function(weights + 1, inputs) - function(weights, inputs)
-    expected = 1 + module[:2](inputs).sum(1, keepdim=True).expand(3, 2)
-    assert torch.allclose(change, expected, atol=1e-6)
-    for nothing in (nn.Tanh(), nn.Linear(2, 2).requires_grad_(False)):
-        with pytest.raises(ValueError, match=f"{type(nothing).__name__} has no parameters to"):
-            nets.functional(nothing)
-
-
-# ---- labels
 
 
 def test_labels_are_classes_or_shares(backend):

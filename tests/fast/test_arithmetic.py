@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hgcore import fixed_point
 from hgcore.fast import arithmetic, compiled_kernels
-from hgcore.fixed_point import DENOMINATOR, PLAIN, FixedPoint, ReversalBuffer
+from hgcore.fixed_point import DENOMINATOR, PLAIN, ReversalBuffer
 
 numba_kernels = pytest.importorskip("hgcore.fast.numba_kernels")
 KERNELS = numba_kernels.KERNELS
@@ -63,15 +62,6 @@ def assert_same_as_plain(*arguments) -> None:
         assert_equal(fast(*copies(*arguments)), plain(*arguments))
 
 
-@pytest.mark.parametrize("numerator", NUMERATORS, ids=str)
-def test_products_have_the_plain_bits(numerator):
-    """And `divide` undoes `multiply`, for any value and any state that a buffer may have."""
-    bits, state, rest = values(), states(numerator), (numerator, None, 1.0, None)
-    assert_same_as_plain(bits, None, state, *rest)
-    after, _, left, *_ = KERNELS.decay_add(bits, None, state.copy(), *rest)
-    assert_equal(KERNELS.undo_decay_add(after, None, left, *rest)[:3], (bits, None, state))
-
-
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_sums_have_the_plain_bits(unit, dtype):
@@ -85,16 +75,37 @@ def test_sums_have_the_plain_bits(unit, dtype):
         assert_same_as_plain(bits, None, None, None, amount, unit, out)
 
 
+def assert_undone_and_same_as_plain(parts, *rest) -> None:
+    assert_same_as_plain(*parts, *rest)
+    after = KERNELS.decay_add(*copies(*parts), *rest)
+    assert_equal(KERNELS.undo_decay_add(*after[:3], *rest)[:3], parts)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("numerator", NUMERATORS, ids=str)
 def test_steps_have_the_plain_bits(numerator, dtype):
-    """And `undo_decay_add` undoes `decay_add`."""
+    """And undo each other, for any value and any state of a buffer; also without an amount."""
+    parts = values(), None, states(numerator)
+    assert_undone_and_same_as_plain(parts, numerator, None, 1.0, None)
     for unit in (2.0**-52, 2.0**-80):
-        bits, state, amount = values(), states(numerator), amounts(unit, dtype)
-        rest = numerator, amount, unit, np.dtype(dtype)
-        assert_same_as_plain(bits, None, state, *rest)
-        after, _, left, *_ = KERNELS.decay_add(*copies(bits, None, state), *rest)
-        assert_equal(KERNELS.undo_decay_add(after, None, left, *rest)[:3], (bits, None, state))
+        rest = numerator, amounts(unit, dtype), unit, np.dtype(dtype)
+        assert_undone_and_same_as_plain(parts, *rest)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("numerator", [1, 2, 58982, 65470, 65535, 65536, VECTOR], ids=str)
+def test_wide_steps_have_the_plain_bits(numerator, dtype):
+    """And undo each other, for squares from 1e-60 to 1e3 and for zeros."""
+    rng, n = np.random.default_rng(0), len(VECTOR)
+    high, low = rng.integers(-(2**45), 2**45, n), rng.integers(0, 2**45, n)
+    state = rng.integers(0, min(2**52, int(np.min(numerator)) * 2**30), n)
+    amount = (np.exp(rng.uniform(-140, 7, n)) * (rng.random(n) > 0.1)).astype(dtype)
+    rest = numerator, amount, 2.0**-80, np.dtype(dtype)
+    assert_undone_and_same_as_plain((high, low, state), *rest)
+    reach, expected = (
+        float(which.decay_add(*copies(high, low, state), *rest)[-1]) for which in (KERNELS, PLAIN)
+    )
+    assert (reach < 2048) == (expected < 2048)
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered")
@@ -115,25 +126,6 @@ def test_the_verdict_on_the_range_is_the_plain_one(unit):
             )
             assert (not reach < limit) == (not expected < limit)
             assert reach == 0 or np.array_equal(reach, expected, equal_nan=True)
-
-
-@pytest.mark.parametrize("numerator", [1, 3, 30000, 65535, 65536, VECTOR], ids=str)
-def test_a_buffer_keeps_the_plain_bits(numerator, monkeypatch):
-    """States that reach their bound, and words, are those of the plain arithmetic."""
-
-    def run() -> list:
-        bits, buffer, seen = values(), ReversalBuffer(), []
-        for _ in range(60):
-            bits = buffer.multiply(bits, numerator / DENOMINATOR)
-            seen += [bits, buffer.state.copy(), *(word for _, word in buffer.words[-1:])]
-        for _ in range(60):
-            bits = buffer.divide(bits, numerator / DENOMINATOR)
-        assert buffer.empty() and np.array_equal(bits, values())
-        return seen
-
-    fast = run()
-    monkeypatch.setattr(fixed_point, "arithmetic", lambda bits: PLAIN)
-    assert_equal(tuple(fast), tuple(run()))
 
 
 def test_arrays_of_the_caller_are_not_changed():
@@ -162,15 +154,13 @@ def test_long_vectors_are_cut_without_a_trace(monkeypatch):
 @pytest.mark.parametrize("length", [1, 2, N - 1, N + 1])
 def test_other_lengths_do_as_plain_arithmetic_does(length):
     """One number is broadcast; any other length raises, and nothing is read past an end."""
-    bits, amount = values(), np.full(length, 0.25)
-    numerator = np.full(length, 40000)
-    cases = [
+    bits, amount, numerator = values(), np.full(length, 0.25), np.full(length, 40000)
+    for case in (
         (None, None, amount),
-        (np.zeros(N, np.int64), numerator, None),
+        (0 * bits, numerator, None),
         (np.zeros(length, np.int64), 40000, None),
         (0 * bits, numerator, amount),
-    ]
-    for case in cases:
+    ):
         if length == 1:
             assert_same_as_plain(bits, None, *case, 2.0**-52, None)
         else:
@@ -188,23 +178,6 @@ def test_vectors_get_the_arithmetic_that_fits(monkeypatch):
     assert arithmetic.fitting(gpu[1], PLAIN) is compiled_kernels.compiled("cpu")
     monkeypatch.setattr(arithmetic, "KERNELS", None)
     assert arithmetic.fitting(values(), PLAIN) is PLAIN
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("numerator", [1, 2, 58982, 65470, 65535, 65536, VECTOR], ids=str)
-def test_wide_kernels_have_the_plain_bits(numerator, dtype):
-    """And undo each other, for squares from 1e-60 to 1e3 and for zeros."""
-    rng, n = np.random.default_rng(0), len(VECTOR)
-    high, low = rng.integers(-(2**45), 2**45, n), rng.integers(0, 2**45, n)
-    state = rng.integers(0, min(2**52, int(np.min(numerator)) * 2**30), n)
-    amount = (np.exp(rng.uniform(-140, 7, n)) * (rng.random(n) > 0.1)).astype(dtype)
-    rest = numerator, amount, 2.0**-80, np.dtype(dtype)
-    assert_same_as_plain(high, low, state, *rest)
-    *found, reach = KERNELS.decay_add(*copies(high, low, state), *rest)
-    expected = PLAIN.decay_add(high, low, state, *rest)[-1]
-    assert (float(reach) < 2048) == (float(expected) < 2048)
-    back = KERNELS.undo_decay_add(*found[:3], *rest)
-    assert_equal(back[:3], (high, low, state))
 
 
 # ---- torch.compile, on a CPU
@@ -236,48 +209,17 @@ def test_compiled_kernels_have_the_plain_bits(numerator, dtype, compiled, compil
             assert all(torch.equal(a, b) for a, b in pairs if b is not None and b.ndim)
 
 
-def test_a_kernel_with_other_bits_is_not_used(compiled, monkeypatch):
-    """It warns, and the plain function runs."""
+@pytest.mark.parametrize("reason", ["bits are not those", "no compiler here"])
+def test_kernels_that_fail_are_not_used(reason, compiled, monkeypatch):
+    """Because of other bits, or an error of torch: it warns, and the plain function runs."""
 
     def compile(function, **_):
+        if reason == "no compiler here":
+            raise RuntimeError(reason)
         return lambda *arguments: tuple(x if x is None else 1 + x for x in function(*arguments))
 
     monkeypatch.setattr(torch, "compile", compile)
     arguments = torch.arange(5), None, torch.arange(5), 3, None, 1.0, None
-    with pytest.warns(RuntimeWarning, match="cannot fuse `decay_add`.*bits are not those"):
+    with pytest.warns(RuntimeWarning, match=f"cannot fuse `decay_add`.*{reason}"):
         after = compiled.decay_add(*arguments)
     assert torch.equal(after[0], PLAIN.decay_add(*arguments)[0])
-
-
-def test_what_torch_cannot_compile_runs_plain(compiled, monkeypatch):
-    """It warns, with torch's reason."""
-
-    def fail(function, **_):
-        raise RuntimeError("no compiler here")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    arguments = torch.arange(5), None, None, None, torch.zeros(5), 2.0**-52, None
-    with pytest.warns(RuntimeWarning, match="cannot fuse `undo_decay_add`.*no compiler here"):
-        bits, *_ = compiled.undo_decay_add(*arguments)
-    assert torch.equal(bits, torch.arange(5))
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_gpu_gives_the_bits_of_a_cpu():
-    """Vectors long enough for compiled kernels; 20 steps there and back."""
-    n = arithmetic.LARGE + 3
-    ends = []
-    for place in (np.asarray, lambda x: torch.as_tensor(x, device="cuda")):
-        kick = place(np.random.default_rng(4).standard_normal(n).astype("float32"))
-        value, buffer = FixedPoint(0 * kick), ReversalBuffer()
-        for _ in range(20):
-            value.bits = buffer.multiply(value.bits, 0.9)
-            value.add(kick)
-        ends.append(np.array(torch.as_tensor(value.bits).cpu()))
-        for _ in range(20):
-            value.subtract(kick)
-            value.bits = buffer.divide(value.bits, 0.9)
-        assert buffer.empty() and not bool(value.bits.any())
-    assert np.array_equal(*ends)

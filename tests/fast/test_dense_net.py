@@ -2,6 +2,7 @@
 
 import itertools
 
+import catalogue
 import numpy as np
 import pytest
 import torch
@@ -39,26 +40,19 @@ def derivatives(log_probabilities, net, loss, weights, direction):
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (4, 6, 5, 6, 3)])
 def test_derivatives_equal_those_of_torch(sizes, loss, dtype, error, monkeypatch):
-    """Against float64. A few hundred roundings; with tanh by NumPy and by torch."""
+    """Against float64. A few hundred roundings; tanh by NumPy and by torch, tensors as on a GPU."""
     net = DenseNet(sizes)
     point = torch.as_tensor(RNG.standard_normal((2, net.layout.size)))
     expected = derivatives(plain, net, loss, *point)
-    for library in ("numpy", "torch"):
-        monkeypatch.setattr(dense_net, "elementwise", lambda library=library: library)
+    for name, change in (
+        ("elementwise", lambda dtype: "numpy"),
+        ("elementwise", lambda dtype: "torch"),
+        ("numbers", torch.Tensor.detach),
+    ):
+        monkeypatch.setattr(dense_net, name, change)
         found = derivatives(dense_net.LogProbabilities.apply, net, loss, *point.to(dtype))
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.dtype == dtype and gap(ours, theirs) < error
-
-
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_tensors_give_what_numpy_gives(loss, monkeypatch):
-    """As on a GPU, where the numbers stay tensors."""
-    net = DenseNet((4, 6, 5, 3))
-    point = torch.as_tensor(RNG.standard_normal((2, net.layout.size)))
-    expected = derivatives(dense_net.LogProbabilities.apply, net, loss, *point)
-    monkeypatch.setattr(dense_net, "numbers", lambda tensor: tensor.detach())
-    found = derivatives(dense_net.LogProbabilities.apply, net, loss, *point)
-    assert all(gap(a, b) < 1e-13 for a, b in zip(found, expected, strict=True))
 
 
 @pytest.fixture(params=LOSSES.values(), ids=LOSSES)
@@ -135,11 +129,9 @@ def test_a_loss_may_use_transforms():
         each = torch.func.vmap(lambda row: net(weights, row[None]))(INPUTS)
         return (each[:, 0] * LABELS).sum()
 
-    weights = torch.as_tensor(RNG.standard_normal(net.layout.size))
-    problem = hg.Problem(
-        hg.Torch(), lambda w, h, t: h[0] * loss(w, net), lambda w, h: (w * w).sum(),
-        hg.Momentum(0.1, 0.9), weights, 3,
-    )  # fmt: skip
-    found = hg.Reverse()(problem, [0.5]).grad
-    expected = hg.Forward()(problem, [0.5]).grad
-    assert gap(found, expected) < 1e-12
+    problem, hyper = catalogue.bowl(
+        hg.Torch(),
+        inner_loss=lambda w, h, t: h[0] * loss(w, net),
+        initial=torch.as_tensor(RNG.standard_normal(net.layout.size)),
+    )
+    assert gap(hg.Reverse()(problem, hyper).grad, hg.Forward()(problem, hyper).grad) < 1e-12

@@ -2,9 +2,8 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
-import numpy as np
+import catalogue
 import pytest
 import torch
 from catalogue import gap
@@ -12,9 +11,7 @@ from catalogue import gap
 import hgcore as hg
 from hgcore import fast
 
-NET = hg.nets.DenseNet((6, 5, 4, 3))
-BLOCKS = len(NET.layout)
-NAMES = hg.Layout({"rate": (BLOCKS,), "strength": (BLOCKS,)})
+STEPS = 6
 SOLVERS = {
     "stored": hg.Reverse(),
     "stored, all graphs": hg.Reverse(hg.Stored(graphs=99)),
@@ -29,56 +26,16 @@ SOLVERS = {
 EVERY_SOLVER = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 
 
-class Parts(NamedTuple):
-    """What the losses are made of: (batch, bare and penalized closures, strength)."""
-
-    batch: object
-    bare: object
-    penalized: object
-    strength: object
-
-
 def parts(backend):
-    """Return (problem with a penalized closure, hyper, Parts)."""
-    rng, xp = np.random.default_rng(0), backend.xp
-    inputs, labels = rng.standard_normal((30, 6)), np.eye(3)[rng.integers(3, size=30)]
-    inputs, labels = backend.array(inputs), backend.array(labels)
-    weights = backend.array(0.5 * rng.standard_normal(NET.layout.size))
-
-    def batch(t):
-        rows = slice(None) if t is None else slice(10 * (t % 3), 10 * (t % 3) + 10)
-        return inputs[rows], labels[rows]
-
-    def bare(w, hyper, t):
-        rows, wanted = batch(t)
-        return hg.nets.cross_entropy(NET(w, rows), wanted)
-
-    def strength(hyper):
-        return xp.exp(NAMES.split(hyper)["strength"])
-
-    def penalized(w, hyper, t):
-        return bare(w, hyper, t) + xp.sum(NET.layout.expand(strength(hyper)) * w * w)
-
-    def rate(hyper, t):
-        return NET.layout.expand(xp.exp(NAMES.split(hyper)["rate"]))
-
-    problem = hg.Problem(
-        backend,
-        inner_loss=penalized,
-        outer_loss=lambda w, hyper: bare(w, hyper, None),
-        optimizer=hg.Momentum(rate, 0.9),
-        initial=weights,
-        steps=6,
-    )
-    hyper = {"rate": np.full(BLOCKS, -2.0), "strength": np.linspace(-3, -2, BLOCKS)}
-    return problem, NAMES.join(hyper), Parts(batch, bare, penalized, strength)
+    """Return (problem with a penalized closure, hyper, what it is made of)."""
+    return *catalogue.net(backend, steps=STEPS), catalogue.net_parts(backend, STEPS)
 
 
 FORMS = {
-    "cross-entropy": lambda p: fast.CrossEntropy(NET, p.batch, p.strength),
-    "penalized closure": lambda p: fast.Penalized(p.bare, NET.layout, p.strength),
+    "cross-entropy": lambda p: fast.CrossEntropy(p.dense, p.batch, p.strength),
+    "penalized closure": lambda p: fast.Penalized(p.bare, p.dense.layout, p.strength),
     "penalized cross-entropy": lambda p: fast.Penalized(
-        fast.CrossEntropy(NET, p.batch), NET.layout, p.strength
+        fast.CrossEntropy(p.dense, p.batch), p.dense.layout, p.strength
     ),
 }
 
@@ -103,9 +60,9 @@ def test_cross_entropy_without_penalty(solver, backend):
     """hyper has no part in it: its derivatives by hyper are zero."""
     problem, hyper, p = parts(backend)
     closure = dataclasses.replace(problem, inner_loss=p.bare)
-    known = dataclasses.replace(problem, inner_loss=fast.CrossEntropy(NET, p.batch))
+    known = dataclasses.replace(problem, inner_loss=fast.CrossEntropy(p.dense, p.batch))
     assert_same_hypergradient(solver, hyper, known, closure)
-    assert not NAMES.split(solver(known, hyper).grad)["strength"].any()
+    assert not p.layout.split(solver(known, hyper).grad)["penalty"].any()
 
 
 @pytest.mark.parametrize("solver", [hg.Reverse(), hg.Forward()], ids=["reverse", "forward"])
@@ -113,11 +70,10 @@ def test_constant_penalty_has_no_derivative(solver, backend):
     """strength may be a function that does not use hyper."""
     problem, hyper, p = parts(backend)
     constant = p.strength(backend.array(hyper))
-    known = fast.CrossEntropy(NET, p.batch, lambda hyper: constant)
+    known = fast.CrossEntropy(p.dense, p.batch, lambda hyper: constant)
     found = solver(dataclasses.replace(problem, inner_loss=known), hyper).grad
-    rate, strength = NAMES.split(found).values()
-    assert gap(rate, NAMES.split(solver(problem, hyper).grad)["rate"]) < 1e-11
-    assert not strength.any()
+    found, expected = map(p.layout.split, (found, solver(problem, hyper).grad))
+    assert gap(found["rate"], expected["rate"]) < 1e-11 and not found["penalty"].any()
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -133,7 +89,7 @@ def test_penalized_refuses_another_layout(size, backend):
     problem, hyper, p = parts(backend)
     other = hg.Layout({"all": (size,)})
     short = fast.Penalized(p.bare, other, lambda hyper: backend.xp.exp(hyper[:1]))
-    match = rf"all blocks of the weights, \({NET.layout.size},\); it has {size} numbers"
+    match = rf"all blocks of the weights, \({p.dense.layout.size},\); it has {size} numbers"
     for solver in (hg.Reverse(), hg.Forward()):
         with pytest.raises(ValueError, match=match):
             solver(dataclasses.replace(problem, inner_loss=short), hyper)
@@ -150,18 +106,18 @@ def test_penalized_refuses_another_layout(size, backend):
 def test_cross_entropy_refuses_another_type(convert, message):
     """A batch that is not like the weights, with the way out."""
     problem, hyper, p = parts(hg.Torch())
-    known = fast.CrossEntropy(NET, lambda t: (convert(p.batch(t)[0]), p.batch(t)[1]))
+    known = fast.CrossEntropy(p.dense, lambda t: (convert(p.batch(t)[0]), p.batch(t)[1]))
     match = rf"batch\(0\) must give tensors like the weights.*{message}.*backend.array"
     with pytest.raises(TypeError, match=match):
         hg.Reverse()(dataclasses.replace(problem, inner_loss=known), hyper)
 
 
 @pytest.mark.parametrize("name", ["reversible", "forward"])
-@pytest.mark.parametrize("form", [*FORMS.values(), lambda p: p.penalized], ids=[*FORMS, "closure"])
+@pytest.mark.parametrize("form", [*FORMS.values(), None], ids=[*FORMS, "closure"])
 def test_problem_used_by_four_threads(form, name):
     """One problem, another hyper in each: the same bits as alone."""
     problem, hyper, p = parts(hg.Torch())
-    problem = dataclasses.replace(problem, inner_loss=form(p))
+    problem = dataclasses.replace(problem, inner_loss=form(p) if form else problem.inner_loss)
     hypers = [hyper + 0.5 * i for i in range(5)] * 3
     alone = [SOLVERS[name](problem, hyper).grad for hyper in hypers[:5]]
     with ThreadPoolExecutor(4) as pool:
@@ -173,11 +129,11 @@ def test_problem_used_by_four_threads(form, name):
 def test_compiled_equals_its_closure(compiler):
     """Inside of Penalized, which adds its own; implicit asks for t = None."""
     problem, hyper, p = parts(hg.Torch())
-    known = fast.Penalized(fast.Compiled(p.bare), NET.layout, p.strength)
+    known = fast.Penalized(fast.Compiled(p.bare), p.dense.layout, p.strength)
     known = dataclasses.replace(problem, inner_loss=known)
     for name in ("stored", "reversible", "forward", "identity"):
         assert_same_hypergradient(SOLVERS[name], hyper, known, problem)
-    bare = dataclasses.replace(problem, inner_loss=fast.Compiled(p.penalized))
+    bare = dataclasses.replace(problem, inner_loss=fast.Compiled(problem.inner_loss))
     assert_same_hypergradient(SOLVERS["stored"], hyper, bare, problem)
 
 
@@ -188,9 +144,8 @@ def test_compiled_loss_with_a_wrong_second_derivative():
     def loss(w, h, t):
         return h[0] * torch._weight_norm(w[:4].reshape(2, 2), w[4:6].reshape(2, 1), 0).sum()
 
-    problem = hg.Problem(
-        hg.Torch(), hg.fast.Compiled(loss), lambda w, h: w @ w, hg.Momentum(0.1, 0.9),
-        torch.ones(6).double(), 2,
-    )  # fmt: skip
+    problem = catalogue.bowl(
+        hg.Torch(), inner_loss=fast.Compiled(loss), initial=torch.ones(6).double()
+    )
     with pytest.raises(RuntimeError, match="weight_norm wrong"):
-        hg.Reverse()(problem, [0.5])
+        hg.Reverse()(*problem)

@@ -84,6 +84,11 @@ def realtime(backend, groups=1):
     return papers.rtho_problem(backend, PIXELS, *small_mnist(backend, 40, 30), **settings)
 
 
+def updates(backend, steps=6):
+    task = papers.house_prices(backend, 3, (0, 0))
+    return papers.update_problems(task, seed_path=(0, 1), batch=20, every=5, steps=steps)
+
+
 GIVEN = {"images": BLOCKS["images"], "labels": HARD, "log penalty": -4.0}
 CASES = {  # name: (problem of a backend, hyper)
     "weighted examples": (weighted_examples, RNG.random(20)),
@@ -92,6 +97,7 @@ CASES = {  # name: (problem of a backend, hyper)
     "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
     "sharing": (sharing, papers.uniform_mixing(4, [0.5, 0.3, 0.4]) + 0.05 * RNG.normal(size=48)),
     "real time": (realtime, [0.1, 0.5, 1.0]),
+    "updates": (lambda backend: updates(backend)(0), [-1.0, -2.0, 0.3]),
 }
 for learned in (("images", "log penalty"), tuple(BLOCKS), ("label logits",)):
     case = partial(learned_data, names=learned, **GIVEN), learned_blocks(*learned)
@@ -157,14 +163,6 @@ def test_soft_labels_may_be_hard(backend):
     assert float(hard) == pytest.approx(float(soft), rel=1e-12)
 
 
-def test_blank_images_of_one_class_get_one_gradient(backend):
-    hyper = np.append(np.zeros(36), np.log(0.01))
-    grad = backend.numpy(hg.Reverse()(learned_data(backend, labels=HARD), hyper).grad)
-    images = grad[:36].reshape(6, 6)
-    np.testing.assert_allclose(images[:3], images[3:], rtol=1e-12)
-    assert abs(images).max() > 1e-3
-
-
 def test_tasks_are_centered_and_split_once():
     """Rotations keep the labels."""
     four, parts = alphabets()
@@ -206,7 +204,7 @@ def test_mixed_weights_are_separate_or_tied(backend):
 # ---- Fu et al. 2016
 
 
-def test_shuffled_splits_keep_examples_with_their_labels():
+def test_shuffled_splits_keep_labels():
     parts = [np.hstack(part) for part in papers.shuffled_splits(TRAIN, [14, 6], (0, "top_rs"))]
     assert [len(part) for part in parts] == [14, 6]
     assert sorted(np.concatenate(parts).tolist()) == sorted(np.hstack(TRAIN).tolist())
@@ -250,10 +248,14 @@ def test_wrong_labels_are_found(backend):
     assert papers.f1_score(backend.numpy(last.updated) == 0, wrong) > 0.9
 
 
-def test_f1_is_the_mean_of_precision_and_recall():
+def test_measures():
+    """F1 is the harmonic mean of precision and recall."""
     found, wrong = np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 1, 0, 1, 1, 0], bool)
     assert papers.f1_score(found, wrong) == pytest.approx(2 / (3 / 2 + 4 / 2))
     assert papers.f1_score(0 * found > 0, 0 * wrong > 0) == 0
+    pair = np.array([3.0, 4]), np.array([3.0, 0])
+    assert papers.cosine(*pair) == pytest.approx(0.6)
+    assert papers.relative_error(*pair) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize("groups", [1, 4, PIXELS.layout.size])
@@ -338,12 +340,6 @@ def test_boston_regression_has_its_closed_form(backend):
     assert gap(backend.numpy(found), np.linalg.solve(expected, 2 * x.T @ y / 409)) < 1e-11
 
 
-def test_cosine_and_relative_error():
-    pair = np.array([3.0, 4]), np.array([3.0, 0])
-    assert papers.cosine(*pair) == pytest.approx(0.6)
-    assert papers.relative_error(*pair) == pytest.approx(4 / 3)
-
-
 def test_peak_memory_has_no_matrix():
     """One of 200,000 squared would be 320 GB."""
     step, one = (papers.peak_memory(name, 200_000) for name in ("training step", "Neumann"))
@@ -360,3 +356,29 @@ def test_weights_of_released_nets():
         output = function(start, torch.rand(2, 784, dtype=torch.float64))
         assert torch.allclose(output.exp().sum(dim=1), torch.ones(2, dtype=torch.float64))
         assert torch.equal(start, nets.seeded(hg.Torch(), partial(net, (1, 28, 28)), 3)[0])
+
+
+# ---- Clarke et al. 2022
+
+
+def test_tasks_are_scaled_by_known_rows(backend):
+    """A constant output has the loss ln 10, or the variance about the known mean."""
+    digits = papers.digits(backend, 4, "mnist_small", (60, 30, 20))
+    houses, prices = papers.house_prices(backend, 4, (0, 0)), np.sort(data.boston()[1])
+    assert digits.test_loss() == pytest.approx(np.log(10))
+    for task, sizes in ((digits, (60, 30, 20)), (houses, (364, 91, 51))):
+        images = backend.numpy(task.all_rows().train.images)
+        assert len(images) == sum(sizes[:2]) and len(task.test.labels) == sizes[2]
+        assert abs(images.mean(axis=0)).max() < 1e-12
+        assert set(images.std(axis=0).round(9)) <= {0.0, 1.0}
+    scaled = np.concatenate([backend.numpy(part.labels) for part in houses[1:4]])[:, 0]
+    assert np.ptp(scaled) * houses.unit**0.5 == pytest.approx(np.ptp(prices))
+    squares = (scaled[455:] ** 2).mean() * houses.unit
+    assert houses.test_loss() == pytest.approx(squares)
+
+
+def test_random_updates_fill_their_ranges():
+    draws = np.array([papers.random_update((0, start)) for start in range(300)])
+    draws[:, 2] = 1 / (1 + np.exp(-draws[:, 2]))
+    for values, low, high in zip(draws.T, (-6, -7, 0), (-1, -2, 1), strict=True):
+        assert low < values.min() < low + 0.1 and high - 0.1 < values.max() < high

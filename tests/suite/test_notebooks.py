@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from hgcore.data import find_root
 from hgcore.suite import notebooks
 
 
@@ -64,16 +63,6 @@ def test_not_a_notebook(toy, content):
     file.write_text(content)
     with pytest.raises(ValueError, match=r"one\.ipynb is not a notebook"):
         notebooks.read(file)
-
-
-def test_root_is_found(toy, monkeypatch, tmp_path):
-    assert find_root() == toy.root
-    monkeypatch.delenv("HGCORE_ROOT")
-    monkeypatch.chdir(toy.root / "notebooks")
-    assert find_root() == toy.root
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="set HGCORE_ROOT"):
-        find_root()
 
 
 def test_copy_has_a_name_of_its_own(toy, run):

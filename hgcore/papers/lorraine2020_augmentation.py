@@ -1,0 +1,225 @@
+"""Learned data augmentation (Lorraine et al. 2020, Figure 7 and Table 3): nets, losses, accuracy.
+
+Needs torch, so `hgcore.papers` does not import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hgcore import data
+from hgcore.backend_torch import Torch
+from hgcore.modules import batches
+from hgcore.nets import cross_entropy, error_rate, log_softmax
+from hgcore.optimizers import HeavyBall
+from hgcore.problem import Problem
+
+TRAIN, VALID, TEST = range(3)  # first numbers of the addresses of random draws
+
+
+@dataclass(frozen=True)
+class Nesterov(HeavyBall):
+    """v' = decay v + g;  w' = w - rate (g + decay v'), as torch.optim.SGD(nesterov=True).
+
+    Not reversible: a step needs the gradient twice.
+    """
+
+    reversible = False
+
+    def drift(self, c, gradient, velocity):
+        return -c.rate * (gradient + c.decay * velocity)
+
+
+def falling(rate: float, places: Sequence[int], factor: float = 0.2) -> Callable:
+    """Return the rate as a function (hyper, t): multiplied by `factor` at each of `places`."""
+    return lambda hyper, t: rate * factor ** sum(t >= place for place in places)
+
+
+def _convolutions(before: int, after: int) -> nn.Sequential:
+    first, second = (nn.Conv2d(n, after, 3, padding=1) for n in (before, after))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+
+class UNet(nn.Module):
+    """The augmentation network: images (N, channels, H, W) -> others of that shape, x + tanh(.).
+
+    A U-net of two levels with 8 and 16 filters: 6,659 weights for three channels. H and W are even.
+    A further input channel holds one normal number for each image, the same in all its pixels, so
+    a call needs a seed. Source: the authors' code (depth 2, transposed convolution, residual).
+    """
+
+    def __init__(self, channels: int = 3, filters: int = 8):
+        super().__init__()
+        self.fine = _convolutions(channels + 1, filters)
+        self.coarse = _convolutions(filters, 2 * filters)
+        self.up = nn.ConvTranspose2d(2 * filters, filters, 2, stride=2)
+        self.merge = _convolutions(2 * filters, filters)
+        self.last = nn.Conv2d(filters, channels, 1)
+
+    def forward(self, images):
+        kind = {"dtype": images.dtype, "device": images.device}
+        noise = torch.randn(len(images), 1, 1, 1, **kind).expand_as(images[:, :1])
+        fine = self.fine(torch.cat([images, noise], 1))
+        coarse = self.up(self.coarse(F.max_pool2d(fine, 2)))
+        return images + torch.tanh(self.last(self.merge(torch.cat([coarse, fine], 1))))
+
+
+class Block(nn.Module):
+    """A basic block of a residual network: two convolutions with batch normalization."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        norms = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
+        self.residual = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1])
+        self.short = nn.Sequential()  # the identity
+        if before != after:
+            wide = nn.Conv2d(before, after, 1, stride, bias=False)
+            self.short = nn.Sequential(wide, nn.BatchNorm2d(after))
+
+    def forward(self, x):
+        return F.relu(self.residual(x) + self.short(x))
+
+
+def resnet18(width: int = 64, channels: int = 3, classes: int = 10) -> nn.Sequential:
+    """Return a ResNet18 for small images, (N, channels, H, W) -> scores (N, classes).
+
+    width: the filters of the first of four stages, doubled in each; 11,173,962 weights for 64.
+    """
+    widths = [width, *(width * 2 ** (i // 2) for i in range(8))]
+    blocks = [Block(widths[i], widths[i + 1], 1 + (i in (2, 4, 6))) for i in range(8)]
+    first = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    return nn.Sequential(
+        *first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)
+    )
+
+
+def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Split], np.ndarray]:
+    """Return (splits with images (N, 3, H, W), what black and white become (2, 3, 1, 1)).
+
+    splits: images (N, 784), which get three equal channels, or (N, 3072), in 0..1. pool: averages
+    squares of so many pixels a side. Each channel has mean 0 and deviation 1 over the first split.
+    """
+
+    def shaped(images):
+        channels = 1 if images.shape[1] == 784 else 3
+        side = int((images.shape[1] / channels) ** 0.5) // pool
+        squares = images.reshape(len(images), channels, side, pool, side, pool)
+        return squares.mean(axis=(3, 5)).repeat(3 // channels, axis=1)
+
+    images = [shaped(split.images) for split in splits]
+    mean, deviation = (f(images[0], axis=(0, 2, 3), keepdims=True)[0] for f in (np.mean, np.std))
+    normalized = [(part - mean) / deviation for part in images]
+    pairs = zip(normalized, splits, strict=True)
+    ends = np.stack([-mean / deviation, (1 - mean) / deviation])
+    return [data.Split(part, split.labels) for part, split in pairs], ends
+
+
+def crop_and_flip(images, most: int, black, seed_path: Sequence[int]):
+    """Return images (N, C, H, W), each moved by up to `most` pixels a side, a random half mirrored.
+
+    black: what comes in at the edges, (C, 1, 1).
+    """
+    rng, (n, c, height, width) = np.random.default_rng(seed_path), images.shape
+    moves = rng.integers(2 * most + 1, size=(2, n, 1))
+    rows, columns = moves[0] + np.arange(height), moves[1] + np.arange(width)
+    columns = np.where(rng.random((n, 1)) < 0.5, columns[:, ::-1], columns)
+    place = np.arange(n)[:, None, None, None], np.arange(c)[:, None, None]
+    padded = F.pad(images - black, (most,) * 4) + black
+    return padded[(*place, rows[:, None, :, None], columns[:, None, None, :])]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Training on augmented images, and the augmentation network as its hyperparameters (m,).
+
+    net: (weights (n,), images) -> scores; start: its first weights. augment: (hyper, images, seed=)
+    -> images, None for crops and flips alone. train, valid: images (N, C, H, W) and labels. every:
+    inner steps in an outer one. weight_decay: as in torch.optim.SGD, half of it times |w|^2 is in
+    the inner loss. diversity: weight of `spread` of `samples` copies in the outer loss.
+    """
+
+    backend: Torch
+    net: Callable
+    start: object
+    augment: Callable | None
+    train: data.Split
+    valid: data.Split
+    black: object
+    optimizer: HeavyBall
+    batch: int
+    every: int
+    seed: int
+    weight_decay: float = 5e-4
+    diversity: float = 1.0
+    samples: int = 10
+
+    def inputs(self, hyper, t: int) -> tuple:
+        """Return (augmented images, labels) of the batch of inner step t."""
+        images, labels = batches.draw(tuple(self.train), self.batch, self.seed)(t)
+        most, address = images.shape[-1] // 8, (TRAIN, self.seed, t)
+        images = crop_and_flip(images, most, self.black, address)
+        return images if self.augment is None else self.augment(hyper, images, seed=address), labels
+
+    def problem(self, k: int) -> Problem:
+        """Return the problem of outer step k: t = None is the first batch of the next one."""
+        images, labels = batches.draw(tuple(self.valid), self.batch, self.seed)(k)
+
+        def inner_loss(weights, hyper, t):
+            inputs, labels = self.inputs(hyper, self.every * (k + 1) if t is None else t)
+            return self._loss(weights, inputs, labels) + self.weight_decay / 2 * weights @ weights
+
+        def outer_loss(weights, hyper):
+            loss = self._loss(weights, images, labels)
+            if self.augment is None or not self.diversity:
+                return loss
+            copies = self.copies(hyper, images, self.samples, (VALID, self.seed, k))
+            return loss + self.diversity * spread(copies, images)
+
+        initial = lambda hyper: self.start  # noqa: E731
+        return Problem(self.backend, inner_loss, outer_loss, self.optimizer, initial, self.every)
+
+    def _loss(self, weights, images, labels):
+        return cross_entropy(log_softmax(self.net(weights, images)), labels)
+
+    def copies(self, hyper, images, count: int, address: tuple):
+        """Return `count` augmented copies of each image, (count, *images.shape)."""
+        repeated = images.repeat(count, 1, 1, 1)
+        return self.augment(hyper, repeated, seed=address).reshape(count, *images.shape)
+
+    def accuracies(self, weights, hyper, parts: Sequence[data.Split], copies: int = 5) -> list:
+        """Return the accuracy on each of `parts`: scores are means over the clean image and copies.
+
+        Batch statistics are the means over the first ten training batches.
+        """
+        with torch.no_grad():
+            net = self.net.evaluation(weights, [(self.inputs(hyper, t)[0],) for t in range(10)])
+            scores = [self._scores(net, weights, hyper, part.images, copies) for part in parts]
+        pairs = zip(scores, parts, strict=True)
+        return [1 - error_rate(found, part.labels) for found, part in pairs]
+
+    def _scores(self, net, weights, hyper, images, copies: int):
+        found = []
+        for i, clean in enumerate(images.split(self.batch)):
+            inputs = clean[None]
+            if self.augment is not None:
+                others = self.copies(hyper, clean, copies, (TEST, self.seed, i))
+                inputs = torch.cat([inputs, others])
+            scores = net(weights, inputs.flatten(0, 1))
+            found.append(scores.reshape(len(inputs), len(clean), -1).mean(0))
+        return torch.cat(found)
+
+
+def spread(copies, images):
+    """Return mean |mean copy - image| - mean deviation of the copies (count, *images.shape).
+
+    Source: the authors' code, where it keeps the augmentation network from adding nothing.
+    """
+    return (copies.mean(0) - images).abs().mean() - copies.std(0).mean()

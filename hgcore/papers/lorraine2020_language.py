@@ -1,0 +1,190 @@
+"""An LSTM language model and its regularizers (Lorraine et al. 2020, Figure 8 and Table 4).
+
+Imports torch: take it by itself, `from hgcore.papers import lorraine2020_language`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import embedding
+
+from hgcore.layout import Layout
+from hgcore.modules.draws import drawn_from
+from hgcore.modules.functional import ModuleFunction, functional
+from hgcore.nets import cross_entropy, log_softmax
+from hgcore.optimizers import Optimizer
+from hgcore.problem import Problem
+
+TEMPERATURE = 0.1  # of the relaxed masks, as in Gal, Hron and Kendall 2017
+
+
+class LanguageModel(torch.nn.Module):
+    """Two LSTMs between embeddings (words, units) and a softmax by the same embeddings.
+
+    13,280,400 weights with 10,000 words and 650 units. The embeddings begin uniform in -0.1..0.1,
+    the bias (words,) of the output at zero, the LSTMs as torch has them.
+    """
+
+    def __init__(self, words: int, units: int):
+        super().__init__()
+        self.embeddings = torch.nn.Parameter(torch.empty(words, units).uniform_(-0.1, 0.1))
+        self.first, self.second = torch.nn.LSTM(units, units), torch.nn.LSTM(units, units)
+        self.bias = torch.nn.Parameter(torch.zeros(words))
+
+    def forward(self, words, logits: dict | None = None, states=(None, None)) -> tuple:
+        """Return (log-probabilities (T * batch, words), signals, states) of words (T, batch).
+
+        logits: of the rates of dropout, the blocks of `regularizers`; None for no dropout. signals:
+        the output (T, batch, units) of the second LSTM before and after dropout. states: (h, c),
+        each (1, batch, units), of each LSTM; None for zeros.
+        """
+        masks, one = logits or {}, (1, words.shape[1], self.embeddings.shape[1])
+        matrix = dropped(self.embeddings, masks.get("embedding"), (len(self.bias), 1))
+        signal, after = dropped(embedding(words, matrix), masks.get("input"), one), []
+        for lstm, state, place in zip(
+            (self.first, self.second), states, ("hidden", "output"), strict=True
+        ):
+            recurrent = lstm.weight_hh_l0
+            recurrent = dropped(recurrent, masks.get("connections"), recurrent.shape)
+            given = {"weight_hh_l0": recurrent}
+            output, state = torch.func.functional_call(lstm, given, (signal, state))
+            signal = dropped(output, masks.get(place), one)
+            after.append(state)
+        scores = signal.flatten(0, 1) @ self.embeddings.T + self.bias
+        return log_softmax(scores), (output, signal), after
+
+
+def dropped(values, logit, shape: Sequence[int]):
+    """Return values times a random mask / (1 - rate), with the derivative by the rate.
+
+    logit: of the rate, None for no dropout; shape: of the mask, it is the same along an axis of
+    length 1. Implements: Gal, Hron and Kendall 2017, equation 5 (concrete dropout).
+    """
+    if logit is None:
+        return values
+    noise = torch.logit(torch.rand(shape, dtype=values.dtype, device=values.device))
+    return values * torch.sigmoid(-(logit + noise) / TEMPERATURE) / torch.sigmoid(-logit)
+
+
+def language_model(words: int, units: int, seed: Sequence[int]) -> tuple:
+    """Return (weights (n,), function) of a LanguageModel with weights drawn from `seed`."""
+    with drawn_from(seed):
+        return functional(LanguageModel(words, units))
+
+
+def regularizers(units: int, many: bool = False) -> Layout:
+    """Return the layout of hyper: logits of rates of dropout, and two logs of penalties.
+
+    Dropout of units, the same for all T words of a sequence ("input", "hidden", "output"), of whole
+    words ("embedding"), of weights from hidden to hidden units ("connections"); penalties
+    "activation" and "temporal", see `training_loss`. Seven numbers. many: a rate for each unit and
+    each connection, the same in both LSTMs, and no penalties: 1,691,951 with 650 units.
+    """
+    if not many:
+        rates = ("input", "hidden", "output", "embedding", "connections")
+        return Layout({name: () for name in (*rates, "activation", "temporal")})
+    shapes = {name: (units,) for name in ("input", "hidden", "output")}
+    return Layout(shapes | {"embedding": (), "connections": (4 * units, units)})
+
+
+def training_loss(net: ModuleFunction, layout: Layout, weights, hyper, batch, seed):
+    """Return the mean negative log-likelihood of a batch, with dropout drawn from `seed`.
+
+    With the penalties of Merity et al. 2017: exp(activation) on the mean square of the last output
+    after dropout, exp(temporal) on that of its change from word to word before dropout.
+    """
+    blocks, (words, targets) = layout.split(hyper), batch
+    log_probabilities, (output, signal), _ = net(weights, words, blocks, seed=seed)
+    loss = cross_entropy(log_probabilities, targets)
+    if "activation" not in blocks:
+        return loss
+    change = torch.mean((output[1:] - output[:-1]) ** 2)
+    penalties = torch.exp(blocks["activation"]), torch.exp(blocks["temporal"])
+    return loss + penalties[0] * torch.mean(signal**2) + penalties[1] * change
+
+
+def language_problem(
+    backend,
+    net: ModuleFunction,
+    start,
+    layout: Layout,
+    train: Callable,
+    valid: Callable,
+    *,
+    optimizer: Optimizer,
+    seed: int,
+) -> Callable:
+    """Return k -> Problem of Table 4: the regularizers `layout` of a language model.
+
+    start: the first weights (n,). train, valid: t -> batch, see `windows`. Step t trains on batch t
+    with masks drawn from (seed, t); the hypergradient k takes those of t = k for both of its inner
+    derivatives, and batch k of `valid` without dropout. Each batch starts from states of zero.
+    """
+
+    def at(k: int) -> Problem:
+        def inner_loss(weights, hyper, t):
+            t = k if t is None else t
+            return training_loss(net, layout, weights, hyper, train(t), (seed, t))
+
+        def outer_loss(weights, hyper):
+            words, targets = valid(k)
+            return cross_entropy(net(weights, words)[0], targets)
+
+        return Problem(backend, inner_loss, outer_loss, optimizer, lambda hyper: start, steps=1)
+
+    return at
+
+
+def generated_text(words: int, sizes: Sequence[int], seed: Sequence[int]) -> list[np.ndarray]:
+    """Return texts (size,) of one Markov chain of `words` words, for profiles without download.
+
+    The odds of the next word are drawn once for each word, and favor few.
+    """
+    rng = np.random.default_rng(seed)
+    odds = np.cumsum(rng.dirichlet(np.full(words, 0.3), size=words), axis=1)
+    text = [0]
+    for draw in rng.random(sum(sizes)):
+        text.append(min(int(np.searchsorted(odds[text[-1]], draw)), words - 1))
+    return np.split(np.array(text[1:]), np.cumsum(sizes)[:-1])
+
+
+def windows(backend, text: np.ndarray, batch: int, length: int) -> Callable:
+    """Return t -> (words (length, batch), the words after them (length * batch,)).
+
+    The text (N,) is cut into `batch` columns, and these into windows, one after another and again
+    from the first; `count` of them. Raises ValueError if the text has none.
+    """
+    rows = backend.xp.asarray(columns(text, batch), device=backend.device)
+    count = (len(rows) - 1) // length
+    if not count:
+        raise ValueError(f"{len(text)} words have no window of {batch} x {length}")
+
+    def window(t: int) -> tuple:
+        first = t % count * length
+        after = rows[first + 1 : first + 1 + length]
+        return rows[first : first + length], after.flatten()
+
+    window.count = count
+    return window
+
+
+def columns(text: np.ndarray, batch: int) -> np.ndarray:
+    """Return the text (N,) as `batch` columns (N // batch, batch), each one consecutive."""
+    return text[: len(text) // batch * batch].reshape(batch, -1).T
+
+
+def perplexity(net: ModuleFunction, weights, window: Callable) -> float:
+    """Return exp(mean negative log-likelihood) over all windows, without dropout.
+
+    The states are carried from window to window.
+    """
+    states, total = (None, None), 0.0
+    with torch.no_grad():
+        for t in range(window.count):
+            words, targets = window(t)
+            log_probabilities, _, states = net(weights, words, states=states)
+            total += float(cross_entropy(log_probabilities, targets))
+    return float(np.exp(total / window.count))
