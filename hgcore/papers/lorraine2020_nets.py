@@ -33,12 +33,14 @@ def alexnet(
     shape: Sequence[int] = (3, 32, 32),
     channels: Sequence[int] = (64, 192, 384, 256, 256),
     features: int = 4096,
+    kaiming: bool = False,
     classes: int = 10,
 ) -> nn.Module:
     """Return AlexNet for small images as the authors released it: 23,272,266 weights.
 
     The paper counts more than 50 million. channels, features: of the five convolutions, and of the
-    two hidden dense layers; the default is the released net.
+    two hidden dense layers; the default is the released net. kaiming: initial weights of He et al.
+    (2015) in place of torch's, with which the signal fades from layer to layer.
     """
     layers = [nn.Unflatten(1, tuple(shape))]
     for i, (before, after) in enumerate(pairwise((shape[0], *channels))):
@@ -48,7 +50,8 @@ def alexnet(
     side = (shape[1] + 1) // 2 // 8
     for before, after in pairwise((side**2 * channels[-1], features, features)):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(features, classes), nn.LogSoftmax(1))
+    net = nn.Sequential(*layers, nn.Linear(features, classes), nn.LogSoftmax(1))
+    return net.apply(_initialize) if kaiming else net
 
 
 def resnet(
@@ -64,11 +67,13 @@ def resnet(
         layers += [_Block(before, after, stride=2 if stage else 1)]
         layers += [_Block(after, after) for _ in range(blocks - 1)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes), nn.LogSoftmax(1)]
-    net = nn.Sequential(*layers, *head)
-    for part in net.modules():
-        if isinstance(part, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(part.weight)
-    return net
+    return nn.Sequential(*layers, *head).apply(_initialize)
+
+
+def _initialize(part: nn.Module) -> None:
+    """Draw the weights of one part of a net as He et al. (2015)."""
+    if isinstance(part, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(part.weight)
 
 
 def _normalized(before: int, after: int, stride: int = 1) -> list[nn.Module]:
