@@ -176,20 +176,12 @@ CAUSES = [  # what is changed, the new one, words of the error
     ("inner_loss", lambda w, h, t: (bad(t, 2) * w).sum(), "step 2: .* is nan, at other .* data"),
     ("inner_loss", lambda w, h, t: zeros(w).square().sum().sqrt(), "step 0: .*, 5 of 5: a root"),
     ("inner_loss", lambda w, h, t: 18 * (w + 0.3).sqrt().sum(), "step [0-9]: .* nan: a logarithm"),
-    (
-        "inner_loss",
-        lambda w, h, t: abs(zeros(w)).pow(1.5).sum(),
-        "second derivatives .* step 5",
-    ),
+    ("inner_loss", lambda w, h, t: abs(zeros(w)).pow(1.5).sum(), "second derivatives .* step 5"),
     ("initial", torch.tensor([1, nan, 1, 1, 1]).double(), r"initial weights .*\[1\], 1 of 5"),
     ("optimizer", hg.Momentum(1e300, 0.9), "at step .: .* lower the rate|at step 0; fixed point"),
     ("optimizer", hg.Momentum(lambda h, t: bad(t, 2), 0.9), "step 2: the coefficient rate is not"),
     ("outer_loss", lambda w, h: (INPUTS * nan @ w).sum(), "the outer loss is nan although train"),
-    (
-        "outer_loss",
-        lambda w, h: (0 * w).sum().sqrt(),
-        "gradient of the outer loss is not",
-    ),
+    ("outer_loss", lambda w, h: (0 * w).sum().sqrt(), "gradient of the outer loss is not"),
 ]
 
 
