@@ -231,7 +231,8 @@ def unrolled(problem, hyper):
         return grad(lambda w: problem.inner_loss(w, h, t))(w)
 
     def whole(h):
-        w = problem.initial(h)
+        w = problem.initial
+        w = w(h) if callable(w) else backend.array(w)
         start = getattr(opt, "velocity", None)
         v = start(h) if start else 0 * w
         s = 0 * w
