@@ -109,13 +109,12 @@ def test_every_kind_of_coefficient(kind, name, count, backend):
         "vectors": (lambda h, t: 0.1 + xp.sum(h) * ramp, lambda h, t: 0.8 + 0.1 * ramp),
         "lists": ([0.1, 0.2, 0.1, 0.2, 0.1], [0.8, 0.9, 0.8, 0.9, 0.8]),
     }[kind]
-    problem = hg.Problem(
+    problem, _ = catalogue.bowl(
         backend,
+        steps=5,
         inner_loss=lambda w, h, t: xp.sum(xp.exp(xp.sum(h)) * w**2 + xp.sin(w)),
-        outer_loss=lambda w, h: xp.sum((w - ramp) ** 2),
         optimizer=catalogue.optimizer(name, rate, decay),
         initial=ramp + 1,
-        steps=5,
     )
     hyper = np.linspace(0.01, 0.02, count)
     solvers = (hg.Forward(), hg.Reverse())
