@@ -17,7 +17,7 @@ OPTIMIZERS = ("descent", "momentum", "heavy ball", "rmsprop", "adam", "adamw")
 
 def gap(a, b) -> float:
     """Return the largest difference, relative to the largest number of b."""
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = np.asarray(a, float), np.asarray(b, float)
     return float(np.max(np.abs(a - b), initial=0) / np.max(np.abs(b), initial=1e-300))
 
 
@@ -231,7 +231,8 @@ def unrolled(problem, hyper):
         return grad(lambda w: problem.inner_loss(w, h, t))(w)
 
     def whole(h):
-        w = problem.initial(h)
+        w = problem.initial
+        w = w(h) if callable(w) else backend.array(w)
         start = getattr(opt, "velocity", None)
         v = start(h) if start else 0 * w
         s = 0 * w

@@ -24,6 +24,14 @@ CASES |= {
     "no steps": partial(catalogue.everything, steps=0),
     "one step": partial(catalogue.everything, name="adam", steps=1),
 }
+ODD = {
+    "outer loss of hyper": {"outer_loss": lambda w, h: (h**2).sum()},
+    "outer loss of a weight": {"outer_loss": lambda w, h: w[0]},
+    "linear inner loss": {"inner_loss": lambda w, h, t: w.sum() + 0 * h[0]},
+    "no loss of hyper": {"inner_loss": lambda w, h, t: (w**2).sum(), "initial": np.ones(5)},
+    "steps of NumPy": {"steps": np.int64(6)},
+}
+CASES |= {name: partial(catalogue.bowl, **changes) for name, changes in ODD.items()}
 WAYS = hg.Stored(graphs=5), hg.Checkpointed(states=2), hg.Reversible(graphs=5), hg.Truncated(99)
 EXACT = [*catalogue.SOLVERS.values(), *map(hg.Reverse, WAYS)]
 
@@ -101,13 +109,12 @@ def test_every_kind_of_coefficient(kind, name, count, backend):
         "vectors": (lambda h, t: 0.1 + xp.sum(h) * ramp, lambda h, t: 0.8 + 0.1 * ramp),
         "lists": ([0.1, 0.2, 0.1, 0.2, 0.1], [0.8, 0.9, 0.8, 0.9, 0.8]),
     }[kind]
-    problem = hg.Problem(
+    problem, _ = catalogue.bowl(
         backend,
+        steps=5,
         inner_loss=lambda w, h, t: xp.sum(xp.exp(xp.sum(h)) * w**2 + xp.sin(w)),
-        outer_loss=lambda w, h: xp.sum((w - ramp) ** 2),
         optimizer=catalogue.optimizer(name, rate, decay),
         initial=ramp + 1,
-        steps=5,
     )
     hyper = np.linspace(0.01, 0.02, count)
     solvers = (hg.Forward(), hg.Reverse())

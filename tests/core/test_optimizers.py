@@ -23,13 +23,12 @@ TORCH = {
 def test_training_equals_torch_optim(backend, name, clip):
     """1e-9 for the sums in another order; torch's clipping adds 1e-6 to the norm it divides by."""
     start = np.random.default_rng(0).standard_normal(20)
-    problem = hg.Problem(
+    problem, _ = catalogue.bowl(
         backend,
+        steps=40,
         inner_loss=lambda w, h, t: ((w - 0.5) ** 4).sum() + (w[::2] ** 2).sum() * (1 + t % 3),
-        outer_loss=lambda w, h: (w**2).sum(),
         optimizer=catalogue.optimizer(name, 0.01, DECAY, BETA2, 1e-8, clip=clip),
         initial=start,
-        steps=40,
     )
     w = torch.tensor(start, requires_grad=True)
     theirs = TORCH[name]([w])
@@ -60,14 +59,10 @@ def test_zero_gradients_give_no_nan(strategy, name, dtype, clip):
 
     backend, decay = hg.Torch(dtype=dtype), 0.9
     rate, epsilon = (lambda h, t: h[1]), (lambda h, t: h[2])
-    problem = hg.Problem(
-        backend,
-        inner_loss,
-        outer_loss=lambda w, h: (w**2).sum(),
-        optimizer=catalogue.optimizer(name, rate, decay, 0.999, epsilon, clip=clip),
-        initial=lambda h: h[:1] * backend.array([0.5, 0.5, 0.5, 0.0]),
-        steps=12,
-    )
+    initial = lambda h: h[:1] * backend.array([0.5, 0.5, 0.5, 0.0])  # noqa: E731
+    moments = catalogue.optimizer(name, rate, decay, 0.999, epsilon, clip=clip)
+    parts = {"inner_loss": inner_loss, "optimizer": moments, "initial": initial}
+    problem, _ = catalogue.bowl(backend, steps=12, outer_loss=lambda w, h: (w**2).sum(), **parts)
     result = hg.Reverse(strategy)(problem, [1.0, 0.01, 1e-8])
     assert np.isfinite(backend.numpy(result.state)).all()
     assert np.isfinite(backend.numpy(result.grad)).all()

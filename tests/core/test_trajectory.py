@@ -122,14 +122,9 @@ def test_shortcut_is_exact_on_a_straight_path(backend, kind):
     xp, slope = backend.xp, backend.array([1.0, -2.0, 0.5])
     limit = -slope if kind is hg.Momentum else slope / (1 - 0.75)
     rate, decay = (lambda h, t: xp.exp(h[t])), (lambda h, t: 1 / (1 + xp.exp(-h[8 + t])))
-    problem = hg.Problem(
-        backend,
-        inner_loss=lambda w, h, t: (slope * w).sum(),
-        outer_loss=lambda w, h: ((w - 1) ** 2).sum(),
-        optimizer=kind(rate, decay, velocity=limit),
-        initial=lambda h: h[16:],
-        steps=8,
-    )
+    parts = {"optimizer": kind(rate, decay, velocity=limit), "initial": lambda h: h[16:]}
+    linear = lambda w, h, t: (slope * w).sum()  # noqa: E731
+    problem, _ = catalogue.bowl(backend, steps=8, inner_loss=linear, **parts)
     hyper = np.concatenate([np.full(8, -2.0), np.full(8, np.log(3.0)), [0.3, 0.2, 0.1]])
     line, exact = (hg.Reverse(way)(problem, hyper).grad for way in (hg.Shortcut(), hg.Stored()))
     assert gap(line, exact) < 1e-12
@@ -170,9 +165,8 @@ MOVING = {
 @pytest.mark.parametrize("name", MOVING)
 def test_training_comes_back_to_its_start(name, dtype):
     """close() compares every bit with the true start and raises otherwise."""
-    assert (
-        float(REVERSIBLE(catalogue.noisy(hg.Torch(dtype=dtype), MOVING[name]), [1.0]).grad[0]) == 1
-    )
+    problem = catalogue.noisy(hg.Torch(dtype=dtype), MOVING[name])
+    assert float(REVERSIBLE(problem, [1.0]).grad[0]) == 1
 
 
 LOST = [
