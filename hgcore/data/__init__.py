@@ -8,5 +8,5 @@ from hgcore.data.files import FILES, DataError, File, cache, fetch, find_root, u
 from hgcore.data.fonts import FONT_ALPHABETS, font_alphabets
 from hgcore.data.mnist import MNIST_SMALL, Images, idx, mnist, mnist_small
 from hgcore.data.omniglot import OMNIGLOT, omniglot
-from hgcore.data.ptb import Text, numbered, ptb
+from hgcore.data.ptb import Text, ptb
 from hgcore.data.splits import SOURCES, Source, Split, splits

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the official archives, or sheets of the same images.
 
-The archives are the official binary ones, which hold nothing but labels and pixels. A sheet is a
-picture of 100 tiles a row. data/README.md says how the sheets differ from the archives.
+The archives are the official binary ones, which have labels and pixels only. A sheet is a picture
+with 100 images in each row. data/README.md says how the sheets differ from the archives.
 """
 
 import io
@@ -80,10 +80,11 @@ FEATURES = 3 * 32 * 32
 
 
 def cifar10_pixels() -> tuple[np.ndarray, np.ndarray, int]:
-    """pixels (60000, 3072) uint8 by channel, row, column; labels (60000,); 50000 for training.
+    """Return (pixels (60000, 3072) uint8, labels (60000,) int64, 50000 training images).
 
-    From the archive if the cache or the mirror has it, else from the sheets if one of them has
-    those, else from the archive, downloaded. The order is the official one in both.
+    Pixels are ordered by channel, row, column; images are in the official order. The source is the
+    archive if the cache or the mirror has it, else the sheets if either has them, else the archive,
+    which is downloaded.
     """
     parts = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     if _use_archive(ARCHIVE_10, "cifar10/data_batch_1.webp"):
@@ -98,7 +99,7 @@ def cifar10_pixels() -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def cifar100_pixels() -> tuple[np.ndarray, np.ndarray, int]:
-    """pixels (N, 3072) uint8 by channel, row, column; fine labels (N,); training images.
+    """Return (pixels (N, 3072) uint8, fine labels (N,) int64, the number of training images).
 
     As `cifar10_pixels`. The archive has N = 60,000, of which 50,000 are for training. The sheets
     have N = 12,000 with a split of their own, 100 + 20 of each class: 10,000 are for training.
@@ -115,7 +116,7 @@ def cifar100_pixels() -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _use_archive(archive: str, sheet: str) -> bool:
-    """Whether the cache or the mirror has the archive, or neither has the sheet."""
+    """Return whether the cache or the mirror has the archive, or neither has the sheet."""
     folders = [cache(), *(Path(m) for m in [os.environ.get("HGCORE_DATA_MIRROR")] if m)]
     has_archive, has_sheet = (
         any((f / name).exists() for f in folders) for name in (archive, sheet)
@@ -138,7 +139,7 @@ def _members(archive: str, files: Sequence[str], width: int) -> list[np.ndarray]
 
 def _tiles(sheet: str) -> np.ndarray:
     """Return the tiles of a sheet, row by row, as uint8 (N, 3072)."""
-    from PIL import Image  # here: the quick profile has no use for it
+    from PIL import Image  # here: profile quick does not need it
 
     try:
         with Image.open(io.BytesIO(fetch(sheet))) as picture:

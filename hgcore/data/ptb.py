@@ -21,7 +21,7 @@ EOS, UNKNOWN = "<eos>", "<unk>"
 
 
 class Text(NamedTuple):
-    """train, valid, test: (N,) int64, numbers of words; words: the word of each number."""
+    """train, valid, test: (N,) int64, words as numbers; words: the word of each number."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -30,17 +30,20 @@ class Text(NamedTuple):
 
 
 def ptb(words: int = 10_000) -> Text:
-    """Return Penn Treebank: 929,589, 73,760 and 82,430 words, with <eos> for each end of a line.
+    """Return Penn Treebank: 929,589, 73,760 and 82,430 words, with <eos> at the end of each line.
 
-    Words are numbered by falling frequency in the training text, those of one frequency by their
-    letters. words: how many are kept, 3 to 10,000; the others become <unk>, which is word 1.
+    Words are numbered by falling frequency in the training text, ties in alphabetical order. words:
+    size of the vocabulary, 3 to 10,000; other words become <unk>, which is word 1.
     """
     parts = [_words(f"ptb/ptb.{part}.txt") for part in ("train", "valid", "test")]
     return numbered(*parts, words=words)
 
 
 def numbered(train: list[str], valid: list[str], test: list[str], *, words: int) -> Text:
-    """Return three texts by the numbers of their words; see `ptb`. <unk> must be frequent."""
+    """Return three texts as numbers of words; see `ptb`.
+
+    Raises ValueError if `words` is more than there are, or too few to keep <unk>.
+    """
     counts = Counter(train)
     known = sorted(counts, key=lambda word: (-counts[word], word))[:words]
     if UNKNOWN not in known or words > len(counts):

@@ -37,19 +37,20 @@ class Split(NamedTuple):
     labels: np.ndarray
 
     def on(self, backend) -> "Split":
-        """The same as arrays of the backend."""
+        """Return the same as arrays of the backend."""
         return Split(*map(backend.array, self))
 
 
 def splits(
     source: str, sizes: Sequence[int], centre: bool = True, dtype: str = "float64"
 ) -> list[Split]:
-    """Consecutive slices of `sizes` images of a set of SOURCES: training images, then test images.
+    """Return consecutive slices of `sizes` images of a set: its training images, then test images.
 
-    centre subtracts the mean image of the whole training set (60,000 of mnist, 50,000 of cifar10;
-    of mnist_small all 5,000), whatever the sizes. As in the released code of Maclaurin et al. 2015:
-    train, valid, test are the first N1, the next N2, the next N3. Only these images are converted
-    to `dtype`. Raises DataError where cifar100 is the subset of 12,000 and that is too small.
+    As in the released code of Maclaurin et al. 2015: train, valid, test are the first N1, the next
+    N2, the next N3. source: a name in SOURCES. centre: subtract the mean image of the whole
+    training set (60,000 of mnist, 50,000 of cifar10; of mnist_small all 5,000), whatever the sizes.
+    Raises ValueError for an unknown source or sizes that do not fit, and DataError if cifar100 is
+    the subset of 12,000 images and too small.
     """
     known = ", ".join(f"{name} ({entry.total:,} images)" for name, entry in SOURCES.items())
     if source not in SOURCES:

@@ -1,4 +1,7 @@
-"""Rate, weight decay and momentum from random starts (Clarke, Oldewage, Hernández-Lobato 2022)."""
+"""Rate, weight decay and momentum from random starts (Clarke, Oldewage, Hernández-Lobato 2022).
+
+hyper (3,): log10 of the rate, log10 of the weight decay, logit of the momentum.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,15 @@ from hgcore.optimizers import HeavyBall
 from hgcore.problem import Problem
 from hgcore.projections import box
 
-UPDATE = "log10 rate", "log10 decay", "momentum logit"  # the hyperparameters (3,)
-# rates as in their code; momentum has 16 bits here, so its logit stays within 11
+# rates as in their code; momentum is a multiple of 2**-16 here, so its logit stays within 11
 update_constraints = box(np.array([-10.0, -np.inf, -11.0]), np.array([0.0, np.inf, 11.0]))
 
 
 def random_update(seed_path: tuple) -> np.ndarray:
-    """Return hyper (3,), as in UPDATE, drawn as in their code: rate from 1e-6 to 0.1 and weight
-    decay from 1e-7 to 0.01, uniform in the logarithm, and momentum uniform in (0, 1).
+    """Return random hyper (3,), drawn as in their code.
 
-    seed_path: as in update_problems.
+    The rate is in 1e-6..0.1 and the weight decay in 1e-7..0.01, both uniform in the logarithm; the
+    momentum is uniform in (0, 1). seed_path: as in update_problems.
     """
     low, high = [-6.0, -7.0, 0.0], [-1.0, -2.0, 1.0]
     rate, decay, momentum = np.random.default_rng([*seed_path, 3, 0]).uniform(low, high)
@@ -30,9 +32,10 @@ def random_update(seed_path: tuple) -> np.ndarray:
 
 
 class Task(NamedTuple):
-    """A data set on a backend, its net and its loss(outputs, labels); unit: of a reported loss.
+    """A data set on a backend, its net and its loss(outputs, labels).
 
-    Inputs are scaled by mean and deviation of the training and validation rows together.
+    Inputs have mean 0 and standard deviation 1 over training and validation rows together. unit:
+    the factor from a loss to a reported test loss.
     """
 
     backend: object
@@ -54,8 +57,10 @@ class Task(NamedTuple):
         return self.loss(self.outputs(weights, split.images[rows]), split.labels[rows])
 
     def test_loss(self, weights=None) -> float:
-        """Return the loss on the test rows, in `unit`; by default that of the constant output 0:
-        the mean label, or equal probabilities.
+        """Return `unit` times the loss on the test rows.
+
+        Without weights: that of the constant output 0, which is the mean label, or equal
+        probabilities.
         """
         weights = self.backend.array(np.zeros(self.net.layout.size)) if weights is None else weights
         return self.unit * float(self.loss_of(weights, self.test))
@@ -67,7 +72,7 @@ class Task(NamedTuple):
 
 
 def house_prices(backend, hidden: int, seed_path: tuple, sizes=(364, 91, 51)) -> Task:
-    """Return Boston housing, rows drawn at seed_path; losses in squares of $1000, prices scaled."""
+    """Return Boston housing, rows in an order drawn at seed_path; test losses in ($1000)**2."""
     features, prices = data.boston()
     rows = np.random.default_rng([*seed_path, 4, 0]).permutation(len(prices))
     columns, deviations = _standardized(np.column_stack([features, prices])[rows], sizes)
@@ -77,7 +82,7 @@ def house_prices(backend, hidden: int, seed_path: tuple, sizes=(364, 91, 51)) ->
 
 
 def digits(backend, hidden: int, source: str, sizes: tuple[int, int, int]) -> Task:
-    """Return MNIST of `data.splits`; losses are cross-entropies."""
+    """Return MNIST or mnist_small, see `data.splits`; losses are cross-entropies."""
     splits = data.splits(source, sizes, centre=False)  # constant pixels stay exactly so
     images, _ = _standardized(np.concatenate([part.images for part in splits]), sizes)
     parts = [data.Split(x, part.labels).on(backend) for x, part in zip(images, splits, strict=True)]
@@ -93,7 +98,7 @@ def _cross_entropy(outputs, labels):
 
 
 def _standardized(table: np.ndarray, sizes: tuple) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return (parts of `sizes` rows, the deviations (columns,) that they were divided by)."""
+    """Return (standardized parts of `sizes` rows, the standard deviations (columns,))."""
     train, valid, test = sizes
     known = table[: train + valid]
     deviations = np.where(known.std(axis=0) > 0, known.std(axis=0), 1)
@@ -104,12 +109,12 @@ def _standardized(table: np.ndarray, sizes: tuple) -> tuple[list[np.ndarray], np
 def update_problems(
     task: Task, *, seed_path: tuple, batch: int, every: int = 1, steps: int = 0
 ) -> Callable[[int], Problem]:
-    """Return k -> the problem of outer step k: SGD with momentum. hyper: as in UPDATE.
+    """Return k -> the problem of outer step k, SGD with momentum.
 
     Inner loss: that of a minibatch plus decay |w|**2 / 2; t = None is the last minibatch of outer
     step k, which has `every` inner steps. Outer loss: that of a minibatch of validation rows. A
-    minibatch has all rows if there are at most `batch`. Draws, and the initial weights (uniform
-    within 1 / sqrt(inputs), as of torch.nn.Linear), belong to seed_path, such as (seed, start).
+    minibatch has all rows if there are at most `batch`. seed_path, such as (seed, start), seeds the
+    minibatches and the initial weights (uniform within 1 / sqrt(inputs), as in torch.nn.Linear).
     """
     backend, layout = task.backend, task.net.layout
     bounds = layout.expand(np.repeat(task.net.sizes[:-1], 2) ** -0.5)

@@ -18,9 +18,10 @@ from hgcore.backend_torch import Torch
 from hgcore.modules import batches
 from hgcore.nets import cross_entropy, error_rate, log_softmax
 from hgcore.optimizers import HeavyBall
+from hgcore.papers.lorraine2020_nets import Block, normalized
 from hgcore.problem import Problem
 
-TRAIN, VALID, TEST = range(3)  # first numbers of the addresses of random draws
+TRAIN, VALID, TEST = range(3)  # the first number in the seed of a random draw
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Nesterov(HeavyBall):
         return -c.rate * (gradient + c.decay * velocity)
 
 
-def falling(rate: float, places: Sequence[int], factor: float = 0.2) -> Callable:
-    """Return the rate as a function (hyper, t): multiplied by `factor` at each of `places`."""
-    return lambda hyper, t: rate * factor ** sum(t >= place for place in places)
+def falling(rate: float, places: Sequence[int]) -> Callable:
+    """Return (hyper, t) -> the rate, multiplied by 0.2 at each step in `places`."""
+    return lambda hyper, t: rate * 0.2 ** sum(t >= place for place in places)
 
 
 def _convolutions(before: int, after: int) -> nn.Sequential:
@@ -47,20 +48,18 @@ def _convolutions(before: int, after: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """The augmentation network: images (N, channels, H, W) -> others of that shape, x + tanh(.).
+    """The augmentation network: images x (N, 3, H, W) -> x + tanh(.), of the same shape.
 
-    A U-net of two levels with 8 and 16 filters: 6,659 weights for three channels. H and W are even.
-    A further input channel holds one normal number for each image, the same in all its pixels, so
-    a call needs a seed. Source: the authors' code (depth 2, transposed convolution, residual).
+    A U-net of two levels with 8 and 16 filters: 6,659 weights. H and W are even. An additional
+    input channel holds one normal number for each image, the same in all its pixels, so a call
+    needs a seed. Source: the authors' code (depth 2, transposed convolution, residual).
     """
 
-    def __init__(self, channels: int = 3, filters: int = 8):
+    def __init__(self):
         super().__init__()
-        self.fine = _convolutions(channels + 1, filters)
-        self.coarse = _convolutions(filters, 2 * filters)
-        self.up = nn.ConvTranspose2d(2 * filters, filters, 2, stride=2)
-        self.merge = _convolutions(2 * filters, filters)
-        self.last = nn.Conv2d(filters, channels, 1)
+        self.fine, self.coarse = _convolutions(4, 8), _convolutions(8, 16)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.merge, self.last = _convolutions(16, 8), nn.Conv2d(8, 3, 1)
 
     def forward(self, images):
         kind = {"dtype": images.dtype, "device": images.device}
@@ -70,42 +69,36 @@ class UNet(nn.Module):
         return images + torch.tanh(self.last(self.merge(torch.cat([coarse, fine], 1))))
 
 
-class Block(nn.Module):
-    """A basic block of a residual network: two convolutions with batch normalization."""
+class ProjectedBlock(Block):
+    """A block whose shortcut to another number of channels has weights: a 1 x 1 convolution."""
 
     def __init__(self, before: int, after: int, stride: int):
-        super().__init__()
-        first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        second = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        norms = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
-        self.residual = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1])
-        self.short = nn.Sequential()  # the identity
-        if before != after:
-            wide = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.short = nn.Sequential(wide, nn.BatchNorm2d(after))
+        super().__init__(before, after, stride)
+        layers = normalized(before, after, stride, size=1) if before != after else []
+        self.projection = nn.Sequential(*layers)  # the identity if it is empty
 
-    def forward(self, x):
-        return F.relu(self.residual(x) + self.short(x))
+    def shortcut(self, x):
+        return self.projection(x)
 
 
-def resnet18(width: int = 64, channels: int = 3, classes: int = 10) -> nn.Sequential:
-    """Return a ResNet18 for small images, (N, channels, H, W) -> scores (N, classes).
+def resnet18(width: int = 64) -> nn.Sequential:
+    """Return a ResNet18 for small images, (N, 3, H, W) -> scores (N, 10).
 
     width: the filters of the first of four stages, doubled in each; 11,173,962 weights for 64.
     """
     widths = [width, *(width * 2 ** (i // 2) for i in range(8))]
-    blocks = [Block(widths[i], widths[i + 1], 1 + (i in (2, 4, 6))) for i in range(8)]
-    first = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-    return nn.Sequential(
-        *first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)
-    )
+    blocks = [ProjectedBlock(widths[i], widths[i + 1], 1 + (i in (2, 4, 6))) for i in range(8)]
+    first = *normalized(3, width), nn.ReLU()  # after the blocks: the order of torch's draws
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)
+    return nn.Sequential(*first, *blocks, *head)
 
 
 def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Split], np.ndarray]:
-    """Return (splits with images (N, 3, H, W), what black and white become (2, 3, 1, 1)).
+    """Return (splits with images (N, 3, H, W), the values of black and white (2, 3, 1, 1)).
 
-    splits: images (N, 784), which get three equal channels, or (N, 3072), in 0..1. pool: averages
-    squares of so many pixels a side. Each channel has mean 0 and deviation 1 over the first split.
+    splits: images (N, 784), which get three equal channels, or (N, 3072), in 0..1. pool: the side
+    of the squares of pixels that are averaged. Each channel has mean 0 and standard deviation 1
+    over the first split.
     """
 
     def shaped(images):
@@ -123,9 +116,9 @@ def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Spl
 
 
 def crop_and_flip(images, most: int, black, seed_path: Sequence[int]):
-    """Return images (N, C, H, W), each moved by up to `most` pixels a side, a random half mirrored.
+    """Return images (N, C, H, W), shifted by up to `most` pixels, mirrored with probability 1/2.
 
-    black: what comes in at the edges, (C, 1, 1).
+    black: the value (C, 1, 1) of the pixels that enter at the edges.
     """
     rng, (n, c, height, width) = np.random.default_rng(seed_path), images.shape
     moves = rng.integers(2 * most + 1, size=(2, n, 1))
@@ -140,10 +133,11 @@ def crop_and_flip(images, most: int, black, seed_path: Sequence[int]):
 class Augmentation:
     """Training on augmented images, and the augmentation network as its hyperparameters (m,).
 
-    net: (weights (n,), images) -> scores; start: its first weights. augment: (hyper, images, seed=)
-    -> images, None for crops and flips alone. train, valid: images (N, C, H, W) and labels. every:
-    inner steps in an outer one. weight_decay: as in torch.optim.SGD, half of it times |w|^2 is in
-    the inner loss. diversity: weight of `spread` of `samples` copies in the outer loss.
+    net: (weights (n,), images) -> scores; start: its initial weights. augment: (hyper, images,
+    seed=) -> images, None for crops and flips only. train, valid: images (N, C, H, W) and labels.
+    black: see `crop_and_flip`. batch: images in a minibatch. every: inner steps in an outer step.
+    weight_decay: as in torch.optim.SGD, the inner loss has weight_decay / 2 |w|^2. diversity:
+    weight of `spread` in the outer loss, which takes `samples` copies of each image.
     """
 
     backend: Torch
@@ -169,7 +163,7 @@ class Augmentation:
         return images if self.augment is None else self.augment(hyper, images, seed=address), labels
 
     def problem(self, k: int) -> Problem:
-        """Return the problem of outer step k: t = None is the first batch of the next one."""
+        """Return the problem of outer step k; t = None is the first batch of outer step k + 1."""
         images, labels = batches.draw(tuple(self.valid), self.batch, self.seed)(k)
 
         def inner_loss(weights, hyper, t):
@@ -195,7 +189,7 @@ class Augmentation:
         return self.augment(hyper, repeated, seed=address).reshape(count, *images.shape)
 
     def accuracies(self, weights, hyper, parts: Sequence[data.Split], copies: int = 5) -> list:
-        """Return the accuracy on each of `parts`: scores are means over the clean image and copies.
+        """Return the accuracy on each of `parts`; scores are means over the clean image and copies.
 
         Batch statistics are the means over the first ten training batches.
         """
@@ -220,6 +214,6 @@ class Augmentation:
 def spread(copies, images):
     """Return mean |mean copy - image| - mean deviation of the copies (count, *images.shape).
 
-    Source: the authors' code, where it keeps the augmentation network from adding nothing.
+    Source: the authors' code, where it keeps the augmentation network from returning its input.
     """
     return (copies.mean(0) - images).abs().mean() - copies.std(0).mean()

@@ -1,6 +1,6 @@
 """An LSTM language model and its regularizers (Lorraine et al. 2020, Figure 8 and Table 4).
 
-Imports torch: take it by itself, `from hgcore.papers import lorraine2020_language`.
+Needs torch, so `hgcore.papers` does not import it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TEMPERATURE = 0.1  # of the relaxed masks, as in Gal, Hron and Kendall 2017
 
 
 class LanguageModel(torch.nn.Module):
-    """Two LSTMs between embeddings (words, units) and a softmax by the same embeddings.
+    """Embeddings (words, units), two LSTM layers, and a softmax with the same embeddings (tied).
 
-    13,280,400 weights with 10,000 words and 650 units. The embeddings begin uniform in -0.1..0.1,
-    the bias (words,) of the output at zero, the LSTMs as torch has them.
+    13,280,400 weights with 10,000 words and 650 units. The initial embeddings are uniform in
+    -0.1..0.1, the initial bias (words,) of the output is zero, the LSTMs are initialized by torch.
     """
 
     def __init__(self, words: int, units: int):
@@ -37,9 +37,9 @@ class LanguageModel(torch.nn.Module):
     def forward(self, words, logits: dict | None = None, states=(None, None)) -> tuple:
         """Return (log-probabilities (T * batch, words), signals, states) of words (T, batch).
 
-        logits: of the rates of dropout, the blocks of `regularizers`; None for no dropout. signals:
-        the output (T, batch, units) of the second LSTM before and after dropout. states: (h, c),
-        each (1, batch, units), of each LSTM; None for zeros.
+        logits: logits of the dropout rates, named as in `regularizers`; None for no dropout.
+        signals: the outputs (T, batch, units) of the second LSTM before and after dropout. states:
+        (h, c), each (1, batch, units), of each LSTM; None for zeros.
         """
         masks, one = logits or {}, (1, words.shape[1], self.embeddings.shape[1])
         matrix = dropped(self.embeddings, masks.get("embedding"), (len(self.bias), 1))
@@ -58,10 +58,10 @@ class LanguageModel(torch.nn.Module):
 
 
 def dropped(values, logit, shape: Sequence[int]):
-    """Return values times a random mask / (1 - rate), with the derivative by the rate.
+    """Return values * mask / (1 - rate) with a random mask, differentiable in the rate.
 
-    logit: of the rate, None for no dropout; shape: of the mask, it is the same along an axis of
-    length 1. Implements: Gal, Hron and Kendall 2017, equation 5 (concrete dropout).
+    logit: logit of the rate; None for no dropout. shape: shape of the mask, which is broadcast
+    along axes of length 1. Implements: Gal, Hron and Kendall 2017, equation 5 (concrete dropout).
     """
     if logit is None:
         return values
@@ -76,12 +76,12 @@ def language_model(words: int, units: int, seed: Sequence[int]) -> tuple:
 
 
 def regularizers(units: int, many: bool = False) -> Layout:
-    """Return the layout of hyper: logits of rates of dropout, and two logs of penalties.
+    """Return the layout of hyper: logits of five dropout rates, and logs of two penalties.
 
-    Dropout of units, the same for all T words of a sequence ("input", "hidden", "output"), of whole
-    words ("embedding"), of weights from hidden to hidden units ("connections"); penalties
-    "activation" and "temporal", see `training_loss`. Seven numbers. many: a rate for each unit and
-    each connection, the same in both LSTMs, and no penalties: 1,691,951 with 650 units.
+    Dropout of units, with one mask for all T words of a sequence ("input", "hidden", "output"), of
+    whole words ("embedding"), and of recurrent weights ("connections"). Penalties "activation" and
+    "temporal": see `training_loss`. many: a rate for each unit and each recurrent weight, shared by
+    both LSTMs, and no penalties: 1,691,951 numbers with 650 units.
     """
     if not many:
         rates = ("input", "hidden", "output", "embedding", "connections")
@@ -93,8 +93,8 @@ def regularizers(units: int, many: bool = False) -> Layout:
 def training_loss(net: ModuleFunction, layout: Layout, weights, hyper, batch, seed):
     """Return the mean negative log-likelihood of a batch, with dropout drawn from `seed`.
 
-    With the penalties of Merity et al. 2017: exp(activation) on the mean square of the last output
-    after dropout, exp(temporal) on that of its change from word to word before dropout.
+    With the penalties of Merity et al. 2017: exp(activation) times the mean square of the last
+    output after dropout; exp(temporal) times that of its change from word to word before dropout.
     """
     blocks, (words, targets) = layout.split(hyper), batch
     log_probabilities, (output, signal), _ = net(weights, words, blocks, seed=seed)
@@ -119,9 +119,10 @@ def language_problem(
 ) -> Callable:
     """Return k -> Problem of Table 4: the regularizers `layout` of a language model.
 
-    start: the first weights (n,). train, valid: t -> batch, see `windows`. Step t trains on batch t
-    with masks drawn from (seed, t); the hypergradient k takes those of t = k for both of its inner
-    derivatives, and batch k of `valid` without dropout. Each batch starts from states of zero.
+    start: the initial weights (n,). train, valid: t -> batch, see `windows`. Step t trains on batch
+    t with masks drawn from (seed, t). Hypergradient k takes the training batch and masks of t = k
+    in both inner derivatives, and batch k of `valid` without dropout. Each batch starts from zero
+    states.
     """
 
     def at(k: int) -> Problem:
@@ -139,9 +140,9 @@ def language_problem(
 
 
 def generated_text(words: int, sizes: Sequence[int], seed: Sequence[int]) -> list[np.ndarray]:
-    """Return texts (size,) of one Markov chain of `words` words, for profiles without download.
+    """Return consecutive texts (size,) of one Markov chain of `words` words, without download.
 
-    The odds of the next word are drawn once for each word, and favor few.
+    For each word, the probabilities of the next word are drawn once; a few words have most of it.
     """
     rng = np.random.default_rng(seed)
     odds = np.cumsum(rng.dirichlet(np.full(words, 0.3), size=words), axis=1)
@@ -154,10 +155,11 @@ def generated_text(words: int, sizes: Sequence[int], seed: Sequence[int]) -> lis
 def windows(backend, text: np.ndarray, batch: int, length: int) -> Callable:
     """Return t -> (words (length, batch), the words after them (length * batch,)).
 
-    The text (N,) is cut into `batch` columns, and these into windows, one after another and again
-    from the first; `count` of them. Raises ValueError if the text has none.
+    The text (N,) is cut into `batch` consecutive columns, and these into windows. The function's
+    `count` is the number of windows; window t is window t % count. Raises ValueError if it is 0.
     """
-    rows = backend.xp.asarray(columns(text, batch), device=backend.device)
+    columns = text[: len(text) // batch * batch].reshape(batch, -1).T
+    rows = backend.xp.asarray(columns, device=backend.device)
     count = (len(rows) - 1) // length
     if not count:
         raise ValueError(f"{len(text)} words have no window of {batch} x {length}")
@@ -171,15 +173,10 @@ def windows(backend, text: np.ndarray, batch: int, length: int) -> Callable:
     return window
 
 
-def columns(text: np.ndarray, batch: int) -> np.ndarray:
-    """Return the text (N,) as `batch` columns (N // batch, batch), each one consecutive."""
-    return text[: len(text) // batch * batch].reshape(batch, -1).T
-
-
 def perplexity(net: ModuleFunction, weights, window: Callable) -> float:
     """Return exp(mean negative log-likelihood) over all windows, without dropout.
 
-    The states are carried from window to window.
+    Each window starts from the final states of the one before.
     """
     states, total = (None, None), 0.0
     with torch.no_grad():

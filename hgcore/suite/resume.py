@@ -1,4 +1,4 @@
-"""Long loops of a notebook: a killed run goes on, with the same bits."""
+"""Long loops of a notebook: an interrupted run resumes, with the same bits."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ PAUSE = 30  # seconds between two files; a loop that takes less than a tenth of 
 def resumable(run, name: str, loop: Callable, measure: Callable, stop: Callable | None = None):
     """Run a loop of outer steps to its end; return (rows (k, r), its last OuterStep).
 
-    name: of the loop, a different one for each of the notebook. loop: resume -> iterator of
-    OuterStep, such as hg.alternate(..., resume=resume). measure: step -> r numbers, or None for no
-    row. stop: rows -> whether the loop ends here. Rows and step lie below runs/resume/ until the
-    run writes its record; they serve the same cells, parameters and package only.
+    name: name of the loop, unique in the notebook. loop: resume -> iterator of OuterStep, such as
+    hg.alternate(..., resume=resume). measure: step -> r numbers, or None for no row. stop: rows ->
+    whether the loop ends here. Rows and step are kept in runs/resume/ until the run writes its
+    record. They are used again only by a run with the same cells, parameters and package source.
     """
     file = folder(run) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.npz"
     rows, last, ended = _kept(file, run.backend)
@@ -46,17 +46,17 @@ def resumable(run, name: str, loop: Callable, measure: Callable, stop: Callable 
 
 
 def folder(run) -> Path:
-    """Return the folder of what a killed run of the same cells, parameters and package left."""
+    """Return the folder for the files of runs with these cells, parameters and package source."""
     if run.first_input is None:
         cells = notebooks.code(run.name, run.root)
-    else:  # a cell that is executed again goes on, too
+    else:  # a cell that is executed again resumes, too
         cells = list(dict.fromkeys(session.inputs()[run.first_input :]))
     content = json.dumps([cells, run.parameters, _package()])
     return _place(run) / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def clear(run) -> None:
-    """Delete what earlier runs of the notebook at this profile left: it has its record."""
+    """Delete the files of all runs of the notebook at this profile; for when its record exists."""
     shutil.rmtree(_place(run), ignore_errors=True)
 
 

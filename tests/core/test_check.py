@@ -131,6 +131,11 @@ CUT = {  # what is wrong -> changes of the problem, by a function that loses the
 }
 
 
+def kinks(x):
+    """Zero near zero, with a kink on either side, as of units that are off in a batch."""
+    return torch.relu(x - 4e-4) - torch.relu(-x - 5e-4)
+
+
 @solvers
 def test_hook_on_the_weights_raises(solver):
     with pytest.raises(ValueError, match="hook on its weights.*clip="):
@@ -155,6 +160,7 @@ def test_derivative_cut_off_raises(solver, cut, name):
         lambda w, h, t: (w * w).sum() * torch.relu(h[0] - 0.1) + h[1],
         lambda w, h, t: (w * w).sum() * (h[0] - 0.1) ** 2 + h[1],
         lambda w, h, t: (w * w).sum() * abs(h[0] - 0.1) + h[1],
+        lambda w, h, t: (w * w).sum() * kinks(h[0] - 0.1) + h[1],
     ],
 )
 def test_zero_derivatives_that_are_right(solver, inner_loss):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from hgcore import data
 from hgcore.data import files
+from hgcore.data.ptb import numbered
 
 digits, houses, photographs = (
     sys.modules[f"hgcore.data.{name}"] for name in ("mnist", "boston", "cifar")
@@ -416,13 +417,13 @@ def test_splits_refuse_before_they_load(cached, source, sizes, message):
 def test_words_are_numbered_by_frequency():
     """Rare words become <unk>, and so do new ones."""
     train = "b <unk> a b <eos> <unk> c b <eos>".split()
-    text = data.numbered(train, ["c", "a"], ["new"], words=3)
+    text = numbered(train, ["c", "a"], ["new"], words=3)
     assert text.words == ["b", "<eos>", "<unk>"]
     assert text.train.tolist() == [0, 2, 2, 0, 1, 2, 2, 0, 1]
     assert [text.valid.tolist(), text.test.tolist()] == [[2, 2], [2]]
     for words in (2, 6):
         with pytest.raises(ValueError, match=f"got {words}"):
-            data.numbered(train, [], [], words=words)
+            numbered(train, [], [], words=words)
 
 
 @pytest.mark.skipif(not MIRROR, reason="needs HGCORE_DATA_MIRROR")
