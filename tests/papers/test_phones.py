@@ -206,6 +206,17 @@ def test_losses_are_those_written_out():
     assert float(case.inner_loss(weights, hyper, 2)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_licensed_set_has_states(corpus, backend):
+    """Standardized by the training part."""
+    corpus(LICENSED, [sphere(), riff(), sphere("10")])
+    parts = phones.timit_frames(backend, radius=5, derivatives=2, states=True)
+    assert [len(part.labels) for part in parts] == 3 * [len(speech.centers(2000))]
+    assert parts[0].inputs(np.arange(2)).shape == (2, 1353)
+    features = backend.numpy(parts[0].features)
+    assert abs(features.mean(axis=0)).max() < 1e-4 and abs(features.std(axis=0) - 1).max() < 1e-4
+    assert {timit.PHONES[i] for i in parts[2].labels[:, 0] // 3} == {"h#", "sh", "q", "ix"}
+
+
 def test_windows_stay_in_their_utterance():
     """And frames of class -1 are seen, not asked for."""
     parts = [(np.arange(3.0)[:, None], [[1, 0, 0], [-1, 0, 0], [2, 0, 0]])]
@@ -267,8 +278,9 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 
 def test_random_search_ends_with_its_clock():
     """And a trial when its first column has not risen for a while."""
-    settled = phones.is_settled(2)
-    assert [settled(rows) for rows in ([(1,)], [(1,), (0,), (1,)], [(1,), (2,), (1,)])] == [0, 1, 0]
+    settled = phones.is_settled(2, 0.1)
+    cases = [1], [1, 0, 1], [1, 2, 1], [1, 1.05, 1.09], [1, 1.05, 1.2]
+    assert [settled([(x, 0) for x in case]) for case in cases] == [0, 1, 0, 1, 0]
     given = []
 
     def trial(number, hyper, left):
