@@ -98,8 +98,8 @@ def generated_frames(
     """Return training, validation and test frames of `sizes` made-up utterances of ten phones.
 
     Phones follow each other as a Markov chain, each for 2 to 6 frames. A frame is half the
-    vector of its class plus a quarter of those of the phones before and after, plus normal noise. Without
-    download, for tests and quick runs.
+    vector of its class, a quarter of those of the phones before and after, and normal noise.
+    Without download, for tests and quick runs.
     """
     rng = np.random.default_rng(address)
     means = rng.standard_normal((classes, 8))
