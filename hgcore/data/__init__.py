@@ -9,4 +9,6 @@ from hgcore.data.fonts import FONT_ALPHABETS, font_alphabets
 from hgcore.data.mnist import MNIST_SMALL, Images, idx, mnist, mnist_small
 from hgcore.data.omniglot import OMNIGLOT, omniglot
 from hgcore.data.ptb import Text, ptb
+from hgcore.data.speech import speech_features
 from hgcore.data.splits import SOURCES, Source, Split, splits
+from hgcore.data.timit import Utterance, frame_labels, timit

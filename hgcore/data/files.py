@@ -1,8 +1,8 @@
 """Data files: where from, checksum, cache.
 
-Every byte that is read has passed its SHA-256. A file comes from the cache (HGCORE_DATA, else data/
-of the repository), else from the folder HGCORE_DATA_MIRROR, gzipped or not, else from its public
-addresses. data/README.md has origins and terms.
+Every byte that is read has passed its checksum. A file comes from the cache (HGCORE_DATA, else
+data/ of the repository), else from the folder HGCORE_DATA_MIRROR, gzipped or not, else from its
+public addresses. data/README.md has origins and terms.
 """
 
 import gzip
@@ -23,11 +23,20 @@ class DataError(RuntimeError):
 
 
 class File(NamedTuple):
-    """What a file must be, and the public folders, ending in /, that hold it under its own name."""
+    """What a file must be, and the public folders, ending in /, that hold it under its own name.
+
+    md5: where no SHA-256 is published; sha256 is "" then.
+    """
 
     sha256: str
     size: int
     folders: tuple[str, ...]
+    md5: str = ""
+
+    @property
+    def checksum(self) -> tuple[str, str]:
+        """Its kind and digits."""
+        return ("md5", self.md5) if self.md5 else ("sha256", self.sha256)
 
 
 FILES: dict[str, File] = {}  # filled by the modules of the sets
@@ -81,7 +90,7 @@ def fetch(name: str) -> bytes:
         raise DataError(
             f"{path} cannot be read or written ({error}); set HGCORE_DATA to a folder that can"
         ) from error
-    note(name, FILES[name].sha256)
+    note(name, FILES[name].sha256 or hashlib.sha256(content).hexdigest())
     return content
 
 
@@ -115,7 +124,7 @@ def _addresses(name: str) -> list[str]:
 
 
 def _expected(name: str) -> str:
-    return f"expected {FILES[name].size:,} bytes with sha256 {FILES[name].sha256}"
+    return f"expected {FILES[name].size:,} bytes with {' '.join(FILES[name].checksum)}"
 
 
 def _verified(name: str, path: Path, remedy: str) -> bytes:
@@ -129,8 +138,9 @@ def _verified(name: str, path: Path, remedy: str) -> bytes:
     found = f"{size:,} bytes"
     if packed or size == FILES[name].size:
         content = _unpacked(path, FILES[name].size + 1) if packed else path.read_bytes()
-        found = f"sha256 {hashlib.sha256(content).hexdigest()}"
-        if found == f"sha256 {FILES[name].sha256}":
+        kind, digits = FILES[name].checksum
+        found = f"{kind} {hashlib.new(kind, content, usedforsecurity=False).hexdigest()}"
+        if found == f"{kind} {digits}":
             return content
     raise DataError(f"{path} is altered: {_expected(name)}, found {found}. {remedy}")
 
@@ -159,8 +169,8 @@ def _obtain(name: str, path: Path) -> None:
         ways.insert(0, (str(Path(mirror).absolute() / name), _copy(name)))
     for source, way in ways:
         try:  # pooch writes to a temporary file beside path, verifies it and renames it
-            sha256 = "sha256:" + FILES[name].sha256
-            pooch.retrieve(source, sha256, path.name, path.parent, downloader=way)
+            checksum = ":".join(FILES[name].checksum)
+            pooch.retrieve(source, checksum, path.name, path.parent, downloader=way)
             return path.chmod(0o644)  # the temporary file was its owner's; a cache may be shared
         except DataError:
             raise

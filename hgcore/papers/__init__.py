@@ -19,8 +19,6 @@ from hgcore.papers.drmad2016 import (
 )
 from hgcore.papers.franceschi2017 import (
     cost_problem,
-    random_search,
-    rtho_constraints,
     rtho_layout,
     rtho_problem,
     run_cost_problem,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from hgcore.nets import DenseNet
 from hgcore.optimizers import HeavyBall
 from hgcore.papers.maclaurin2015 import cached_splits, loss
 from hgcore.problem import Problem
-from hgcore.projections import box
 from hgcore.suite import make_backend
 
 UNIT = 0.0001  # of a penalty, so that all hyperparameters are of order one and share a step size
@@ -22,18 +20,6 @@ UNIT = 0.0001  # of a penalty, so that all hyperparameters are of order one and 
 def rtho_layout(groups: int = 1) -> Layout:
     """Return the hyperparameters of `rtho_problem`, not logarithms: a penalty for each group."""
     return Layout({"rate": (), "momentum": (), "penalties": (groups,)})
-
-
-def rtho_constraints(groups: int = 1, max_momentum: float = 0.99) -> Callable:
-    """Return the projection onto rate, penalties >= 0 and 2**-16 <= momentum <= max_momentum.
-
-    The paper's bounds on momentum are 0 and 1. No solver here multiplies by a decay below 2**-16,
-    and training with momentum 1 never settles.
-    """
-    layout, zeros = rtho_layout(groups), np.zeros(groups)
-    low = {"rate": np.zeros(()), "momentum": np.array(2.0**-16), "penalties": zeros}
-    high = {"rate": np.array(np.inf), "momentum": np.array(max_momentum)}
-    return box(layout.join(low), layout.join(high | {"penalties": zeros + np.inf}))
 
 
 def rtho_problem(
@@ -103,53 +89,3 @@ def cost_problem(
 def run_cost_problem(solver: Callable, backend: str, device: str, *where, **size) -> None:
     """Compute one hypergradient of `cost_problem`; importable, for `meter.fresh`."""
     solver(*cost_problem(make_backend(backend, device), *where, **size))
-
-
-class Trial(NamedTuple):
-    """One early-stopped training run: its best weights, their score, its cost in gradient steps."""
-
-    weights: object
-    score: float
-    cost: float
-
-
-def train_early_stopped(
-    problem: Problem,
-    hyper,
-    score: Callable,
-    *,
-    every: int,
-    patience: int,
-    score_cost: float,
-    budget: float,
-) -> Trial:
-    """Train until score(weights), taken every `every` steps, has not risen `patience` times.
-
-    A score costs `score_cost` gradient steps. The run ends before it costs more than `budget`.
-    """
-    hyper = problem.as_hyper(hyper)
-    state, best = problem.initial_state(hyper), Trial(None, -np.inf, 0.0)
-    cost, waited, done = 0.0, 0, 0
-    gradient = problem.objective(hyper).gradient
-    while waited < patience and cost + every + score_cost <= budget:
-        for t in range(done, done + every):
-            state = problem.step(state, gradient(state[0], t), hyper, t)
-        done, cost, waited = done + every, cost + every + score_cost, waited + 1
-        if (found := score(state[0])) > best.score:
-            best, waited = Trial(state[0], found, cost), 0
-    return best._replace(cost=cost)
-
-
-def random_search(
-    problem: Problem, draws: Iterable, score: Callable, *, budget: float, every: int, **settings
-) -> list[Trial]:
-    """Return early-stopped runs, one for each draw, until `budget` gradient steps are spent."""
-    trials: list[Trial] = []
-    for hyper in draws:
-        left = budget - sum(one.cost for one in trials)
-        if left < every + settings["score_cost"]:
-            break
-        trials.append(
-            train_early_stopped(problem, hyper, score, every=every, budget=left, **settings)
-        )
-    return trials

@@ -124,6 +124,15 @@ def test_mirror_fills_the_cache(cached, mirrored):
     assert data.fetch(NAME) == CONTENT
 
 
+def test_only_an_md5_may_be_known(cached, mirrored, monkeypatch):
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    monkeypatch.setattr(files, "FILES", {NAME: data.File("", len(CONTENT), FOLDERS, md5=md5)})
+    put(mirrored, FLIPPED)
+    refusal(mirrored, f"md5 {md5}", "is altered")
+    put(mirrored, CONTENT)
+    assert data.fetch(NAME) == CONTENT and data.used() == {NAME: sha(CONTENT)}
+
+
 def test_cache_that_cannot_be_written(cached, mirrored, monkeypatch):
     """A file in its place, no permission, a full disk."""
     put(cached.parent.parent, b"a file where the folder should be")
@@ -450,6 +459,6 @@ def test_streams_have_an_address():
 def test_readme_gives_every_checksum():
     text = (Path(__file__).parents[2] / "data/README.md").read_text()
     for name, file in data.FILES.items():
-        assert f"| `{name}` | {file.size:,} | `{file.sha256}` |" in text
+        assert f"| `{name}` | {file.size:,} | `{file.checksum[1]}` |" in text
         assert all(folder in text for folder in file.folders)
     assert data.MNIST_SMALL in text and data.BOSTON in text

@@ -10,7 +10,7 @@ from catalogue import SOLVERS, gap, unrolled
 import hgcore as hg
 from hgcore import data, papers
 from hgcore.papers import lorraine2020_nets as nets
-from hgcore.papers.franceschi2017 import UNIT, train_early_stopped
+from hgcore.papers.franceschi2017 import UNIT
 
 NET, LINEAR, TASKS = map(hg.nets.DenseNet, [(6, 4, 3), (6, 3), (16, 4, 3, 5)])
 PIXELS = hg.nets.DenseNet((784, 3, 10))
@@ -267,32 +267,6 @@ def test_each_stretch_of_weights_has_its_penalty(groups, backend):
     length, squares = -(-PIXELS.layout.size // groups), backend.numpy(weights) ** 2
     parts = [squares[i * length : (i + 1) * length].sum() for i in range(groups)]
     assert float(gain) == pytest.approx(UNIT * penalties @ parts, rel=1e-9)
-
-
-def test_rate_and_momentum_rise_from_zero(backend):
-    """Within their constraints."""
-    two, one = papers.rtho_constraints(2), papers.rtho_constraints()
-    assert two(backend.array([-1.0, 0.0, -2.0, 3.0])).tolist() == [0.0, 2.0**-16, 0.0, 3.0]
-    assert one(backend.array([5.0, 1.0, 7.0])).tolist() == [5.0, 0.99, 7.0]
-    settings = dict(optimizer=hg.Adam(0.01), steps=4, every=3, project=one)
-    steps = list(hg.realtime(realtime(backend), one(backend.array(np.zeros(3))), **settings))
-    hypers = np.array([backend.numpy(step.updated) for step in steps])
-    assert (np.diff(hypers[:, 0]) > 0).all() and hypers[-1, 1] > 2.0**-16
-    assert float(steps[-1].value) < float(steps[0].value)
-
-
-def test_random_search_is_early_stopped_training(backend):
-    """And ends with its budget."""
-    case, hyper = realtime(backend), backend.array([0.1, 0.5, 1.0])
-    scores = iter([1.0, 3.0, 2.0, 3.0, 2.0])
-    settings = dict(every=3, patience=3, score_cost=0.5, budget=100)
-    trial = train_early_stopped(case, hyper, lambda weights: next(scores), **settings)
-    assert trial.score == 3.0 and trial.cost == 5 * 3.5
-    assert np.array_equal(trial.weights, hg.train(case, hyper)[0])
-    draws = (backend.array([0.1, 0.5, penalty]) for penalty in range(100))
-    settings = dict(budget=20.0, every=2, patience=2, score_cost=1.0)
-    trials = papers.random_search(case, draws, lambda weights: 0.0, **settings)
-    assert [trial.cost for trial in trials] == [9.0, 9.0]  # a third does not fit
 
 
 def test_cost_problem_needs_three_hyperparameters():
