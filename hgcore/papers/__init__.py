@@ -24,6 +24,24 @@ from hgcore.papers.franceschi2017 import (
     run_cost_problem,
 )
 from hgcore.papers.franceschi2017_cleaning import corrupt_labels, f1_score, weighted_examples
+from hgcore.papers.franceschi2017_tasks import (
+    as_matrix,
+    binary,
+    chosen,
+    deal,
+    edge_precision,
+    generated,
+    in_span,
+    interaction_constraints,
+    interaction_layout,
+    interactions,
+    linear_scores,
+    multinomial,
+    news,
+    one_against_rest,
+    photographs,
+    tuning_and_final,
+)
 from hgcore.papers.lorraine2020 import (
     concatenate,
     initial_weights,

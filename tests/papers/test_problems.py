@@ -89,6 +89,12 @@ def updates(backend, steps=6):
     return papers.update_problems(task, seed_path=(0, 1), batch=20, every=5, steps=steps)
 
 
+def interactions(backend, **settings):
+    parts = TRAIN.on(backend), VALID.on(backend)
+    return papers.interactions(backend, *parts, steps=6, rate=0.1, decay=0.9, **settings)
+
+
+AGAINST_REST = dict(loss=papers.one_against_rest, penalties=3)
 GIVEN = {"images": BLOCKS["images"], "labels": HARD, "log penalty": -4.0}
 CASES = {  # name: (problem of a backend, hyper)
     "weighted examples": (weighted_examples, RNG.random(20)),
@@ -97,6 +103,8 @@ CASES = {  # name: (problem of a backend, hyper)
     "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
     "sharing": (sharing, papers.uniform_mixing(4, [0.5, 0.3, 0.4]) + 0.05 * RNG.normal(size=48)),
     "real time": (realtime, [0.1, 0.5, 1.0]),
+    "interactions": (interactions, [0.1, 0.0, 0.2, 0.05]),
+    "one against rest": (partial(interactions, **AGAINST_REST), [0.1, 0.0, 0.2, 0.0, 0.3, 0.05]),
     "updates": (lambda backend: updates(backend)(0), [-1.0, -2.0, 0.3]),
 }
 for learned in (("images", "log penalty"), tuple(BLOCKS), ("label logits",)):

@@ -1,0 +1,67 @@
+"""20 newsgroups, split by date (Lang 1995): 18,846 posts of Usenet, as texts and as features.
+
+scikit-learn is imported when it is needed.
+"""
+
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from hgcore.data.files import FILES, DataError, File, fetch, in_reach
+
+# the same posts: as published; a mirror may hold them packed anew by xz
+NEWS, NEWS_XZ = (f"20newsgroups/20news-bydate.tar.{packed}" for packed in ("gz", "xz"))
+FILES[NEWS] = File(
+    "8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610",
+    14464277,
+    (
+        "https://ndownloader.figshare.com/files/5975967",
+        "http://qwone.com/~jason/20Newsgroups/",
+    ),
+)
+FILES[NEWS_XZ] = File(
+    "a17ef7c2d4f8a1ff54ba8f38f86fe4a706796dce901cbb8488aaa7dc3047bc95", 8671956, ()
+)
+
+
+def newsgroups() -> tuple[list[str], np.ndarray, list[str]]:
+    """Return texts with headers, labels (N,) and the 20 names of the groups, sorted.
+
+    Posts come in the order of their paths: 20news-bydate-test/, then 20news-bydate-train/, by
+    group, by number. The archive as published is read if it is in the cache or on the mirror, else
+    the one packed by xz, else the first is downloaded.
+    """
+    name = NEWS if in_reach(NEWS) or not in_reach(NEWS_XZ) else NEWS_XZ
+    posts: dict[tuple[str, str, str], str] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(fetch(name))) as archive:
+            for member in archive:
+                parts = tuple(member.name.removeprefix("./").split("/"))
+                if member.isfile() and len(parts) == 3:
+                    posts[parts] = archive.extractfile(member).read().decode("latin1")
+    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{name} is no archive of posts ({error!r})") from error
+    names = sorted({group for _, group, _ in posts})
+    if not names:
+        raise DataError(f"{name} holds no post <part>/<group>/<number>")
+    places = sorted(posts)
+    labels = np.array([names.index(group) for _, group, _ in places])
+    return [posts[place] for place in places], labels, names
+
+
+def tfidf_svd(texts: Sequence[str], features: int) -> np.ndarray:
+    """Return (N, features): TF-IDF of the words (log counts, no English stop words, in at least two
+    texts), then its projection onto the largest singular vectors. Repeats on one machine.
+
+    Uses the bodies only: a header names the group.
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    bodies = [text.partition("\n\n")[2] for text in texts]
+    counts = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2)
+    return TruncatedSVD(features, random_state=0).fit_transform(counts.fit_transform(bodies))

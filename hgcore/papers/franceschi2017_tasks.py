@@ -1,0 +1,252 @@
+"""Task interactions (Franceschi et al. 2017, section 5.2): how strongly classes share weights.
+
+K classes are K tasks. C (K, K), symmetric and not negative, pulls the weights of related classes
+together; hyper holds its upper triangle, one number C_jk for a pair j < k, so C is symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hgcore import data
+from hgcore.arrays import namespace
+from hgcore.data.cifar import cifar10_pixels, cifar100_pixels
+from hgcore.layout import Layout
+from hgcore.nets import cross_entropy, log_softmax
+from hgcore.optimizers import HeavyBall
+from hgcore.problem import Problem
+from hgcore.projections import box, box_l1
+
+CIFAR_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+SQUARE = 1000.0  # mean square of the norm of the features, so that one rate fits all sets
+ANIMALS = {"bird", "cat", "deer", "dog", "frog", "horse"}
+
+
+class Tasks(NamedTuple):
+    """Examples of K classes. groups: the true group of each class, [] if that is unknown."""
+
+    features: np.ndarray  # (N, d)
+    labels: np.ndarray  # (N,), whole numbers
+    names: list[str]  # K
+    groups: list[str]  # K or none
+
+
+def photographs(source: str, count: int, side: int) -> Tasks:
+    """Return the first count / K photographs of each class of cifar10 or cifar100, training first.
+
+    Their features are those of `data.image_features`. The paper has the 2,048 of Inception-V3.
+    """
+    pixels, labels, _ = {"cifar10": cifar10_pixels, "cifar100": cifar100_pixels}[source]()
+    rows = _first_of_each_class(labels, count)
+    names, groups = [str(k) for k in range(100)], []
+    if source == "cifar10":
+        names = CIFAR_10
+        groups = ["animal" if name in ANIMALS else "vehicle" for name in names]
+    return Tasks(data.image_features(pixels[rows], side), labels[rows], names, groups)
+
+
+def news(count: int, features: int) -> Tasks:
+    """Return the first count / 20 posts of each newsgroup as TF-IDF, reduced by truncated SVD.
+
+    Both come from all posts, without labels. Groups: the first part of a name, such as comp.
+    """
+    texts, labels, names = data.newsgroups()
+    rows = _first_of_each_class(labels, count)
+    found = data.tfidf_svd(texts, features)[rows]
+    return Tasks(found, labels[rows], names, [name.partition(".")[0] for name in names])
+
+
+def generated(
+    count: int, *, groups=(3, 3, 2), features=40, apart=0.7, noise=3.0, seed=(0,)
+) -> Tasks:
+    """Return classes whose centers lie near that of their group: the true graph is known.
+
+    A group's center has standard normal coordinates, a class's is that plus `apart` times such a
+    vector, an example's that plus `noise` times another. groups: classes of each group.
+    """
+    rng, classes = np.random.default_rng(seed), sum(groups)
+    member = np.repeat(np.arange(len(groups)), groups)
+    centers = rng.standard_normal((len(groups), features))[member]
+    centers = centers + apart * rng.standard_normal((classes, features))
+    labels = np.arange(count) % classes
+    examples = centers[labels] + noise * rng.standard_normal((count, features))
+    letters = [chr(ord("A") + g) for g in member]
+    places = np.arange(classes) - np.searchsorted(member, member)
+    return Tasks(
+        examples, labels, [f"{a}{i + 1}" for a, i in zip(letters, places, strict=True)], letters
+    )
+
+
+def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of the first count / K examples of each of K classes, in their order."""
+    classes = labels.max() + 1
+    if count // classes > (least := np.bincount(labels).min()):
+        what = f"{count:,} examples are {count // classes:,} a class, one has {least:,}"
+        raise data.DataError(f"{what}; take fewer, or see data/README.md for the whole set")
+    rows = [np.flatnonzero(labels == k)[: count // classes] for k in range(classes)]
+    return np.sort(np.concatenate(rows))
+
+
+def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[data.Split]:
+    """Return random (train, valid, test): `train` and `valid` examples in all, the rest for test.
+
+    Both have as many examples of each class. The mean of the training features is subtracted, then
+    all are scaled by one number, so that the mean square of their norm is SQUARE in training.
+    """
+    order, classes = np.random.default_rng(seed).permutation(len(tasks.labels)), len(tasks.names)
+    labels = tasks.labels[order]
+    rank = np.empty(len(labels), int)  # how many examples of the same class come before
+    for k in range(classes):
+        rank[labels == k] = np.arange(np.sum(labels == k))
+    ends = np.array([train // classes, (train + valid) // classes])
+    part = (rank[:, None] >= ends).sum(axis=1)
+    rows = [order[part == i] for i in range(3)]
+    known = np.asarray(tasks.features[rows[0]], float)
+    mean, unit = known.mean(axis=0), np.sqrt(known.var(axis=0).sum() / SQUARE)
+    return [
+        data.Split((tasks.features[r] - mean) / unit, np.eye(classes)[tasks.labels[r]])
+        for r in rows
+    ]
+
+
+def in_span(train: data.Split, *others: data.Split) -> list[data.Split]:
+    """Return the splits in an orthonormal basis of the span of the training features.
+
+    Weights that start at zero never leave it, and norms and products in it stay the same: so do
+    training, penalties and all scores, with fewer weights if there are fewer examples than
+    features.
+    """
+    parts = [train, *others]
+    if len(train.images) >= train.images.shape[1]:
+        return parts
+    basis = np.linalg.qr(train.images.T)[0]
+    return [data.Split(part.images @ basis, part.labels) for part in parts]
+
+
+def tuning_and_final(backend, parts: Sequence[data.Split]) -> list[list[data.Split]]:
+    """Return [train, valid] and [train and valid, test] of `deal`, each pair `in_span`."""
+    train, valid, test = parts
+    both = data.Split(*map(np.concatenate, zip(train, valid, strict=True)))
+    pairs = in_span(train, valid), in_span(both, test)
+    return [[part.on(backend) for part in pair] for pair in pairs]
+
+
+def chosen(rows: np.ndarray) -> np.ndarray:
+    """Return the hyper of the row (accuracy, loss, *hyper) with the highest accuracy on validation
+    data, of equal ones that with the lowest loss.
+    """
+    return rows[np.lexsort((rows[:, 1], -rows[:, 0]))[0], 2:]
+
+
+def edge_precision(pairs: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
+    """Return the average precision of C_jk as a score of "j and k are of one group", and chance.
+
+    pairs: the upper triangle of C, row by row. Chance: the share of such pairs. Ties count as one
+    threshold.
+    """
+    from sklearn.metrics import average_precision_score
+
+    groups = np.array(groups)
+    rows, columns = np.triu_indices(len(groups), 1)
+    same = groups[rows] == groups[columns]
+    return float(average_precision_score(same, pairs)), float(same.mean())
+
+
+def interaction_layout(classes: int, penalties: int = 1) -> Layout:
+    """Return the hyperparameters: C_jk of each pair j < k, and one rho or one of each class."""
+    return Layout({"C": (classes * (classes - 1) // 2,), "rho": (penalties,)})
+
+
+def as_matrix(pairs: np.ndarray, classes: int) -> np.ndarray:
+    """Return the symmetric C (K, K) with zero diagonal of its upper triangle, row by row."""
+    return np.append(pairs, 0.0)[_places(classes)]
+
+
+def _places(classes: int) -> np.ndarray:
+    """Return where in the upper triangle C_jk stands (K, K); the diagonal stands after its end."""
+    place = np.full((classes, classes), classes * (classes - 1) // 2)
+    rows, columns = np.triu_indices(classes, 1)
+    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+    return place
+
+
+def interaction_constraints(classes: int, total: float = np.inf) -> Callable:
+    """Return the projection of hyper onto C >= 0, rho >= 0 and sum_jk C_jk <= total.
+
+    The sum has each pair twice, as C_jk and C_kj, so the upper triangle adds up to total / 2.
+    """
+    layout = interaction_layout(classes)
+    pairs = box(0.0, np.inf) if total == np.inf else box_l1(0.0, np.inf, total / 2)
+    positive = box(0.0, np.inf)
+
+    def project(hyper):
+        blocks = layout.split(hyper)
+        return layout.join({"C": pairs(blocks["C"]), "rho": positive(blocks["rho"])})
+
+    return project
+
+
+def multinomial(scores, labels):
+    """Return the mean cross-entropy of the softmax of scores (N, K)."""
+    return cross_entropy(log_softmax(scores), labels)
+
+
+def binary(scores, labels):
+    """Return the mean cross-entropy of K logistic regressions, each class against the rest (K,)."""
+    wrong = (1 - 2 * labels) * scores
+    return namespace(scores).logaddexp(0 * wrong, wrong).mean(0)
+
+
+def one_against_rest(scores, labels):
+    """Return the sum of `binary`, by which K tasks are trained at once, each for itself."""
+    return binary(scores, labels).sum()
+
+
+def linear_scores(weights, features, classes: int):
+    """Return scores (N, K) of weights ((d + 1) K,): the matrix (d, K), then the biases (K,)."""
+    matrix = weights.reshape((-1, classes))
+    return features @ matrix[:-1] + matrix[-1]
+
+
+def interactions(
+    backend,
+    train: data.Split,
+    valid: data.Split,
+    *,
+    steps: int,
+    rate: float,
+    decay: float,
+    loss: Callable = multinomial,
+    penalties: int = 1,
+) -> Problem:
+    """Return linear classification with loss + sum_jk C_jk |w_j - w_k|^2 + sum_k rho_k |w_k|^2.
+
+    Full-batch gradient descent with momentum from zero weights; biases are not penalized. The sum
+    over j and k has each pair twice. hyper: as in interaction_layout(K, penalties). Outer loss: the
+    cross-entropy of `valid`.
+    """
+    xp, classes = backend.xp, train.labels.shape[1]
+    layout, place = interaction_layout(classes, penalties), _places(classes)
+    start = backend.array(np.zeros((train.images.shape[1] + 1) * classes))
+    ones = backend.array(np.ones(classes))
+
+    def inner(weights, hyper, t):
+        blocks, matrix = layout.split(hyper), weights.reshape((-1, classes))[:-1]
+        shared = xp.concatenate([blocks["C"], 0 * blocks["rho"][:1]])[place]
+        form = xp.diag(2 * shared.sum(1) + ones * blocks["rho"]) - 2 * shared
+        scores = linear_scores(weights, train.images, classes)
+        return loss(scores, train.labels) + xp.sum((matrix @ form) * matrix)
+
+    return Problem(
+        backend=backend,
+        inner_loss=inner,
+        outer_loss=lambda weights, hyper: loss(
+            linear_scores(weights, valid.images, classes), valid.labels
+        ),
+        optimizer=HeavyBall(rate=rate, decay=decay),
+        initial=lambda hyper: start,
+        steps=steps,
+    )
