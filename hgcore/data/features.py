@@ -26,7 +26,7 @@ def image_features(pixels: np.ndarray, side: int) -> np.ndarray:
 
     They are the average over all places of the last layer before the classifier, of images
     up-sampled from 32 x 32 to side x side (bilinear). Kept in the data folder, below features/,
-    under the checksum of weights, side and pixels: about 12 ms an image on one core at side 96.
+    under the checksum of weights, side and pixels.
     """
     weights = _checkpoint()
     key = hashlib.sha256(f"{EFFICIENTNET} {side} {pixels.shape}".encode() + pixels.tobytes())

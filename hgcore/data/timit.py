@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.data.files import FILES, DataError, File, cache, fetch, note
+from hgcore.data.files import FILES, DataError, File, fetch, in_reach, note
 from hgcore.data.speech import RATE
 
 SAMPLE, NLTK = "timit/timit.zip", "timit-nltk/timit.zip"
@@ -104,10 +104,7 @@ def timit() -> Iterator[Utterance]:
 def _files() -> dict[str, Callable]:
     """Return {path in small letters: () -> content}."""
     if not (own := os.environ.get("HGCORE_TIMIT")):
-        mirror = os.environ.get("HGCORE_DATA_MIRROR")
-        folders = [cache(), *([Path(mirror)] if mirror else [])]
-        at_hand = any(Path(folder, SAMPLE).exists() for folder in folders)
-        content = fetch(SAMPLE if at_hand else NLTK)
+        content = fetch(SAMPLE if in_reach(SAMPLE) else NLTK)
     elif (root := Path(own)).is_dir():
         paths = [path for path in root.rglob("*") if path.is_file()]
         return {path.relative_to(root).as_posix().lower(): path.read_bytes for path in paths}

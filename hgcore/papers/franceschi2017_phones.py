@@ -22,6 +22,10 @@ from hgcore.problem import Problem
 from hgcore.projections import box
 
 LAYOUT = Layout({"rate": (), "momentum": (), "task weight": ()})
+OPTIMIZER = HeavyBall(
+    rate=lambda hyper, t: LAYOUT.split(hyper)["rate"],
+    decay=lambda hyper, t: LAYOUT.split(hyper)["momentum"],
+)
 CHUNK = 4096  # frames at once in `accuracy`
 
 
@@ -185,9 +189,7 @@ def phone_problem(
     validation frames drawn at k. Addresses and initial weights depend on `stream`.
     """
     xp, start = backend.xp, backend.array(net.initial_weights((stream, 0)))
-    # the sum of two rows has variance 1
-    table = np.random.default_rng([0, 2]).normal(0, np.sqrt(0.5), (2 * phones, net.embedding))
-    table = backend.array(table)
+    table = backend.array(_context(phones, net.embedding))
 
     def losses(weights, frames, address, size):
         rows = data.batch(address[:-1], address[-1], size, len(frames.labels))
@@ -205,15 +207,20 @@ def phone_problem(
             backend=backend,
             inner_loss=inner,
             outer_loss=lambda w, hyper: losses(w, valid, (stream, 2, k), valid_frames)[0],
-            optimizer=HeavyBall(
-                rate=lambda hyper, t: LAYOUT.split(hyper)["rate"],
-                decay=lambda hyper, t: LAYOUT.split(hyper)["momentum"],
-            ),
+            optimizer=OPTIMIZER,
             initial=start,
             steps=steps,
         )
 
     return at
+
+
+def _context(phones: int, size: int) -> np.ndarray:
+    """Return a random vector for each phone before and each after (2 * phones, size).
+
+    The sum of two has variance 1.
+    """
+    return np.random.default_rng([0, 2]).normal(0, np.sqrt(0.5), (2 * phones, size))
 
 
 def draws(stream: int) -> Iterator[np.ndarray]:
