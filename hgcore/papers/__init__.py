@@ -23,7 +23,13 @@ from hgcore.papers.franceschi2017 import (
     rtho_problem,
     run_cost_problem,
 )
-from hgcore.papers.franceschi2017_cleaning import corrupt_labels, f1_score, weighted_examples
+from hgcore.papers.franceschi2017_cleaning import (
+    corrupt_labels,
+    f1_score,
+    regressions,
+    row_by_row,
+    weighted_examples,
+)
 from hgcore.papers.franceschi2017_tasks import (
     as_matrix,
     binary,

@@ -37,9 +37,10 @@ def small_mnist(backend, *sizes):
     return [split.on(backend) for split in data.splits("mnist_small", sizes)]
 
 
-def weighted_examples(backend, train=TRAIN, steps=12, rate=0.5):
-    parts = train.on(backend), VALID.on(backend)
-    return papers.weighted_examples(backend, LINEAR, *parts, steps=steps, rate=rate)
+def weighted_examples(backend, *labels, images=TRAIN.images, rates=(0.5, 0.7)):
+    each = labels or (TRAIN.labels, TRAIN.labels[::-1])
+    parts = data.Split(images, np.array(each)).on(backend), VALID.on(backend)
+    return papers.weighted_examples(backend, *parts, steps=12, rates=rates)
 
 
 def weight_decays(backend, net=NET, start=START):
@@ -97,7 +98,7 @@ def interactions(backend, **settings):
 AGAINST_REST = dict(loss=papers.one_against_rest, penalties=3)
 GIVEN = {"images": BLOCKS["images"], "labels": HARD, "log penalty": -4.0}
 CASES = {  # name: (problem of a backend, hyper)
-    "weighted examples": (weighted_examples, RNG.random(20)),
+    "weighted examples": (weighted_examples, RNG.random(40)),
     "weight decays": (weight_decays, RNG.normal(-2, 0.3, NET.layout.size)),
     "penalty": (penalties, [-3.0]),
     "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
@@ -241,17 +242,34 @@ def test_corrupted_labels_are_never_right():
 
 def test_weight_zero_removes_an_example(backend):
     train, keep = examples(30), np.arange(30) % 3 > 0
-    part = data.Split(train.images[keep], train.labels[keep])
-    cases = weighted_examples(backend, part, rate=0.4), weighted_examples(backend, train, rate=0.6)
+    part = train.labels[keep]
+    cases = (
+        weighted_examples(backend, part, images=train.images[keep], rates=[0.4]),
+        weighted_examples(backend, train.labels, images=train.images, rates=[0.6]),
+    )
     weights = np.ones(20), 1.0 * keep
     ends = [hg.train(case, case.as_hyper(w))[0] for case, w in zip(cases, weights, strict=True)]
     assert abs(ends[0] - ends[1]).max() < 1e-14
 
 
+def test_runs_side_by_side_are_independent(backend):
+    """Together and alone: the same weights, and hypergradients of one run each."""
+    labels, hyper = (TRAIN.labels, TRAIN.labels[::-1]), RNG.random((2, 20))
+    both = weighted_examples(backend, *labels)
+    together = hg.Reverse()(both, both.as_hyper(hyper.ravel()))
+    scores = papers.regressions(together.state, both.backend.array(VALID.images), 3)
+    for k, rate in enumerate((0.5, 0.7)):
+        one = weighted_examples(backend, labels[k], rates=[rate])
+        alone = hg.Reverse()(one, one.as_hyper(hyper[k]))
+        assert abs(together.grad.reshape((2, 20))[k] - alone.grad).max() < 1e-14
+        own = papers.regressions(alone.state, one.backend.array(VALID.images), 3)
+        assert abs(scores[k] - own[0]).max() < 1e-13
+
+
 def test_wrong_labels_are_found(backend):
     noisy, wrong = papers.corrupt_labels(examples(60), 0.4, np.random.default_rng(0))
-    case, project = weighted_examples(backend, noisy, rate=0.5 * 60 / 36), hg.box_l1(0, 1, 36)
-    settings = dict(optimizer=hg.Adam(0.1), steps=20, project=project)
+    case = weighted_examples(backend, noisy.labels, images=noisy.images, rates=[0.5 * 60 / 36])
+    settings = dict(optimizer=hg.Adam(0.1), steps=20, project=hg.box_l1(0, 1, 36))
     *_, last = hg.descend(hg.Reverse(), case, np.full(60, 0.6), **settings)
     assert papers.f1_score(backend.numpy(last.updated) == 0, wrong) > 0.9
 
