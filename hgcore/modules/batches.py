@@ -55,6 +55,10 @@ class _Drawn:
             source, loader = source.dataset, source
         if isinstance(source, data.IterableDataset) or not hasattr(source, "__getitem__"):
             raise ValueError("draw needs a data set with an index; use keep for a stream")
+        if isinstance(source, dict):
+            raise ValueError(
+                "draw takes a tuple of arrays, got a dict: draw(tuple(source.values()))"
+            )
         self.count = len(source[0]) if isinstance(source, tuple) else len(source)
         if isinstance(source, tuple) and len({len(array) for array in source}) > 1:
             raise ValueError(f"arrays must have one length, got {[len(a) for a in source]}")

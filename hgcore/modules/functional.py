@@ -25,7 +25,8 @@ class ModuleFunction:
     move, see `evaluation`. Dropout and noise are drawn from `seed`, whole numbers such as (t,).
     Attention uses torch's plain kernel, and recurrent nets do without cuDNN: the others have no
     second derivatives.
-    What a call keeps on the module (a hidden state, an auxiliary loss) is lost: return it instead.
+    What a call keeps on the module (a hidden state, an auxiliary loss, a cache) is lost:
+    return it instead.
     Raises ValueError where the copy would not give what the module gives (parameters with hooks, a
     function that keeps the module itself), for draws without a seed, for buffers that move, and
     after train() or eval() changed the mode.
@@ -38,7 +39,7 @@ class ModuleFunction:
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.layout = Layout({name: tuple(as_real(p).shape) for name, p in self.trained.items()})
         known = {id(x) for x in (*self.parts, *module.parameters())}
-        self.links = [[k for k, x in vars(p).items() if _refers(x, known)] for p in self.parts]
+        self.links = [_links(part, known) for part in self.parts]
         self.examined = set()  # whether the first call with a seed, and without, was compared
 
     def initial_weights(self):
@@ -209,6 +210,9 @@ class ModuleFunction:
     def _at(self, weights) -> Iterator[None]:
         """Give the module itself these weights, in place, and what it had afterwards."""
         attributes = [vars(part) | {"_buffers": part._buffers.copy()} for part in self.parts]
+        containers = {}  # by id: a call fills copies of them
+        for part, links in zip(self.parts, self.links, strict=True):
+            vars(part).update({name: _replaced(vars(part)[name], containers) for name in links})
         given = {name: (p.data, p.data.clone()) for name, p in self.trained.items()}
         try:
             for name, block in self._parameters(weights).items():
@@ -229,6 +233,15 @@ def _tracks_statistics(part) -> bool:
     return vars(part).get("track_running_stats", False) and part.running_mean is not None
 
 
+def _links(part, known: set) -> list[str]:
+    """Return the attributes that refer to `known` or that a call may fill: a copy has its own."""
+    import torch
+
+    own = set(vars(part)).difference(vars(torch.nn.Module()))
+    filled = {name for name in own if isinstance(vars(part)[name], (dict, list, set))}
+    return [name for name, x in vars(part).items() if name in filled or _refers(x, known)]
+
+
 def _refers(x, known: set) -> bool:
     """Whether an attribute is, or holds, one of the objects with ids `known`."""
     if isinstance(x, dict) or type(x) in (list, tuple):
@@ -237,16 +250,21 @@ def _refers(x, known: set) -> bool:
 
 
 def _replaced(x, known: dict):
-    """Return an attribute with the objects in `known`, by id, replaced."""
-    if isinstance(x, dict):
-        copied = copy.copy(x)  # an OrderedDict stays one
-        copied.update((name, _replaced(one, known)) for name, one in x.items())
-        return copied
-    if type(x) in (list, tuple):
-        return type(x)(_replaced(one, known) for one in x)
+    """Return an attribute with the objects in `known`, by id, replaced; containers join `known`."""
+    if id(x) in known:
+        return known[id(x)]
     if isinstance(x, MethodType):
         return MethodType(x.__func__, known.get(id(x.__self__), x.__self__))
-    return known.get(id(x), x)
+    if type(x) is tuple:
+        return tuple(_replaced(one, known) for one in x)
+    if not isinstance(x, (dict, list, set)):
+        return x
+    copied = known[id(x)] = copy.copy(x)  # an OrderedDict stays one
+    if isinstance(x, dict):
+        copied.update((name, _replaced(one, known)) for name, one in x.items())
+    elif isinstance(x, list):
+        copied[:] = [_replaced(one, known) for one in x]
+    return copied
 
 
 _attention = contextlib.ExitStack()  # torch's choice of kernels, one for all threads

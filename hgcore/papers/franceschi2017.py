@@ -9,7 +9,7 @@ import numpy as np
 from hgcore import data
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet
-from hgcore.optimizers import HeavyBall
+from hgcore.optimizers import Adam, HeavyBall
 from hgcore.papers.maclaurin2015 import cached_splits, loss
 from hgcore.problem import Problem
 from hgcore.suite import make_backend
@@ -32,8 +32,11 @@ def rtho_problem(
     batch: int,
     steps: int = 0,
     groups: int = 1,
+    adam: bool = False,
 ) -> Problem:
     """Return training by heavy ball, v' = momentum v + g, w' = w - rate v' (sections 3 and 5.3).
+
+    adam: train by Adam instead, whose beta1 is the momentum.
 
     hyper: as in rtho_layout(groups). Inner loss: cross-entropy of a minibatch drawn at
     (*seed_path, t) plus UNIT * penalty * |w|**2 of each of `groups` equal stretches of the weights.
@@ -49,14 +52,14 @@ def rtho_problem(
         penalty = UNIT * xp.sum(penalties[: net.layout.size] * weights * weights)
         return loss(net, weights, train, rows) + penalty
 
+    def tuned(name):
+        return lambda hyper, t: layout.split(hyper)[name]
+
     return Problem(
         backend=backend,
         inner_loss=inner,
         outer_loss=lambda weights, hyper: loss(net, weights, valid),
-        optimizer=HeavyBall(
-            rate=lambda hyper, t: layout.split(hyper)["rate"],
-            decay=lambda hyper, t: layout.split(hyper)["momentum"],
-        ),
+        optimizer=(Adam if adam else HeavyBall)(tuned("rate"), tuned("momentum")),
         initial=lambda hyper: start,
         steps=steps,
     )
@@ -71,6 +74,7 @@ def cost_problem(
     hypers: int,
     steps: int,
     batch: int,
+    adam: bool = False,
 ) -> tuple:
     """Return (`rtho_problem`, hyper) with `hypers` >= 3 hyperparameters, to measure costs on."""
     if hypers < 3:
@@ -79,10 +83,10 @@ def cost_problem(
     # cached: the peak memory of a second call is without the reading
     train, valid = (split.on(backend) for split in cached_splits(source, *examples))
     net, groups = DenseNet((784, *hidden, 10)), hypers - 2
-    problem = rtho_problem(
-        backend, net, train, valid, seed_path=(0, 1), batch=batch, steps=steps, groups=groups
-    )
-    values = {"rate": np.array(0.05), "momentum": np.array(0.9), "penalties": np.ones(groups)}
+    settings = dict(seed_path=(0, 1), batch=batch, steps=steps, groups=groups, adam=adam)
+    problem = rtho_problem(backend, net, train, valid, **settings)
+    rate = np.array(0.001 if adam else 0.05)
+    values = {"rate": rate, "momentum": np.array(0.9), "penalties": np.ones(groups)}
     return problem, problem.as_hyper(rtho_layout(groups).join(values))
 
 

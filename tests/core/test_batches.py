@@ -108,6 +108,7 @@ SOURCES = [  # arguments of draw, words of the error
     (((INPUTS, LABELS),), "got None"),
     (((INPUTS, LABELS[:3]), 2), r"one length, got \[10, 3\]"),
     ((data.ChainDataset([]), 2), "use keep for a stream"),
+    (({"x": torch.zeros(3)}, 2), "tuple of arrays, got a dict"),
     *(((data.DataLoader(Augmented(), **options),), words) for options, words in LOADERS),
 ]
 

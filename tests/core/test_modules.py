@@ -414,3 +414,31 @@ def hooked(register):
 def test_functional_refuses(make, words):
     with pytest.raises((TypeError, ValueError), match=words):
         functional(make())
+
+
+class Caching(nn.Module):
+    """Keeps what it computes from its weights in a dictionary that its parts share."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.cache = nn.Linear(4, 3), {}
+        self.first.cache = self.cache
+
+    def forward(self, x):
+        if "weight" not in self.cache:
+            self.cache["weight"] = self.first.weight.t().exp()
+        return x @ self.first.cache["weight"]
+
+
+def test_a_cache_is_filled_for_each_call():
+    """It would keep the first weights; the module's own stays empty, and shared among parts."""
+    module, inputs = Caching().to(torch.float64), randn(5, 4)
+    weights, net = functional(module)
+    for factor in (1, 2):
+        leaf = (factor * weights).requires_grad_()
+        expected = inputs @ net.layout.split(leaf)["first.weight"].t().exp()
+        found = net(leaf, inputs)
+        assert torch.allclose(found, expected, rtol=1e-12)
+        slopes = [torch.autograd.grad(y.sum(), leaf)[0] for y in (found, expected)]
+        assert torch.allclose(*slopes, rtol=1e-12)
+    assert module.cache == {} and module.first.cache is module.cache
