@@ -14,8 +14,9 @@ def centers(samples: int) -> np.ndarray:
 def speech_features(samples: np.ndarray, bands: int = 40, derivatives: int = 1) -> np.ndarray:
     """Return features (n, (bands + 1) * (1 + derivatives)) of n windows of int16 samples at 16 kHz.
 
-    Of each window log energies of `bands` mel bands and of all of it, then their first, second, ...
-    derivatives by time. 40 bands and two derivatives make the 123 of Franceschi et al. 2017.
+    Of each window log energies of `bands` mel bands and of the whole window, then their first,
+    second, ... derivatives by time. 40 bands and two derivatives make the 123 of Franceschi et al.
+    2017.
     """
     blocks = [_log_energies(samples / 32768, bands)]
     for _ in range(derivatives):

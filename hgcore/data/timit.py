@@ -68,8 +68,8 @@ class Utterance(NamedTuple):
     def split(self) -> str:
         """train, valid or test; the sentences sa1 and sa2, which everyone reads, are in none: "".
 
-        Licensed set: all of the training part; of the other, the core test set, the rest is valid.
-        Sample: by speaker, regions 1 to 5, 6, and 7 and 8.
+        Licensed set: TRAIN is train; in TEST the core test set is test, the rest valid.
+        Sample: regions 1 to 5 are train, 6 is valid, 7 and 8 are test.
         """
         if self.sentence.startswith("sa"):
             return ""

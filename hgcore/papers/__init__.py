@@ -17,12 +17,7 @@ from hgcore.papers.drmad2016 import (
     unit_layout,
     unit_penalties,
 )
-from hgcore.papers.franceschi2017 import (
-    cost_problem,
-    rtho_layout,
-    rtho_problem,
-    run_cost_problem,
-)
+from hgcore.papers.franceschi2017 import cost_problem, run_cost_problem
 from hgcore.papers.franceschi2017_cleaning import (
     corrupt_labels,
     f1_score,

@@ -42,7 +42,7 @@ class Task(NamedTuple):
     train: data.Split
     valid: data.Split
     test: data.Split
-    net: DenseNet  # its layers; `outputs` runs them
+    net: DenseNet  # for its sizes and layout; `outputs` is the net
     loss: Callable
     unit: float = 1.0
 
@@ -59,8 +59,7 @@ class Task(NamedTuple):
     def test_loss(self, weights=None) -> float:
         """Return `unit` times the loss on the test rows.
 
-        Without weights: that of the constant output 0, which is the mean label, or equal
-        probabilities.
+        Without weights: that of the constant output 0, the mean price or equal probabilities.
         """
         weights = self.backend.array(np.zeros(self.net.layout.size)) if weights is None else weights
         return self.unit * float(self.loss_of(weights, self.test))

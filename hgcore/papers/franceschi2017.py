@@ -14,15 +14,15 @@ from hgcore.papers.maclaurin2015 import cached_splits, loss
 from hgcore.problem import Problem
 from hgcore.suite import make_backend
 
-UNIT = 0.0001  # of a penalty, so that all hyperparameters are of order one and share a step size
+UNIT = 0.0001  # of a penalty
 
 
-def rtho_layout(groups: int = 1) -> Layout:
-    """Return the hyperparameters of `rtho_problem`, not logarithms: a penalty for each group."""
+def tuned_layout(groups: int = 1) -> Layout:
+    """Return the layout of the hyperparameters of `tuned_problem`; none is a logarithm."""
     return Layout({"rate": (), "momentum": (), "penalties": (groups,)})
 
 
-def rtho_problem(
+def tuned_problem(
     backend,
     net: DenseNet,
     train: data.Split,
@@ -34,15 +34,14 @@ def rtho_problem(
     groups: int = 1,
     adam: bool = False,
 ) -> Problem:
-    """Return training by heavy ball, v' = momentum v + g, w' = w - rate v' (sections 3 and 5.3).
+    """Return training by heavy ball, v' = momentum v + g, w' = w - rate v' (section 3).
 
-    adam: train by Adam instead, whose beta1 is the momentum.
-
-    hyper: as in rtho_layout(groups). Inner loss: cross-entropy of a minibatch drawn at
-    (*seed_path, t) plus UNIT * penalty * |w|**2 of each of `groups` equal stretches of the weights.
-    Outer loss: cross-entropy on all of `valid`. Initial weights: normal with variance 1 / inputs.
+    adam: train by Adam instead, whose beta1 is the momentum. hyper: as in tuned_layout(groups).
+    Inner loss: cross-entropy of a minibatch drawn at (*seed_path, t) plus UNIT * penalty * |w|**2
+    of each of `groups` equal stretches of the weights. Outer loss: cross-entropy on all of `valid`.
+    Initial weights: normal with variance 1 / inputs.
     """
-    layout, xp = rtho_layout(groups), backend.xp
+    layout, xp = tuned_layout(groups), backend.xp
     start = backend.array(net.initial_weights(data.authors_rng(*seed_path, "start").randn))
     stretch = backend.array(np.ones((1, -(-net.layout.size // groups))))
 
@@ -76,18 +75,18 @@ def cost_problem(
     batch: int,
     adam: bool = False,
 ) -> tuple:
-    """Return (`rtho_problem`, hyper) with `hypers` >= 3 hyperparameters, to measure costs on."""
+    """Return (`tuned_problem`, hyper) with `hypers` >= 3 hyperparameters, to measure costs on."""
     if hypers < 3:
         counted = "hypers counts rate, momentum and at least one penalty"
         raise ValueError(f"{counted}, so it is 3 or more; got {hypers}")
-    # cached: the peak memory of a second call is without the reading
+    # cached, so that the peak memory of a second call excludes reading
     train, valid = (split.on(backend) for split in cached_splits(source, *examples))
     net, groups = DenseNet((784, *hidden, 10)), hypers - 2
     settings = dict(seed_path=(0, 1), batch=batch, steps=steps, groups=groups, adam=adam)
-    problem = rtho_problem(backend, net, train, valid, **settings)
+    problem = tuned_problem(backend, net, train, valid, **settings)
     rate = np.array(0.001 if adam else 0.05)
     values = {"rate": rate, "momentum": np.array(0.9), "penalties": np.ones(groups)}
-    return problem, problem.as_hyper(rtho_layout(groups).join(values))
+    return problem, problem.as_hyper(tuned_layout(groups).join(values))
 
 
 def run_cost_problem(solver: Callable, backend: str, device: str, *where, **size) -> None:

@@ -16,7 +16,7 @@ from hgcore.problem import Problem
 def corrupt_labels(
     examples: data.Split, share: float, rng: np.random.Generator
 ) -> tuple[data.Split, np.ndarray]:
-    """Return the examples with `share` of them labeled as another class, and which (N,) bool."""
+    """Return the examples with `share` of them labeled as another class; which, (N,) bool."""
     count, classes = examples.labels.shape
     wrong = np.zeros(count, bool)
     wrong[rng.permutation(count)[: round(share * count)]] = True

@@ -60,7 +60,7 @@ def news(count: int, features: int) -> Tasks:
 
 
 def generated(
-    count: int, *, groups=(3, 3, 2), features=40, apart=0.7, noise=3.0, seed=(0,)
+    count: int, *, groups=(3, 3, 2), features=40, apart=0.7, noise=3.0, seed=(0, 0, 1)
 ) -> Tasks:
     """Return classes whose centers lie near that of their group: the true graph is known.
 
@@ -93,8 +93,9 @@ def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[data.Split]:
     """Return random (train, valid, test): `train` and `valid` examples in all, the rest for test.
 
-    Both have as many examples of each class. The mean of the training features is subtracted, then
-    all are scaled by one number, so that the mean square of their norm is SQUARE in training.
+    In both, all classes have the same number of examples. The mean of the training features is
+    subtracted, then all are scaled by one number, so that their mean square norm is SQUARE in
+    training.
     """
     order, classes = np.random.default_rng(seed).permutation(len(tasks.labels)), len(tasks.names)
     labels = tasks.labels[order]
@@ -144,8 +145,8 @@ def chosen(rows: np.ndarray) -> np.ndarray:
 def edge_precision(pairs: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
     """Return the average precision of C_jk as a score of "j and k are of one group", and chance.
 
-    pairs: the upper triangle of C, row by row. Chance: the share of such pairs. Ties count as one
-    threshold.
+    pairs: the upper triangle of C, row by row. Chance: the share of such pairs; a random order has
+    slightly more. Ties count as one threshold.
     """
     from sklearn.metrics import average_precision_score
 
@@ -201,7 +202,7 @@ def binary(scores, labels):
 
 
 def one_against_rest(scores, labels):
-    """Return the sum of `binary`, by which K tasks are trained at once, each for itself."""
+    """Return the sum of `binary`, so that K tasks train at once and independently."""
     return binary(scores, labels).sum()
 
 
@@ -222,11 +223,11 @@ def interactions(
     loss: Callable = multinomial,
     penalties: int = 1,
 ) -> Problem:
-    """Return linear classification with loss + sum_jk C_jk |w_j - w_k|^2 + sum_k rho_k |w_k|^2.
+    """Return the training of a linear classifier on loss + penalties.
 
-    Full-batch gradient descent with momentum from zero weights; biases are not penalized. The sum
-    over j and k has each pair twice. hyper: as in interaction_layout(K, penalties). Outer loss: the
-    cross-entropy of `valid`.
+    They are sum_jk C_jk |w_j - w_k|^2 + sum_k rho_k |w_k|^2, without biases; the first sum has each
+    pair twice. Full-batch gradient descent with momentum from zero weights. hyper: as in
+    interaction_layout(K, penalties). Outer loss: `loss` of `valid`, without penalties.
     """
     xp, classes = backend.xp, train.labels.shape[1]
     layout, place = interaction_layout(classes, penalties), _places(classes)

@@ -28,7 +28,7 @@ TRAIN, VALID, TEST = range(3)  # the first number in the seed of a random draw
 class Nesterov(HeavyBall):
     """v' = decay v + g;  w' = w - rate (g + decay v'), as torch.optim.SGD(nesterov=True).
 
-    Not reversible: a step needs the gradient twice.
+    Not reversible: the drift uses the gradient.
     """
 
     reversible = False
@@ -88,7 +88,7 @@ def resnet18(width: int = 64) -> nn.Sequential:
     """
     widths = [width, *(width * 2 ** (i // 2) for i in range(8))]
     blocks = [ProjectedBlock(widths[i], widths[i + 1], 1 + (i in (2, 4, 6))) for i in range(8)]
-    first = *normalized(3, width), nn.ReLU()  # after the blocks: the order of torch's draws
+    first = *normalized(3, width), nn.ReLU()  # made last: torch draws in this order
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)
     return nn.Sequential(*first, *blocks, *head)
 
@@ -137,7 +137,7 @@ class Augmentation:
     seed=) -> images, None for crops and flips only. train, valid: images (N, C, H, W) and labels.
     black: see `crop_and_flip`. batch: images in a minibatch. every: inner steps in an outer step.
     weight_decay: as in torch.optim.SGD, the inner loss has weight_decay / 2 |w|^2. diversity:
-    weight of `spread` in the outer loss, which takes `samples` copies of each image.
+    weight of `diversity_loss` in the outer loss, which takes `samples` copies of each image.
     """
 
     backend: Torch
@@ -175,7 +175,7 @@ class Augmentation:
             if self.augment is None or not self.diversity:
                 return loss
             copies = self.copies(hyper, images, self.samples, (VALID, self.seed, k))
-            return loss + self.diversity * spread(copies, images)
+            return loss + self.diversity * diversity_loss(copies, images)
 
         initial = lambda hyper: self.start  # noqa: E731
         return Problem(self.backend, inner_loss, outer_loss, self.optimizer, initial, self.every)
@@ -211,7 +211,7 @@ class Augmentation:
         return torch.cat(found)
 
 
-def spread(copies, images):
+def diversity_loss(copies, images):
     """Return mean |mean copy - image| - mean deviation of the copies (count, *images.shape).
 
     Source: the authors' code, where it keeps the augmentation network from returning its input.

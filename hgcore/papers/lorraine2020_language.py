@@ -41,17 +41,17 @@ class LanguageModel(torch.nn.Module):
         signals: the outputs (T, batch, units) of the second LSTM before and after dropout. states:
         (h, c), each (1, batch, units), of each LSTM; None for zeros.
         """
-        masks, one = logits or {}, (1, words.shape[1], self.embeddings.shape[1])
-        matrix = dropped(self.embeddings, masks.get("embedding"), (len(self.bias), 1))
-        signal, after = dropped(embedding(words, matrix), masks.get("input"), one), []
+        logits, one = logits or {}, (1, words.shape[1], self.embeddings.shape[1])
+        matrix = dropped(self.embeddings, logits.get("embedding"), (len(self.bias), 1))
+        signal, after = dropped(embedding(words, matrix), logits.get("input"), one), []
         for lstm, state, place in zip(
             (self.first, self.second), states, ("hidden", "output"), strict=True
         ):
             recurrent = lstm.weight_hh_l0
-            recurrent = dropped(recurrent, masks.get("connections"), recurrent.shape)
+            recurrent = dropped(recurrent, logits.get("connections"), recurrent.shape)
             given = {"weight_hh_l0": recurrent}
             output, state = torch.func.functional_call(lstm, given, (signal, state))
-            signal = dropped(output, masks.get(place), one)
+            signal = dropped(output, logits.get(place), one)
             after.append(state)
         scores = signal.flatten(0, 1) @ self.embeddings.T + self.bias
         return log_softmax(scores), (output, signal), after
@@ -80,8 +80,9 @@ def regularizers(units: int, many: bool = False) -> Layout:
 
     Dropout of units, with one mask for all T words of a sequence ("input", "hidden", "output"), of
     whole words ("embedding"), and of recurrent weights ("connections"). Penalties "activation" and
-    "temporal": see `training_loss`. many: a rate for each unit and each recurrent weight, shared by
-    both LSTMs, and no penalties: 1,691,951 numbers with 650 units.
+    "temporal": see `training_loss`. many: a rate for each unit of "input", "hidden" and "output",
+    one for "embedding", one for each recurrent weight, the same in both LSTMs, and no penalties:
+    1,691,951 numbers with 650 units.
     """
     if not many:
         rates = ("input", "hidden", "output", "embedding", "connections")
@@ -142,7 +143,8 @@ def language_problem(
 def generated_text(words: int, sizes: Sequence[int], seed: Sequence[int]) -> list[np.ndarray]:
     """Return consecutive texts (size,) of one Markov chain of `words` words, without download.
 
-    For each word, the probabilities of the next word are drawn once; a few words have most of it.
+    For each word, the probabilities of the next word are drawn once; a few words have most
+    of the probability.
     """
     rng = np.random.default_rng(seed)
     odds = np.cumsum(rng.dirichlet(np.full(words, 0.3), size=words), axis=1)
@@ -156,7 +158,7 @@ def windows(backend, text: np.ndarray, batch: int, length: int) -> Callable:
     """Return t -> (words (length, batch), the words after them (length * batch,)).
 
     The text (N,) is cut into `batch` consecutive columns, and these into windows. The function's
-    `count` is the number of windows; window t is window t % count. Raises ValueError if it is 0.
+    attribute `count` is the number of windows; t counts modulo it. Raises ValueError for none.
     """
     columns = text[: len(text) // batch * batch].reshape(batch, -1).T
     rows = backend.xp.asarray(columns, device=backend.device)

@@ -58,8 +58,8 @@ def alexnet(
 def resnet(shape: Sequence[int] = (3, 32, 32), blocks: int = 7, width: int = 16) -> nn.Module:
     """Return the residual net of He et al. (2016) for CIFAR: 6 * blocks + 2 layers.
 
-    Three stages of `blocks` blocks, of width, 2 * width and 4 * width channels. The default is
-    ResNet44 with 658,586 weights, shortcuts without weights and batch statistics.
+    Three stages of `blocks` blocks, of width, 2 * width and 4 * width channels, with batch
+    normalization and shortcuts without weights. The default is ResNet44: 658,586 weights.
     """
     layers = [nn.Unflatten(1, tuple(shape)), *normalized(shape[0], width), nn.ReLU()]
     for stage, (before, after) in enumerate(pairwise((width, width, 2 * width, 4 * width))):

@@ -30,14 +30,15 @@ def resumable(run, name: str, loop: Callable, measure: Callable, stop: Callable 
     rows, last, ended = _kept(file, run.backend)
     start = due = time.monotonic()
     for step in () if ended else loop(last):
+        if last is not None and (now := time.monotonic()) > due + PAUSE:
+            # the step before: the last of the loop is kept below, with its state
+            _keep(file, last._replace(hyper=None, grad=None, state=None), rows, False)
+            due = time.monotonic() + 9 * (time.monotonic() - now)  # a tenth of the time at most
         last, row = step, measure(step)
         if row is not None:
             rows.append(tuple(map(float, row)))
         if stop is not None and stop(rows):
             break
-        if (now := time.monotonic()) > due + PAUSE:
-            _keep(file, last._replace(hyper=None, grad=None, state=None), rows, False)
-            due = time.monotonic() + 9 * (time.monotonic() - now)  # a tenth of the time at most
     if last is None:
         raise ValueError(f"loop {name!r} yielded no step: give it steps >= 1")
     if not ended and time.monotonic() > start + PAUSE / 10:

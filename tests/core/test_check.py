@@ -136,6 +136,11 @@ def kinks(x):
     return torch.relu(x - 4e-4) - torch.relu(-x - 5e-4)
 
 
+def unlike(x):
+    """A kink at zero: up on both sides, but not as steeply; torch's derivative there is zero."""
+    return 3 * torch.relu(x) - torch.relu(-x)
+
+
 @solvers
 def test_hook_on_the_weights_raises(solver):
     with pytest.raises(ValueError, match="hook on its weights.*clip="):
@@ -161,6 +166,7 @@ def test_derivative_cut_off_raises(solver, cut, name):
         lambda w, h, t: (w * w).sum() * (h[0] - 0.1) ** 2 + h[1],
         lambda w, h, t: (w * w).sum() * abs(h[0] - 0.1) + h[1],
         lambda w, h, t: (w * w).sum() * kinks(h[0] - 0.1) + h[1],
+        lambda w, h, t: (w * w).sum() * unlike(h[0] - 0.1) + h[1],
     ],
 )
 def test_zero_derivatives_that_are_right(solver, inner_loss):

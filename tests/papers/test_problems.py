@@ -10,7 +10,7 @@ from catalogue import SOLVERS, gap, unrolled
 import hgcore as hg
 from hgcore import data, papers
 from hgcore.papers import lorraine2020_nets as nets
-from hgcore.papers.franceschi2017 import UNIT
+from hgcore.papers.franceschi2017 import UNIT, tuned_problem
 
 NET, LINEAR, TASKS = map(hg.nets.DenseNet, [(6, 4, 3), (6, 3), (16, 4, 3, 5)])
 PIXELS = hg.nets.DenseNet((784, 3, 10))
@@ -82,7 +82,7 @@ def sharing(backend):
 
 def realtime(backend, groups=1):
     settings = dict(seed_path=(3, 1), batch=10, steps=6, groups=groups)
-    return papers.rtho_problem(backend, PIXELS, *small_mnist(backend, 40, 30), **settings)
+    return tuned_problem(backend, PIXELS, *small_mnist(backend, 40, 30), **settings)
 
 
 def updates(backend, steps=6):
