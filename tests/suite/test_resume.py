@@ -73,6 +73,21 @@ def test_a_killed_loop_goes_on(begin):
     assert len(seen) == 20
 
 
+def test_killed_before_its_last_file_it_still_has_its_state(begin, monkeypatch):
+    def keep(file, step, rows, ended):
+        if ended:
+            raise KeyboardInterrupt
+        kept(file, step, rows, ended)
+
+    run, kept = begin(), resume._keep
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resume, "_keep", keep)
+        resume.resumable(run, "a loop", loop(run.backend), measure)
+    rows, last = resume.resumable(begin(), "a loop", loop(run.backend), measure)
+    *_, expected = loop(run.backend)(None)
+    assert len(rows) == 9 and last.k == 9 and np.array_equal(last.state, expected.state)
+
+
 def test_a_loop_ends_where_it_should(begin):
     run = begin()
     rows, last = resume.resumable(run, "a", loop(run.backend), measure, lambda rows: len(rows) == 4)
