@@ -29,6 +29,13 @@ def test_check_finds_nothing_wrong(backend, name):
     assert report.ok and len(report.findings) > 20, str(report)
 
 
+def test_check_sees_through_rounding_of_the_loss():
+    """It cancels, so it is much larger than that of the loss's value."""
+    lossy = lambda w, h: w @ w + ((1e6 + 0.01 * h[0]) - 1e6)  # noqa: E731
+    report = hg.check(bowl(outer_loss=lossy)[0], [0.1, 0.3])
+    assert set(statuses(report).values()) == {"ok"}, str(report)
+
+
 def test_check_in_single_precision():
     assert hg.check(*catalogue.net(hg.Torch(dtype="float32"))).ok
 
@@ -38,6 +45,10 @@ NOTES = [  # changes of the problem, hyper, words
     # at 1e-8 of a root, every step is too long
     ({"inner_loss": lambda w, h, t: w @ w * (1 + h[0].sqrt())}, [1e-9, 0.3], "not compared"),
     ({"inner_loss": lambda w, h, t: 0 * (w * w).sum() * h[0]}, [0.1, 0.3], "inner d/dw"),
+    # torch's derivative at the kink is zero, which is that of one side
+    ({"outer_loss": lambda w, h: w @ w * (1 + (h[0] - 0.1).relu())}, [0.1, 0.3], "has a kink here"),
+    # rounding to single precision hides the small derivative by h
+    ({"outer_loss": lambda w, h: (w @ w + 1e-4 * h[0]).float().double()}, [0.1, 0.3], "scatter by"),
 ]
 
 
