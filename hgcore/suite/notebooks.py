@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from hgcore import __version__
@@ -12,6 +13,8 @@ from hgcore.checkpoint import write_atomically
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 NOT_KEYED = {"parameters", "injected-parameters"}
+# one profile's table in a call of suite.start, as ruff formats it
+TABLE = re.compile(r"^    (quick|reduced|paper)=dict\((?:[^\n]*|\n.*?^    )\),\n", re.M | re.S)
 
 
 def path(name: str, root: Path) -> Path:
@@ -67,8 +70,16 @@ def tags(cell: dict) -> set[str]:
 
 
 def key(name: str, parameters: dict, data: dict, root: Path) -> str:
-    """Return the SHA-256 of what a record depends on: code, parameters, data, hgcore's version."""
-    content = [__version__, code(name, root), parameters, data]
+    """Return the SHA-256 of what a record depends on: code, parameters, data, hgcore's version.
+
+    The scale tables of other profiles do not count.
+    """
+
+    def own(table: re.Match) -> str:
+        return table[0] if table[1] == parameters["profile"] else ""
+
+    cells = [TABLE.sub(own, cell) for cell in code(name, root)]
+    content = [__version__, cells, parameters, data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -43,6 +43,17 @@ def test_key_depends_on_code_parameters_and_data(toy):
     assert len({*keys, key()}) == 4
 
 
+def test_key_depends_on_the_scale_table_of_its_profile(toy):
+    toy.add("one")
+    start = "run = suite.start(\n    profile,\n    quick=dict(n=1),\n    paper=dict(\n        n={},\n    ),\n)"
+    keys = {}
+    for n in (10, 20):
+        change(toy, "compute", start.format(n))
+        for profile in ("quick", "paper"):
+            keys[profile, n] = notebooks.key("toy/one", {"profile": profile}, {}, toy.root)
+    assert keys["quick", 10] == keys["quick", 20] and len(set(keys.values())) == 3
+
+
 def test_normalized_is_idempotent(toy):
     toy.add("one")
     nb = notebooks.read(notebooks.path("toy/one", toy.root))
