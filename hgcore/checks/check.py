@@ -201,35 +201,44 @@ class _Examination:
     def _compared(self, subject: str, line: Callable, expected, why: str) -> Finding:
         """Compare `expected` with the derivative of line(e) at 0, by central differences.
 
-        Of some step lengths those two in a row count which agree best. Their difference bounds
-        the error; that of the two shortest is taken for rounding.
+        If that is close at one step length, the others are left out.
         """
-        here, known = line(0.0), f"{_norm(expected):.3g}"
+        known, slopes, close = f"{_norm(expected):.3g}", [], 30 * self.precision**0.5
         steps = self.precision ** (1 / 3) * 10.0 ** np.arange(3, -3, -1)
         steps = steps[steps < 0.05]
-        slopes = [(line(e) - line(-e)) / (2 * e) for e in steps]
+        for e in steps:
+            slopes.append((line(e) - line(-e)) / (2 * e))
+            if (gap := _norm(slopes[-1] - expected)) <= close * _norm(expected):
+                return Finding("ok", subject, f"{known}, differences agree to {gap:.0e}")
+        status, words = self._explained(line, expected, steps, slopes, close)
+        return Finding(status, subject, f"{known}, {words}" + (status == "WRONG") * f": {why}")
+
+    def _explained(self, line, expected, steps, slopes: list, close: float) -> tuple[str, str]:
+        """Return (status, words) where no difference is close: a kink, rounding, or an error.
+
+        The two step lengths in a row count at which the slopes agree best. Their difference bounds
+        the error; that of the two shortest is taken for rounding.
+        """
+        here = line(0.0)
         scatter = np.array([_norm(a - b) for a, b in itertools.pairwise(slopes)])
         least = 4 * self.precision * _norm(here)
         errors = scatter + (scatter[-1] * steps[-1] + least) / steps[1:]
         sizes = np.array([_norm(slope) for slope in slopes])
         errors[(sizes[1:] == 0) & sizes.any()] = np.inf  # the steps of a staircase are flat
         if not np.isfinite(errors).any():
-            return Finding("note", subject, f"{known}, not compared: {_EDGE}")
+            return "note", f"not compared: {_EDGE}"
         i = int(np.nanargmin(errors))
         slope, error = slopes[i + 1], errors[i]
         size, gap = max(_norm(slope), _norm(expected)), _norm(slope - expected)
-        allowed = 4 * error + 30 * self.precision**0.5 * size
-        if gap <= allowed and (error < 0.03 * size or gap <= 25 * least / steps[i + 1]):
-            return Finding("ok", subject, f"{known}, differences agree to {gap:.0e}")
-        if gap <= allowed:
-            words = f"{known}, not compared: differences scatter by {error:.0e} (kinks, rounding)"
-            return Finding("note", subject, words)
+        if gap <= 4 * error + close * size:
+            if error < 0.03 * size or gap <= 25 * least / steps[i + 1]:
+                return "ok", f"differences agree to {gap:.0e}"
+            return "note", f"not compared: differences scatter by {error:.0e} (kinks, rounding)"
         # two times the second difference: falls with the step, but at a kink it is the jump
         far, jump = (_norm(line(e) + line(-e) - 2 * here) / e for e in steps[i : i + 2])
         if jump > 0.5 * far and gap <= 0.6 * jump:
-            return Finding("note", subject, f"{known}, not compared: {_KINK}")
-        words = f"{_norm(expected):.6g}, but {_norm(slope):.6g} by differences: {why}"
-        return Finding("WRONG", subject, words)
+            return "note", f"not compared: {_KINK}"
+        return "WRONG", f"but {_norm(slope):.6g} by differences (off by {gap:.1e})"
 
 
 def _solve(solver, problem: Problem, hyper):
