@@ -33,7 +33,7 @@ def optimizer(name, rate, decay, beta2=0.99, epsilon=1e-3, weight_decay=0.1, **o
     }[name]()
 
 
-def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=12, n=4, **options):
+def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=8, n=4, **options):
     """A quartic loss; hyper enters every coefficient, the start, the data and both losses."""
     xp, each, spread = backend.xp, (n,) if per_weight else (), 0.3 * per_weight
     blocks = {  # name: shape, center and spread of its hyperparameters

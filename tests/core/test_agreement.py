@@ -67,7 +67,7 @@ def test_backends_agree(case):
 
 @pytest.mark.parametrize("name", catalogue.OPTIMIZERS)
 def test_solvers_in_single_precision(name):
-    """Float32 against float64: 12 steps of 6e-8, amplified some 1e3 times."""
+    """Float32 against float64: 8 steps of 6e-8, amplified some 1e3 times."""
     single, hyper = catalogue.everything(hg.Torch(dtype="float32"), name)
     exact = hg.Reverse()(*catalogue.everything(hg.Torch(), name))
     for solver in possible(single, EXACT):
