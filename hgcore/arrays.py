@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import itertools
+from numbers import Integral
 from types import ModuleType
 
 import numpy as np
@@ -57,6 +58,12 @@ def require_instance(name: str, value, kind: type | tuple | str, example: str) -
     if isinstance(value, type) or not fits:
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{name} must be an object such as {example}, got {got}")
+
+
+def require_count(name: str, count: int, least: int = 0, what: str = "steps") -> None:
+    """Raise ValueError unless `count` is a whole number and at least `least`."""
+    if not isinstance(count, Integral) or count < least:
+        raise ValueError(f"{name} must be a whole number of {what} >= {least}, got {count!r}")
 
 
 def require_arguments(name: str, function, *arguments: str) -> None:

@@ -139,6 +139,9 @@ class Torch(Backend):
         try:
             with self.xp.enable_grad():
                 value = require_scalar(f(*leaves))
+            if not hasattr(value, "detach"):
+                found = f"got {type(value).__name__}: NumPy cut its graph off; use backend.xp"
+                raise ValueError(f"a loss must return a tensor of shape (), {found}")
             if any(leaf._backward_hooks for leaf in leaves):
                 raise ValueError(
                     "the loss left a hook on its weights, so its gradient is another function's;"

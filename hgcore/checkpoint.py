@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hgcore.arrays import require_instance
 from hgcore.backend import Backend
 from hgcore.outer import OuterStep
 
@@ -17,6 +18,7 @@ def save(path: str | Path, step: OuterStep) -> None:
     for step in hg.descend(..., resume=hg.load(path, backend) if path.exists() else None):
         hg.save(path, step)
     """
+    require_instance("step", step, OuterStep, "one of hg.descend's")
     arrays, file = {}, io.BytesIO()
     tree = json.dumps(_to_json(tuple(step), arrays))
     kinds = {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}
@@ -32,6 +34,7 @@ def load(path: str | Path, backend: Backend) -> OuterStep:
 
     Raises ValueError for a damaged file, another file, or another precision than the backend's.
     """
+    require_instance("backend", backend, "linearize", "hg.Torch()")
     content = Path(path).read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:

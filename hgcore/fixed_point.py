@@ -259,7 +259,8 @@ def require_decay(name: str, value: float, largest: float = 1.0, where: str = ""
     if 1 / DENOMINATOR <= value <= 1 and round_decay(value) <= largest:
         return value
     end = "1" if largest == 1 else "1 - 2**-16"
-    way_out = "use GradientDescent for none" if name == "decay" else "decays are rounded to 2**-16"
+    way_out = {"decay": "use GradientDescent for none"}.get(name, "decays are rounded to 2**-16")
+    way_out = "the rate and the weight decay must be >= 0" if "weight_decay" in name else way_out
     raise ValueError(f"{name} must lie in [2**-16, {end}], got {value:.7g}{where}; {way_out}")
 
 

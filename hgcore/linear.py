@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hgcore.arrays import like, namespace
+from hgcore.arrays import like, namespace, require_count
 from hgcore.problem import Diverged
 
 
@@ -27,8 +27,9 @@ class Neumann:
     growth: float = 0.02
 
     def __post_init__(self):
-        if self.terms < 0 or self.rate is not None and not self.rate > 0:
-            raise ValueError(f"Neumann needs terms >= 0 and rate > 0 or None, got {self}")
+        require_count("terms", self.terms, what="terms")
+        if self.rate is not None and not self.rate > 0:
+            raise ValueError(f"rate must be positive or None, got {self.rate}")
 
     def __call__(self, apply: Callable, b):
         rate = self.rate or 1 / largest_eigenvalue(apply, b)
@@ -90,8 +91,7 @@ class ConjugateGradient:
     tolerance: float = 1e-15
 
     def __post_init__(self):
-        if self.iterations < 0:
-            raise ValueError(f"iterations must be >= 0, got {self.iterations}")
+        require_count("iterations", self.iterations, what="products")
 
     def __call__(self, apply: Callable, b):
         x, residual, direction, square = 0 * b, b, b, float(b @ b)
@@ -138,8 +138,9 @@ class Nystrom:
     seed: int | Sequence[int] = 0
 
     def __post_init__(self):
-        if self.rank < 1 or not self.rho >= 0:
-            raise ValueError(f"rank must be >= 1 and rho >= 0, got {self.rank} and {self.rho}")
+        require_count("rank", self.rank, least=1, what="products")
+        if not self.rho >= 0:
+            raise ValueError(f"rho must be >= 0, got {self.rho}")
 
     def __call__(self, apply: Callable, b):
         xp, n = namespace(b), len(b)

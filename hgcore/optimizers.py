@@ -56,6 +56,11 @@ class Optimizer:
                 raise TypeError(f"{what} (hyper, t), got {value!r:.60}")
             if callable(value):
                 require_arguments(f"{type(self).__name__}: {name}", value, "hyper", "t")
+            elif name in ("clip", "epsilon") and isinstance(value, Real):
+                if not value >= 0 or name == "clip" and value == 0:
+                    rule = "positive" if name == "clip" else ">= 0"
+                    what = f"{type(self).__name__}: {name} must be {rule}"
+                    raise ValueError(f"{what}, got {value:.3g}")
 
     @property
     def _coefficients(self) -> list[str]:
@@ -75,7 +80,11 @@ class Optimizer:
         c, shape = SimpleNamespace(t=t), tuple(weights.shape)
         for name in self._coefficients if names is None else names:
             value = getattr(self, name)
-            value = backend.traced(value(hyper, t) if callable(value) else value)
+            value = value(hyper, t) if callable(value) else value
+            if value is None:
+                what = f"{type(self).__name__}: {name} must be a scalar or have shape {shape}"
+                raise ValueError(f"{what}, got None at step {t}")
+            value = backend.traced(value)
             if (found := tuple(value.shape)) not in ((), shape):
                 what = f"{type(self).__name__}: {name} must be a scalar or have shape {shape}"
                 raise ValueError(f"{what}, got {found} at step {t}; reshape it")

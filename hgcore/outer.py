@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
-from hgcore.arrays import require_instance
+from hgcore.arrays import require_count, require_instance
+from hgcore.checks.causes import require_connected
 from hgcore.hypergradient import Forward, Implicit, Reverse
 from hgcore.optimizers import Optimizer
 from hgcore.problem import Diverged, Problem
-from hgcore.trajectory import require_count, train
+from hgcore.trajectory import train
 
 
 class OuterStep(NamedTuple):
@@ -62,12 +64,17 @@ def realtime(
     once. Other arguments as in `descend`. Implements: Franceschi et al. 2017, RTHO.
     """
     solver = solver or Forward()
+    require_instance("solver", solver, "advance", "hg.Forward()")
     require_count("every", every, least=1, what="inner steps")
 
     def step(now: Problem, k: int, hyper, *carry) -> tuple:
-        carry = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
-        carry = solver.advance(now, hyper, *carry, range(k * every, (k + 1) * every))
-        return solver.hypergradient(now, hyper, *carry), carry
+        state, tangents = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
+        steps = range(k * every, (k + 1) * every)
+        carry = solver.advance(now, hyper, now.split_state(state), tangents, steps)
+        result = solver.hypergradient(now, hyper, *carry)
+        if k == 0:
+            require_connected(now, hyper, result)
+        return result, carry
 
     return _loop("realtime", step, problem, hyper, optimizer, steps, project, resume)
 
@@ -91,7 +98,7 @@ def alternate(
         if isinstance(solver, Implicit):
             state = train(now, hyper, state, range(k * every, (k + 1) * every))
             return solver(now, hyper, state), (state,)
-        state = now.initial_state(hyper) if state is None else state
+        state = now.initial_state(hyper) if state is None else now.split_state(state)
         result = solver(_Part.of(now, state, k * every, every), hyper)
         return result, (now.split_state(result.state, len(state[0])),)
 
@@ -136,7 +143,12 @@ _LOOPS = ("descend", "alternate", "realtime")  # the loop whose `step` carries 0
 def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iterator[OuterStep]:
     """Yield outer steps. step: (problem, k, hyper, *carry) -> (result, new carry)."""
     require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
+    require_count("steps", steps)
     kind = type(optimizer).__name__
+    for decay in optimizer.decays:
+        value = getattr(optimizer, decay)
+        if isinstance(value, Real) and not 0 <= value <= optimizer.largest_decay:
+            raise ValueError(f"{kind}: {decay} must lie in [0, 1], Adam's below 1, got {value}")
     if getattr(optimizer, "velocity", None) is not None:
         raise ValueError(f"{kind}: an outer velocity starts at zero; leave velocity out")
     at = problem if callable(problem) else lambda k: problem
@@ -144,6 +156,7 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
         first, hyper, carry = 0, at(0).as_hyper(hyper), ()
         slots = tuple(0 * hyper for _ in optimizer.slots)
     else:
+        require_instance("resume", resume, OuterStep, "hg.load(path, backend)")
         first, hyper, (*carry, slots) = resume.k + 1, resume.updated, resume.carry
         if (theirs := _LOOPS[len(carry)]) != name:
             raise ValueError(f"resume is a step of {theirs}, not of {name}; go on with {theirs}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 
-from hgcore.arrays import pieces, require_arguments, require_instance
+from hgcore.arrays import pieces, require_arguments, require_count, require_instance
 from hgcore.backend import Backend, Linearized
 from hgcore.fixed_point import require_decay, round_decay
 from hgcore.optimizers import Optimizer
@@ -96,8 +95,9 @@ class Problem:
             raise TypeError(f"{what}; hg.nets.functional gives its weights")
         for name, function in self._initials.items():
             require_arguments(name, function, "hyper")
-        if not isinstance(self.steps, Integral) or self.steps < 0:
-            raise ValueError(f"steps must be a whole number >= 0, got {self.steps!r}")
+        if self.initial is None:
+            raise TypeError("initial must be a vector (n,) or a function of hyper, got None")
+        require_count("steps", self.steps)
 
     def objective(self, hyper) -> Objective:
         """Return the inner loss and its derivatives at `hyper`."""
@@ -106,8 +106,8 @@ class Problem:
     def as_hyper(self, hyper):
         """Return `hyper` as a vector (m,) of the backend; raise unless it is flat and finite."""
         flat = "hyper must be a flat vector (m,), got {}; use Layout.join"
-        if isinstance(hyper, dict):
-            raise TypeError(flat.format("dict"))
+        if hyper is None or isinstance(hyper, dict):
+            raise TypeError(flat.format(type(hyper).__name__))
         hyper = self.backend.array(hyper)
         if hyper.ndim != 1:
             raise ValueError(flat.format(f"shape {tuple(hyper.shape)}"))
@@ -157,9 +157,12 @@ class Problem:
 
     def split_state(self, state, size: int | None = None) -> tuple:
         """Return the vectors, of `size` numbers, of a flat state such as Hypergradient.state."""
-        if isinstance(state, tuple):
-            return tuple(map(self.backend.array, state))
         count = 1 + len(self.optimizer.slots)
+        if isinstance(state, tuple):
+            if len(state) != count:
+                kind = type(self.optimizer).__name__
+                raise ValueError(f"a state of {kind} has {count} vectors, got {len(state)}")
+            return tuple(map(self.backend.array, state))
         size = len(state) // count if size is None else size
         if len(state) != size * count:
             what = f"a flat state has {count} vectors of {size} numbers here, weights first"

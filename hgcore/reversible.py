@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from hgcore.arrays import namespace
+from hgcore.arrays import namespace, require_count
 from hgcore.backend import Linearized
 from hgcore.fixed_point import (
     DENOMINATOR,
@@ -25,7 +25,7 @@ from hgcore.fixed_point import (
 )
 from hgcore.optimizers import Optimizer
 from hgcore.problem import SHRINK, DivergenceMonitor, Problem, quiet
-from hgcore.trajectory import Gradients, Trajectory, require_count
+from hgcore.trajectory import Gradients, Trajectory
 
 RANGE = 2.0**63 * UNIT
 _MISSED = (

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hgcore.arrays import require_count
 from hgcore.backend import Linearized
 from hgcore.fixed_point import ReversalError
 from hgcore.problem import DivergenceMonitor, Problem, quiet
@@ -57,12 +58,6 @@ def states(problem, hyper, state: tuple, steps: range, gradient: Callable) -> It
         monitor(t, state[0] @ state[0])
         yield state
     monitor.flush()
-
-
-def require_count(name: str, count: int, least: int = 0, what: str = "steps") -> None:
-    """Raise ValueError unless `count` is at least `least`."""
-    if count < least:
-        raise ValueError(f"{name} must be a number of {what} >= {least}, got {count}")
 
 
 class Gradients:

@@ -38,7 +38,7 @@ def examined(cause: Callable) -> Callable:
                 raise type(error)(found or str(error)) from error
             if not getattr(problem, "first", 0):  # later parts of a run have the same functions
                 batches = getattr(self, "inner_batches", None)
-                require_connected(problem, hyper, result.grad, batches)
+                require_connected(problem, hyper, result, batches)
             return result
 
         return method
@@ -47,10 +47,10 @@ def examined(cause: Callable) -> Callable:
 
 
 @quiet
-def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None:
+def require_connected(problem: Problem, hyper, result, inner_batches=None) -> None:
     """Raise ValueError if a function changes with a hyperparameter but passes no derivative on.
 
-    Losses are looked at where the hypergradient `grad` (m,) is zero, also for the weights.
+    Losses are looked at where the Hypergradient `result` is zero, at its weights and also by them.
     inner_batches: those of Implicit, which does not differentiate training, and costs so little
     that only a hypergradient of zeros is worth a look.
     """
@@ -58,10 +58,11 @@ def require_connected(problem: Problem, hyper, grad, inner_batches=None) -> None
     for name, f in functions.items():
         (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
         _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0], value)
+    grad = result.grad
     idle = (grad == 0).any() if inner_batches is None else (grad == 0).all()
     if not bool(idle) or not problem.steps:
         return
-    weights, t = problem.initial_state(hyper)[0], 0 if inner_batches is None else inner_batches[0]
+    weights, t = problem.split_state(result.state)[0], 0 if not inner_batches else inner_batches[0]
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
     value, outer, by_hyper = problem.outer_gradients(weights, hyper)
     slopes = abs(grad) + abs(mixed(_random_like(weights))), abs(grad) + abs(by_hyper)
@@ -88,7 +89,7 @@ def _require_derivative(problem: Problem, name: str, f: Callable, x, slope, here
     """
     if not bool((slope == 0).any()):
         return
-    backend, unit = problem.backend, (1 + abs(x)) * (slope == 0)
+    backend, unit = problem.backend, (1 + abs(x)) * _random_like(x) * (slope == 0)
 
     def value(place):
         return backend.array(backend.evaluate(f, place))
@@ -185,6 +186,8 @@ def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
     for name, value in vars(problem.coefficients(gradient, hyper, t)).items():
         if name != "t" and not _finite(problem, value):
             return f"the coefficient {name} is not finite"
+        if name == "epsilon" and not bool((value > 0).all()):
+            return "a second moment is zero and epsilon is not positive: use a larger epsilon"
     size = float(abs(weights).max())
     return f"a weight or slot is not finite after weights up to {size:.3g}: {_RATE}"
 

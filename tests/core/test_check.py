@@ -107,6 +107,38 @@ def test_check_finds(change, wrong):
     assert not report.ok and statuses(report)[wrong] == "WRONG", str(report)
 
 
+def test_check_finds_a_small_effect_in_single_precision():
+    """At the shortest steps it is lost in rounding, which looks like no effect."""
+    backend = hg.Torch(dtype="float32")
+    problem, _ = catalogue.bowl(backend, initial=torch.ones(5))
+    for cut, status in ((lambda x: x.detach(), "WRONG"), (lambda x: x, "ok")):
+        outer_loss = lambda w, h, cut=cut: w @ w + 1e-3 * cut(h[0]) + 0 * h[0]  # noqa: E731
+        report = hg.check(replace(problem, outer_loss=outer_loss), [1.0, 0.3])
+        assert statuses(report)["outer d/dhyper"] == status, str(report)
+
+
+def test_check_of_what_fixed_point_cannot_hold():
+    """It says so, and goes on."""
+    problem, hyper = bowl(initial=torch.full((5,), 1e5).double())
+    report = hg.check(problem, hyper)
+    assert report.ok and statuses(report)["Reversible"] == "note", str(report)
+    assert statuses(report)["Stored, Checkpointed"] == statuses(report)["hyper[0]"] == "ok"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_check_of_right_kinks_in_single_precision(seed):
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(*(torch.nn.Linear(5, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)))
+    weights, f = hg.nets.functional(net)
+    inputs = INPUTS.float()
+    loss = lambda w, h, t=None: f(w, inputs).square().mean()  # noqa: E731
+    optimizer = hg.AdamW(lambda h, t: h[0].exp(), weight_decay=lambda h, t: h[1].exp())
+    backend = hg.Torch(dtype="float32")
+    problem = hg.Problem(backend, loss, loss, optimizer, weights, 8)
+    report = hg.check(problem, [-5.0, -2.0])
+    assert report.ok, str(report)
+
+
 def test_check_reports_what_is_raised():
     report = hg.check(*bowl(optimizer=hg.GradientDescent(1e200)))
     assert "WRONG Diverged: training diverged at step" in str(report)
@@ -170,6 +202,21 @@ def test_derivative_cut_off_raises(solver, cut, name):
 
 
 @solvers
+def test_derivative_cut_off_raises_from_zero_weights(solver):
+    """Where the penalty has no slope at the start."""
+    inner_loss = lambda w, h, t: (w - 1).square().sum() + h[0].item() * w @ w  # noqa: E731
+    problem, hyper = bowl(inner_loss=inner_loss, initial=torch.zeros(5).double())
+    with pytest.raises(ValueError, match="inner_loss changes with its arguments but"):
+        solver(problem, hyper)
+
+
+def test_derivative_cut_off_raises_in_realtime():
+    problem, hyper = bowl(optimizer=hg.Momentum(lambda h, t: h[0].item(), 0.9))
+    with pytest.raises(ValueError, match="rate changes with its arguments but"):
+        list(hg.realtime(problem, hyper, optimizer=hg.Adam(0.1), steps=1))
+
+
+@solvers
 @pytest.mark.parametrize(
     "inner_loss",
     [
@@ -213,6 +260,17 @@ CAUSES = [  # what is changed, the new one, words of the error
 def test_cause_of_what_is_not_finite(solver, name, value, words):
     with pytest.raises(hg.Diverged, match=words), np.errstate(all="ignore"):
         solver(*bowl(**{name: value}))
+
+
+@solvers
+def test_epsilon_of_zero_is_named(solver):
+    """The last weight has no gradient."""
+    changes = {
+        "inner_loss": lambda w, h, t: w[:4] @ w[:4] * h[0],
+        "optimizer": hg.Adam(0.1, epsilon=0.0),
+    }
+    with pytest.raises(hg.Diverged, match="step 0: .* use a larger epsilon"):
+        solver(*bowl(**changes))
 
 
 @solvers

@@ -15,7 +15,7 @@ from hgcore.nets import DenseNet
 LAYOUT = hg.Layout({"matrix": (2, 3), "number": (), "empty": (0,), "vector": (4,)})
 TORCH_ADAM = torch.optim.Adam([torch.zeros(1)])
 ARGUMENTS = [  # a call with a backend, words of its error
-    (lambda b: bowl(b, steps=-1), "steps must be a whole number >= 0, got -1"),
+    (lambda b: bowl(b, steps=-1), "steps must be a whole number of steps >= 0, got -1"),
     (lambda b: bowl(b, steps=2.5), "got 2.5"),
     (lambda b: bowl(b, inner_loss=1.0), "inner_loss must be a function, got float"),
     (lambda b: bowl(b, outer_loss=None), "outer_loss must be a function"),
@@ -41,18 +41,26 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Adam(0.1, beta1=None), "Adam: beta1 must be a number, a vector or a function"),
     (lambda b: hg.GradientDescent(float), "rate must be a number, .*got <class 'float'>"),
     (lambda b: hg.AdamW(0.1, clip={}), "clip must be a number"),
+    (lambda b: hg.AdamW(0.1, clip=0.0), "AdamW: clip must be positive, got 0"),
+    (lambda b: hg.Adam(0.1, epsilon=-1.0), "Adam: epsilon must be >= 0, got -1"),
+    (lambda b: bowl(b, initial=None), "initial must be a vector .*, got None"),
+    (lambda b: hg.Reverse()(bowl(b)[0], None), r"flat vector \(m,\), got NoneType"),
+    (lambda b: hg.load("step.npz", hg.Torch), "got the class Torch"),
+    (lambda b: hg.save("step.npz", (1, 2)), "one of hg.descend's, got tuple"),
     (lambda b: hg.Shortcut(share=0), r"share must lie in \(0, 1\].*got 0"),
     (lambda b: hg.Shortcut(minibatches="last"), "'spread' or 'first', got 'last'"),
     (lambda b: hg.Shortcut(ends=0.5), r"\[0, 0.5\), got 0.5"),
-    (lambda b: hg.Checkpointed(0), "states must be a number of states >= 1, got 0"),
-    (lambda b: hg.Truncated(-1), "last must be a number of steps >= 0, got -1"),
-    (lambda b: hg.Stored(graphs=-1), "graphs must be a number of steps >= 0, got -1"),
-    (lambda b: hg.Reversible(graphs=-1), "graphs must be a number of steps >= 0, got -1"),
-    (lambda b: hg.Neumann(-1), "terms >= 0 and rate > 0 or None, got"),
-    (lambda b: hg.Neumann(1, 0.0), "terms >= 0 and rate > 0 or None, got"),
-    (lambda b: hg.Neumann(1, math.nan), "terms >= 0 and rate > 0 or None, got"),
-    (lambda b: hg.ConjugateGradient(-1), "iterations must be >= 0, got -1"),
-    (lambda b: hg.Nystrom(0), "rank must be >= 1 and rho >= 0, got 0"),
+    (lambda b: hg.Checkpointed(0), "states must be a whole number of states >= 1, got 0"),
+    (lambda b: hg.Truncated(-1), "last must be a whole number of steps >= 0, got -1"),
+    (lambda b: hg.Stored(graphs=-1), "graphs must be a whole number of steps >= 0, got -1"),
+    (lambda b: hg.Reversible(graphs=-1), "graphs must be a whole number of steps >= 0, got -1"),
+    (lambda b: hg.Checkpointed(2.5), "states must be a whole number of states >= 1, got 2.5"),
+    (lambda b: hg.Neumann(-1), "terms must be a whole number of terms >= 0, got -1"),
+    (lambda b: hg.Neumann(1, 0.0), "rate must be positive or None, got 0.0"),
+    (lambda b: hg.Neumann(1, math.nan), "rate must be positive or None, got nan"),
+    (lambda b: hg.ConjugateGradient(-1), "iterations must be a whole number of products >= 0"),
+    (lambda b: hg.Nystrom(0), "rank must be a whole number of products >= 1, got 0"),
+    (lambda b: hg.Nystrom(1, -1.0), "rho must be >= 0, got -1.0"),
     (lambda b: hg.Nystrom(2, 0)(lambda v: v, b.array(np.ones(3))), r"positive .* \(2 < 3\), got 0"),
     (lambda b: hg.simplex(0.0), "must be positive, got"),
     (lambda b: hg.simplex(math.nan), "must be positive, got"),
@@ -116,7 +124,8 @@ def beta(name, value):
 
 def shrink(value):
     optimizer = hg.AdamW(0.1, weight_decay=value)
-    return lambda b: {"optimizer": optimizer}, r"1 - rate \* weight_decay must lie in"
+    words = r"1 - rate \* weight_decay must lie in .*; the rate and the weight decay must be >= 0"
+    return lambda b: {"optimizer": optimizer}, words
 
 
 def gradient(value, at):
@@ -135,6 +144,7 @@ RUNS = [  # changes of a small quadratic problem, words of the error of its run
     *(gradient(value, at) for value in (math.nan, math.inf) for at in (0, 3)),
     (lambda b: {"inner_loss": lambda w, h, t: w * h[0]}, r"a scalar of shape \(\), got .*5"),
     (lambda b: {"outer_loss": lambda w, h: w * h[0]}, r"a scalar of shape \(\), got .*5"),
+    (lambda b: {"optimizer": hg.Momentum(lambda h, t: None, 0.9)}, "rate .*got None at step 0"),
     (lambda b: {"initial": lambda h: h[0]}, r"must have one shape \(n,\)"),
     (lambda b: {"initial": lambda h: h[:0]}, r"must have one shape \(n,\)"),
     (lambda b: {"optimizer": hg.Momentum(0.1, 0.9, lambda h: h)}, r"shape \(n,\).*\(5,\), \(2,\)"),

@@ -160,11 +160,17 @@ def test_loop_refuses_wrong_arguments(name):
         ({"optimizer": TORCH_ADAM}, TypeError, "optimizer must be an object such as"),
         ({"optimizer": column}, ValueError, wrong_shape),
         ({"optimizer": hg.Momentum(0.1, 0.9, np.ones(6))}, ValueError, "leave velocity out"),
-        ({"every": 0}, ValueError, "every must be a number of inner steps >= 1, got 0"),
+        ({"optimizer": hg.Adam(0.1, beta2=1.0)}, ValueError, "beta2 must lie in .*, got 1.0"),
+        ({"optimizer": hg.Momentum(0.1, -0.5)}, ValueError, "decay must lie in .*, got -0.5"),
+        ({"resume": "step.npz"}, TypeError, "resume must be .* hg.load.*, got str"),
+        ({"steps": 2.5}, ValueError, "steps must be a whole number of steps >= 0, got 2.5"),
+        ({"every": 0}, ValueError, "every must be a whole number of inner steps >= 1, got 0"),
     ):
         if name != "descend" or "every" not in change:
             with pytest.raises(error, match=words):
                 list(loop(**change))
+    with pytest.raises(TypeError, match=r"solver must be .* hg.Forward\(\), got Reverse"):
+        list(hg.realtime(*catalogue.ridge(backend), optimizer=STILL, steps=1, solver=hg.Reverse()))
     with pytest.raises(TypeError, match="must be an object such as"):
         list(hg.descend(hg.Reverse, *catalogue.ridge(backend), optimizer=STILL, steps=1))
 
