@@ -246,11 +246,11 @@ class _Examination:
         if agrees or error > 0.1 * gap:
             return "note", f"not compared: differences scatter by {error:.0e} (kinks, rounding)"
         shorter = zip(gaps[i + 2 :], noise[i + 2 :], strict=True)
-        if any(max(nearer, noise) < 0.1 * gap for nearer, noise in shorter):
+        if any(max(pair) < 0.1 * gap for pair in shorter):
             return "note", "not compared: only the shortest differences agree"
-        # two times the second difference: falls with the step, but at a kink it is the jump
-        far, jump = (_norm(line(e) + line(-e) - 2 * here) / e for e in at)
-        if jump > 0.5 * far * (at[1] / at[0]) ** 0.5 and gap <= 0.6 * jump:
+        # the difference of both sides' slopes: it falls with the step, but not at a kink
+        far, near = (_norm(line(e) + line(-e) - 2 * here) / e for e in at)
+        if near > far * (at[1] / at[0]) ** 0.5 and gap <= 0.6 * near:
             return "note", f"not compared: {_KINK}"
         return "WRONG", f"but {_norm(slope):.6g} by differences (off by {gap:.1e})"
 
