@@ -230,9 +230,9 @@ class _Examination:
         """
         here = line(0.0)
         scatter = np.array([_norm(a - b) for a, b in itertools.pairwise(slopes)])
-        least = 4 * self.precision * _norm(here)
+        least = self.precision * _norm(here)  # the longer a run, the more: see noise
         noise = (scatter[-1] * steps[-1] + least) / steps
-        errors = np.maximum(scatter[:-1], scatter[1:]) + noise[2:]
+        errors = np.maximum(scatter[:-1], scatter[1:]) + noise[1:-1]
         sizes = np.array([_norm(slope) for slope in slopes])
         errors[(sizes[2:] == 0) & sizes.any()] = np.inf  # the steps of a staircase are flat
         if not np.isfinite(errors).any():
@@ -241,7 +241,7 @@ class _Examination:
         slope, error, at = slopes[i + 1], errors[i], steps[i + 1 : i + 3]
         size, gaps = max(_norm(slope), _norm(expected)), [_norm(x - expected) for x in slopes]
         gap, agrees = gaps[i + 1], gaps[i + 1] <= 4 * error + close * size
-        if agrees and (error < 0.03 * size or gap <= 2 * least / at[1]):
+        if agrees and (error < 0.03 * size or gap <= 2 * least / at[0]):
             return "ok", f"differences agree to {gap:.0e}"
         if agrees or error > 0.1 * gap:
             return "note", f"not compared: differences scatter by {error:.0e} (kinks, rounding)"
