@@ -93,6 +93,10 @@ class Backend:
         """
         return 0
 
+    def has_graph(self, f, *args) -> bool:
+        """Return whether the scalar f(*args) comes from args by operations with derivatives."""
+        raise NotImplementedError
+
     def evaluate(self, f, *args):
         """Return f(*args) without a graph."""
         return f(*args)
@@ -181,6 +185,13 @@ class Autograd(Backend):
     def gradients(self, f, *args) -> tuple:
         (value,), pull = self.vjp(lambda *a: (require_scalar(f(*a)),), *args)
         return value[()], *pull((np.ones(()),))
+
+    def has_graph(self, f, *args) -> bool:
+        from autograd.tracer import isbox
+
+        found = []
+        self.vjp(lambda *a: found.append(f(*a)) or (found[0],), *args)
+        return isbox(found[0])
 
     def slopes(self, f, args, count: int) -> tuple:
         from autograd import grad

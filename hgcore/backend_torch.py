@@ -82,6 +82,9 @@ class Torch(Backend):
         value = self._loss(f, leaves)
         return value.detach(), *self._grad((value,), leaves)
 
+    def has_graph(self, f, *args) -> bool:
+        return self._loss(f, [x.detach().requires_grad_() for x in args]).requires_grad
+
     def strangers(self, f, *args) -> int:
         args = [x.detach().requires_grad_() for x in args]
         found = second_derivatives.leaves(self._loss(f, args))

@@ -26,6 +26,7 @@ class OuterStep(NamedTuple):
     nbytes: int  # what the solver kept
     updated: object  # the next hyper
     carry: tuple  # what a resumed loop needs besides
+    loop: str = ""  # which loop, with which optimizer: a resumed one must be the same
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
@@ -44,7 +45,7 @@ def descend(
 
     problem: a Problem, or k -> Problem (new seeds, new batches). optimizer: as for training, with
     hyper for the weights and k for t. project: hyper -> the nearest allowed one. resume: an earlier
-    OuterStep to go on from. Raises Diverged naming the outer and the inner step.
+    OuterStep of the same loop to go on from. Raises Diverged naming the outer and the inner step.
     """
     require_instance("solver", solver, Callable, "hg.Reverse()")
 
@@ -76,7 +77,9 @@ def realtime(
             require_connected(now, hyper, result)
         return result, carry
 
-    return _loop("realtime", step, problem, hyper, optimizer, steps, project, resume)
+    return _loop(
+        f"realtime(every={every})", step, problem, hyper, optimizer, steps, project, resume
+    )
 
 
 def alternate(
@@ -102,7 +105,9 @@ def alternate(
         result = solver(_Part.of(now, state, k * every, every), hyper)
         return result, (now.split_state(result.state, len(state[0])),)
 
-    return _loop("alternate", step, problem, hyper, optimizer, steps, project, resume)
+    return _loop(
+        f"alternate(every={every})", step, problem, hyper, optimizer, steps, project, resume
+    )
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,6 @@ class _Part(Problem):
         return super().smallest_decays(hyper, state, moved)
 
 
-_LOOPS = ("descend", "alternate", "realtime")  # the loop whose `step` carries 0, 1, 2 things
-
-
 def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iterator[OuterStep]:
     """Yield outer steps. step: (problem, k, hyper, *carry) -> (result, new carry)."""
     require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
@@ -152,16 +154,17 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
     if getattr(optimizer, "velocity", None) is not None:
         raise ValueError(f"{kind}: an outer velocity starts at zero; leave velocity out")
     at = problem if callable(problem) else lambda k: problem
+    loop = f"{name} with {kind}"
     if resume is None:
         first, hyper, carry = 0, at(0).as_hyper(hyper), ()
         slots = tuple(0 * hyper for _ in optimizer.slots)
     else:
         require_instance("resume", resume, OuterStep, "hg.load(path, backend)")
+        if resume.loop != loop:
+            raise ValueError(
+                f"resume is a step of {resume.loop}, this is {loop}; go on with the same"
+            )
         first, hyper, (*carry, slots) = resume.k + 1, resume.updated, resume.carry
-        if (theirs := _LOOPS[len(carry)]) != name:
-            raise ValueError(f"resume is a step of {theirs}, not of {name}; go on with {theirs}")
-        if len(slots) != len(optimizer.slots):
-            raise ValueError(f"resume holds {len(slots)} slots, {kind} has {len(optimizer.slots)}")
     for k in progress(range(first, steps), "outer step"):
         now = at(k)
         try:
@@ -171,7 +174,7 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
         c = optimizer.coefficients(now.backend, hyper, hyper, k)
         updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), result.grad, c)
         updated = updated if project is None else _projected(project, updated)
-        yield OuterStep(k, hyper, *result, updated, (*carry, tuple(slots)))
+        yield OuterStep(k, hyper, *result, updated, (*carry, tuple(slots)), loop)
         hyper = updated
 
 

@@ -60,9 +60,12 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None) -> No
         _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0], value)
     grad = result.grad
     idle = (grad == 0).any() if inner_batches is None else (grad == 0).all()
-    if not bool(idle) or not problem.steps:
+    if not bool(idle):
         return
     weights, t = problem.split_state(result.state)[0], 0 if not inner_batches else inner_batches[0]
+    require_outer_graph(problem, weights, hyper)
+    if not problem.steps:
+        return
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
     value, outer, by_hyper = problem.outer_gradients(weights, hyper)
     slopes = abs(grad) + abs(mixed(_random_like(weights))), abs(grad) + abs(by_hyper)
@@ -79,6 +82,15 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None) -> No
         ("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, slopes[1], value),
     ):
         _require_derivative(problem, name, f, x, slope, here)
+
+
+def require_outer_graph(problem: Problem, weights, hyper) -> None:
+    """Raise ValueError if the outer loss is computed without a graph, as an accuracy is."""
+    if not problem.backend.has_graph(problem.outer_loss, weights, hyper):
+        raise ValueError(
+            "outer_loss has no derivative: it counts, as an accuracy does, or float(), .detach() or"
+            " NumPy cuts it off; use a loss such as hg.nets.cross_entropy, made with backend.xp"
+        )
 
 
 def _require_derivative(problem: Problem, name: str, f: Callable, x, slope, here=None) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore.arrays import like
+from hgcore.checks.causes import require_outer_graph
 from hgcore.hypergradient import Forward, Reverse
 from hgcore.problem import OutOfRange, Problem, quiet
 from hgcore.reversible import Reversible
@@ -31,6 +32,7 @@ _CUT = (
 )
 _KINK = "the loss has a kink here (a ReLU at zero, the bound of a clamp); check beside it"
 _EDGE = "differences are not finite so near the end of a logarithm or root; check farther from it"
+_JUMPS = "the loss changes in jumps, its derivative is zero between them"
 _STRANGERS = (
     "which stay as they are: use the weights and function of hg.nets.functional, not the module and"
     " its parameters (a net that is not trained here: requires_grad_(False))"
@@ -131,6 +133,7 @@ class _Examination:
     @quiet
     def _outer(self, weights) -> Iterator[Finding]:
         hyper, dw, dh = self.hyper, self._direction(weights), self._direction(self.hyper)
+        require_outer_graph(self.problem, weights, hyper)
         _, by_weights, by_hyper = self.problem.outer_gradients(weights, hyper)
         line = lambda e: self._outer_loss(weights + e * dw, hyper)  # noqa: E731
         yield self._compared("outer d/dw", line, by_weights @ dw, _GRADIENT)
@@ -236,7 +239,7 @@ class _Examination:
         sizes = np.array([_norm(slope) for slope in slopes])
         errors[(sizes[2:] == 0) & sizes.any()] = np.inf  # the steps of a staircase are flat
         if not np.isfinite(errors).any():
-            return "note", f"not compared: {_EDGE}"
+            return "note", f"not compared: {_EDGE if np.isnan(scatter).any() else _JUMPS}"
         i = int(np.nanargmin(errors))
         slope, error, at = slopes[i + 1], errors[i], steps[i + 1 : i + 3]
         size, gaps = max(_norm(slope), _norm(expected)), [_norm(x - expected) for x in slopes]

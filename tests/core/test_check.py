@@ -166,6 +166,8 @@ def test_check_reports_what_is_raised():
     data = {0: 1.0}
     report = hg.check(*bowl(inner_loss=lambda w, h, t: (w * w).sum() * data[t]))
     assert "WRONG KeyError" in str(report)
+    report = hg.check(*bowl(outer_loss=lambda w, h: (w > 0).double().mean()))
+    assert "WRONG ValueError: outer_loss has no derivative" in str(report)
 
 
 def test_check_of_many_hyperparameters_is_quick():

@@ -58,7 +58,7 @@ def test_loop_resumed_gives_the_same_bits(changing, optimizer, name, backend, tm
         hg.save(tmp_path / "step", record)
         rest = list(loop(steps=3, resume=hg.load(tmp_path / "step", backend)))
         for ours, theirs in zip(rest, whole[record.k + 1 :], strict=True):
-            pairs = zip(ours[:-1], theirs[:-1], strict=True)
+            pairs = zip(ours[:7], theirs[:7], strict=True)  # all but the carry
             assert all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -175,14 +175,18 @@ def test_loop_refuses_wrong_arguments(name):
         list(hg.descend(hg.Reverse, *catalogue.ridge(backend), optimizer=STILL, steps=1))
 
 
-@pytest.mark.parametrize("other", LOOPS)
 @pytest.mark.parametrize("name", LOOPS)
-def test_resume_from_another_loop_raises(name, other, backend):
-    problem, hyper = catalogue.ridge(backend, steps=5)
-    ours, theirs = (loops(backend, x, problem, hyper, optimizer=STILL) for x in (name, other))
-    (step,) = theirs(steps=1)
-    if name == other:
-        assert next(ours(steps=2, resume=step)).k == 1
-    else:
-        with pytest.raises(ValueError, match=f"resume is a step of {other}, not of {name}; go on"):
-            list(ours(steps=2, resume=step))
+def test_resume_takes_a_step_of_the_same_loop_only(name, backend):
+    """With the same optimizer and, where there is one, the same number of inner steps."""
+    given = backend, name, *catalogue.ridge(backend, steps=5)
+    loop = loops(*given, optimizer=STILL)
+    (step,) = loop(steps=1)
+    assert next(loop(steps=2, resume=step)).k == 1
+    others = [
+        loops(backend, other, *given[2:], optimizer=STILL) for other in LOOPS if other != name
+    ]
+    others.append(loops(*given, optimizer=hg.Momentum(0.1, 0.9)))
+    others.extend([] if name == "descend" else [partial(loop, every=2)])
+    for other in others:
+        with pytest.raises(ValueError, match=f"resume is a step of {name}.* with .*, this is "):
+            list(other(steps=2, resume=step))
