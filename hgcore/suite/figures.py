@@ -18,9 +18,7 @@ DIGITS = 7  # of the series in a record
 def use_style() -> None:
     """Set the style of the suite for every figure made from here on."""
     import matplotlib.style
-    import seaborn  # 2 s: only here
 
-    seaborn.set_theme(context="paper", style="ticks", palette=PALETTE)
     matplotlib.style.use(Path(__file__).with_suffix(".mplstyle"))
 
 

@@ -14,9 +14,7 @@ backend: str = "torch"
 device: str = "cpu"
 seed: int = 0
 overrides: dict = {}""",
-    "setup": """import sys, types
-sys.modules["seaborn"] = types.SimpleNamespace(set_theme=lambda **_: None)  # 2 s less each
-from matplotlib.figure import Figure
+    "setup": """from matplotlib.figure import Figure
 from hgcore import suite
 run = suite.start("toy/NAME", profile, backend, device, seed, overrides,
                   quick=dict(steps=5, sizes=[1, 2]), paper=dict(steps=50, sizes=[1, 2]))""",
