@@ -33,7 +33,7 @@ def optimizer(name, rate, decay, beta2=0.99, epsilon=1e-3, weight_decay=0.1, **o
     }[name]()
 
 
-def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=8, n=4, **options):
+def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=6, n=4, **options):
     """A quartic loss; hyper enters every coefficient, the start, the data and both losses."""
     xp, each, spread = backend.xp, (n,) if per_weight else (), 0.3 * per_weight
     blocks = {  # name: shape, center and spread of its hyperparameters
@@ -110,7 +110,7 @@ def net_parts(backend, steps) -> SimpleNamespace:
     return SimpleNamespace(dense=dense, layout=layout, batch=batch, bare=bare, strength=strength)
 
 
-def net(backend, name="momentum", steps=8, rate=0.3, **options):
+def net(backend, name="momentum", steps=6, rate=0.3, **options):
     """A small dense net on random data: a rate per layer and step, initial scales, penalties."""
     xp, parts, rng = backend.xp, net_parts(backend, steps), np.random.default_rng(2)
     layout, expand, blocks = parts.layout, parts.dense.layout.expand, len(parts.dense.layout)
@@ -172,7 +172,7 @@ def logistic(backend, steps=400, n=4):
     return convex(backend, inner_loss, lambda w, h: loss(w, x2), 1.0, np.linspace(-3, -1, n), steps)
 
 
-def noisy(backend, optimizer, steps=500, n=300):
+def noisy(backend, optimizer, steps=250, n=300):
     """Noisy quadratics whose outer loss passes nothing back, so that no adjoint can overflow."""
     rng = np.random.default_rng(0)
     targets = backend.array(rng.standard_normal((7, n)))
