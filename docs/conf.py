@@ -19,6 +19,7 @@ exclude_patterns = ["notebooks/own/**"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 html_theme, html_title, html_static_path = "pydata_sphinx_theme", "hgcore", ["_static"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}  # the theme logs an error without it
 html_theme_options = {
     "secondary_sidebar_items": [],
     "header_links_before_dropdown": 9,
@@ -65,12 +66,13 @@ def add_galleries(app, docname: str, source: list) -> None:
 
 
 def protect(app, error) -> None:
-    """Allow in every page the inline scripts of the theme only: those of a page without content."""
+    """Allow in every page the inline scripts of the theme only: those of pages without content."""
     if error or app.builder.format != "html":
         return
     head = '<meta http-equiv="refresh" content="0; url=docs/index.html"><title>hgcore</title>'
     (Path(app.outdir) / "index.html").write_text(f"<!DOCTYPE html><head>{head}</head>")
-    own = SCRIPT.findall((Path(app.outdir) / "genindex.html").read_text(encoding="utf-8"))
+    without = [Path(app.outdir, f"{name}.html") for name in ("genindex", "search")]
+    own = [text for page in without for text in SCRIPT.findall(page.read_text(encoding="utf-8"))]
     for config in (app.config.mathjax3_config, app.config.mathjax4_config):
         own.append(f"window.MathJax = {json.dumps(config)}")
     for page in Path(app.outdir).rglob("*.html"):

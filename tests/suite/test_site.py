@@ -67,9 +67,9 @@ def test_pages_in_a_browser(site, browser):
     errors = []
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    pages = [p for p in site.rglob("*.html") if "_static" not in p.parts and p.parent != site]
-    assert len(pages) > 30
-    for file in pages:
+    pages = {p for p in site.rglob("*.html") if "_static" not in p.parts}
+    assert len(pages) > 30 and site / "RESULTS.html" in pages
+    for file in sorted(pages - {site / "index.html"}):  # which leads to another at once
         hostile = file.stem in ("00_tour", "RESULTS")
         errors.clear()
         page.goto(file.as_uri(), wait_until="load")
