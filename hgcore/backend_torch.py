@@ -47,13 +47,17 @@ class Torch(Backend):
         return self.traced(values).detach()
 
     def traced(self, values):
-        kind = {"dtype": getattr(self.xp, self.dtype), "device": self.device}
+        torch = self.xp
+        dtype = getattr(torch, self.dtype)
+        if isinstance(values, torch.Tensor) and values.dtype == dtype:
+            return values if values.device.type == self.device == "cpu" else values.to(self.device)
+        kind = {"dtype": dtype, "device": self.device}
         if isinstance(values, (int, float)):  # filled on the device: no transfer to wait for
-            return self.xp.full((), values, **kind)
+            return torch.full((), values, **kind)
         if isinstance(values, (list, tuple)) and any(hasattr(x, "detach") for x in values):
-            return self.xp.stack([self.traced(x) for x in values])  # as_tensor would cut the graphs
+            return torch.stack([self.traced(x) for x in values])  # as_tensor would cut the graphs
         require_real(values)
-        return self.xp.as_tensor(values, **kind)
+        return torch.as_tensor(values, **kind)
 
     def numpy(self, array) -> np.ndarray:
         return array.detach().cpu().numpy()
