@@ -56,7 +56,11 @@ class Layout:
             _require_shape(f"block {name!r} must have", array, shape)
         model = next((x for x in arrays if namespace(x) is not np), arrays[0])
         xp = namespace(model)
-        alike = [x if namespace(x) is xp else like(x, model) for x in arrays]
+        if not any(kind in str(model.dtype) for kind in ("float", "complex")):  # would round others
+            model = xp.asarray(model, dtype=xp.float64)
+        alike = [
+            x if x.dtype == model.dtype and namespace(x) is xp else like(x, model) for x in arrays
+        ]
         return xp.concatenate([x.reshape((-1,)) for x in alike])
 
     def expand(self, values):

@@ -1,5 +1,6 @@
 """Solve A x = b, with A (n, n) symmetric and given by its products: solve(apply, b)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from hgcore.arrays import like, namespace, require_count
 from hgcore.problem import Diverged
 
 
+def rounding(b) -> float:
+    """Return the part of the largest eigenvalue below which others are zero but for rounding."""
+    return 10 * len(b) ** 0.5 * float(namespace(b).finfo(b.dtype).eps)
+
+
 @dataclass(frozen=True)
 class Neumann:
     """rate * sum_{j <= terms} (I - rate A)^j b, an approximation of A^-1 b; one product a term.
@@ -16,7 +22,7 @@ class Neumann:
     Converges if 0 < rate < 2 / largest eigenvalue and A is positive definite. Equals unrolling
     terms + 1 steps of gradient descent from the optimum (Theorem 2). rate=None takes 1 / largest
     eigenvalue, by 20 more products. Raises Diverged, with the rate to use, if the squared length of
-    the terms grows by more than the part `growth`: less is rounding, or harmless. With few terms,
+    the terms grows by more than a fraction `growth`: less is rounding, or harmless. With few terms,
     and before training has come to a minimum, growth=math.inf looks at nothing, as in the paper.
     Implements: Lorraine et al. 2020, Algorithm 3 (corrected: the printed one subtracts the terms
     and leaves out the rate).
@@ -84,7 +90,7 @@ class ConjugateGradient:
     """Conjugate gradients: at most `iterations` products, until |A x - b| <= tolerance |b|.
 
     For A positive definite. The error of x is at most the condition number times the larger of
-    tolerance and rounding. A direction of negative curvature raises Diverged: there is no minimum.
+    tolerance and rounding. A direction without positive curvature raises Diverged.
     """
 
     iterations: int = 100
@@ -94,21 +100,25 @@ class ConjugateGradient:
         require_count("iterations", self.iterations, what="products")
 
     def __call__(self, apply: Callable, b):
-        x, residual, direction, square = 0 * b, b, b, float(b @ b)
+        unit = 2.0 ** math.frexp(float(abs(b).max()))[1]  # squares must not overflow
+        residual = direction = b / unit
+        x, square, largest = 0 * b, float(residual @ residual), 0.0
         goal = max(self.tolerance, namespace(b).finfo(b.dtype).eps) ** 2 * square
         for _ in range(self.iterations):
             if square <= goal:
                 break
             image = apply(direction)
             curvature = float(direction @ image)
-            if not curvature > 0:
-                found = f"conjugate gradients met curvature {curvature:.3g}"
+            relative = curvature / float(direction @ direction)
+            largest = max(largest, relative)
+            if not relative > rounding(b) * largest:
+                found = f"conjugate gradients met curvature {relative:.3g}"
                 raise Diverged(f"{found}: the inner Hessian is not positive definite; use Neumann")
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
             square, previous = float(residual @ residual), square
             direction = residual + (square / previous) * direction
-        return x
+        return unit * x
 
 
 def columns(rng: np.random.Generator, rank: int, n: int) -> np.ndarray:
@@ -155,6 +165,8 @@ class Nystrom:
         basis, triangle = xp.linalg.qr(image.T)
         values, vectors = xp.linalg.eigh(triangle @ inverse @ triangle.T)
         basis = basis @ vectors  # eigenvectors (n, k) of A_k
+        if self.rank >= n:
+            _require_inverse(values + self.rho, b)
         inside = basis.T @ b
         x = basis @ (inside / (values + self.rho))
         # with full rank, only rounding lies outside the basis
@@ -181,8 +193,16 @@ class DenseSolve:
     def __call__(self, apply: Callable, b):
         xp = namespace(b)
         matrix = xp.stack([apply(row) for row in xp.diag(0 * b + 1)])
-        try:
-            return xp.linalg.solve(matrix, b)
-        except xp.linalg.LinAlgError as error:
-            why = f"the inner Hessian has no inverse ({error})"
-            raise Diverged(f"{why}: add a penalty, or use Nystrom or few Neumann terms") from error
+        if bool(xp.isfinite(matrix).all()):  # what is not is reported by the caller
+            _require_inverse(xp.linalg.eigvalsh(matrix), b)
+        return xp.linalg.solve(matrix, b)
+
+
+def _require_inverse(eigenvalues, b) -> None:
+    """Raise Diverged if an eigenvalue is zero but for rounding: a solution would be any number."""
+    sizes = abs(eigenvalues)
+    smallest, largest = float(sizes.min()), float(sizes.max())
+    if not smallest > rounding(b) * largest:
+        found = f"its eigenvalues have magnitudes from {smallest:.1e} to {largest:.1e}"
+        way = "add a penalty, or use Nystrom with rho > 0 or few Neumann terms"
+        raise Diverged(f"the inner Hessian has no inverse, {found}: {way}")

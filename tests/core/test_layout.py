@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import hgcore as hg
 
@@ -56,3 +57,9 @@ def test_join_takes_numbers_before_traced_blocks(first, dtype, backend):
     value, gradient = backend.gradients(f, backend.array([1.0, 3.0]))
     assert float(value) == 14 and gradient.tolist() == [2, 6]
     assert value.dtype == gradient.dtype and str(gradient.dtype).endswith(dtype)
+
+
+@pytest.mark.parametrize("counts", [np.array([3, 4]), torch.tensor([3, 4]), torch.ones(2) > 0])
+def test_join_does_not_round_to_whole_numbers(counts):
+    joined = hg.Layout({"counts": (2,), "rate": ()}).join({"counts": counts, "rate": -4.6})
+    assert float(joined[0]) == float(counts[0]) and float(joined[2]) == -4.6

@@ -267,3 +267,23 @@ def test_nystrom_draws_by_address(backend):
     seeds = [0, 1], [0, 1], [0, 2]
     same, again, other = (solved(backend, hg.Nystrom(4, seed=seed), a, b) for seed in seeds)
     assert np.array_equal(same, again) and gap(same, other) > 1e-3
+
+
+SINGULAR = [hg.DenseSolve(), hg.Nystrom(5, 0.0), hg.Nystrom(5, 0.0, gaussian)]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("solve", [*SINGULAR, hg.ConjugateGradient()])
+def test_hessian_without_inverse_is_named(solve, dtype):
+    """More weights than examples: rounding alone makes the smallest eigenvalues other than zero."""
+    rng, backend = np.random.default_rng(0), hg.Torch(dtype=dtype)
+    x, b = backend.array(rng.standard_normal((3, 5))), backend.array(rng.standard_normal(5))
+    with pytest.raises(hg.Diverged, match="has no inverse|is not positive definite"):
+        solve(lambda v: x.T @ (x @ v), b)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-24])
+def test_conjugate_gradients_of_large_and_small_vectors(size):
+    """Their squares overflow in single precision, or are zero."""
+    b = hg.Torch(dtype="float32").array([size, 2 * size])
+    assert gap(hg.ConjugateGradient()(lambda v: 4 * v, b), b / 4) < 1e-6
