@@ -87,7 +87,9 @@ class Torch(Backend):
         return value.detach(), *self._grad((value,), leaves)
 
     def has_graph(self, f, *args) -> bool:
-        return self._loss(f, [x.detach().requires_grad_() for x in args]).requires_grad
+        args = [x.detach().requires_grad_() for x in args]
+        found = second_derivatives.leaves(self._loss(f, args))
+        return any(x is y for x in args for y in found)
 
     def strangers(self, f, *args) -> int:
         args = [x.detach().requires_grad_() for x in args]

@@ -63,11 +63,12 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None) -> No
     if not bool(idle):
         return
     weights, t = problem.split_state(result.state)[0], 0 if not inner_batches else inner_batches[0]
-    require_outer_graph(problem, weights, hyper)
+    value, outer, by_hyper = problem.outer_gradients(weights, hyper)
+    if not outer.any():
+        require_graph(problem, "outer_loss", problem.outer_loss, weights, hyper)
     if not problem.steps:
         return
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
-    value, outer, by_hyper = problem.outer_gradients(weights, hyper)
     slopes = abs(grad) + abs(mixed(_random_like(weights))), abs(grad) + abs(by_hyper)
     for name, f, x, slope, here in (
         ("inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights, abs(inner).sum(), None),
@@ -82,13 +83,21 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None) -> No
         ("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, slopes[1], value),
     ):
         _require_derivative(problem, name, f, x, slope, here)
+    if not inner.any():
+        require_graph(problem, "inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights)
 
 
-def require_outer_graph(problem: Problem, weights, hyper) -> None:
-    """Raise ValueError if the outer loss is computed without a graph, as an accuracy is."""
-    if not problem.backend.has_graph(problem.outer_loss, weights, hyper):
+def require_graph(problem: Problem, name: str, loss: Callable, *args) -> None:
+    """Raise ValueError if the loss(*args) is computed without a graph, as an accuracy is."""
+    if problem.backend.strangers(loss, *args):
         raise ValueError(
-            "outer_loss has no derivative: it counts, as an accuracy does, or float(), .detach() or"
+            f"{name} has no derivative by the weights: it calls a module itself, whose parameters"
+            " stay as they are; use the weights and function of hg.nets.functional (a net that is"
+            " not trained here: requires_grad_(False))"
+        )
+    if not problem.backend.has_graph(loss, *args):
+        raise ValueError(
+            f"{name} has no derivative: it counts, as an accuracy does, or float(), .detach() or"
             " NumPy cuts it off; use a loss such as hg.nets.cross_entropy, made with backend.xp"
         )
 

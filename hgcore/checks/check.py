@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore.arrays import like
-from hgcore.checks.causes import require_outer_graph
+from hgcore.checks.causes import require_graph
 from hgcore.hypergradient import Forward, Reverse
 from hgcore.problem import OutOfRange, Problem, quiet
 from hgcore.reversible import Reversible
@@ -133,8 +133,9 @@ class _Examination:
     @quiet
     def _outer(self, weights) -> Iterator[Finding]:
         hyper, dw, dh = self.hyper, self._direction(weights), self._direction(self.hyper)
-        require_outer_graph(self.problem, weights, hyper)
         _, by_weights, by_hyper = self.problem.outer_gradients(weights, hyper)
+        if not by_weights.any():
+            require_graph(self.problem, "outer_loss", self.problem.outer_loss, weights, hyper)
         line = lambda e: self._outer_loss(weights + e * dw, hyper)  # noqa: E731
         yield self._compared("outer d/dw", line, by_weights @ dw, _GRADIENT)
         line = lambda e: self._outer_loss(weights, hyper + e * dh)  # noqa: E731

@@ -71,6 +71,21 @@ def test_check_notes_what_is_not_trained(name):
     assert f"note  {name}: uses 2 other tensors that require a gradient" in str(report)
 
 
+@pytest.mark.parametrize("name", ["inner_loss", "outer_loss"])
+def test_module_itself_is_refused(name):
+    """Nothing that is trained would be in that loss."""
+    module = torch.nn.Linear(5, 1).double()
+    weights, net = hg.nets.functional(module)
+    right = lambda w, h, t=None: h[0].exp() * net(w, INPUTS).square().sum()  # noqa: E731
+    problem, _ = bowl(initial=weights, inner_loss=right, outer_loss=right)
+    itself = lambda w, h, t=None: h[0].exp() * module(INPUTS).square().sum()  # noqa: E731
+    for solver in catalogue.SOLVERS.values():
+        with pytest.raises(
+            ValueError, match=f"{name} has no derivative .* it calls a module itself"
+        ):
+            solver(replace(problem, **{name: lambda w, h, t=None: itself(w, 0 * h)}), [0.1, 0.2])
+
+
 def hooked(w, h, t):
     if w.requires_grad:
         w.register_hook(lambda g: g / 2)

@@ -154,6 +154,7 @@ RUNS = [  # changes of a small quadratic problem, words of the error of its run
     (lambda b: {"initial": lambda h: h[:0]}, r"must have one shape \(n,\)"),
     (lambda b: {"optimizer": hg.Momentum(0.1, 0.9, lambda h: h)}, r"shape \(n,\).*\(5,\), \(2,\)"),
     (lambda b: {"outer_loss": lambda w, h: b.array(b.xp.sum(w > 0))}, "loss has no derivative: .*"),
+    (lambda b: {"inner_loss": lambda w, h, t: b.array(b.xp.sum(w > 9))}, "inner_loss has no deriv"),
     # its gradient is finite, as that of a logarithm below zero
     (lambda b: {"outer_loss": lambda w, h: b.xp.sum(b.xp.log(w - 100))}, "outer loss"),
 ]
