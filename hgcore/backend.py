@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from types import ModuleType
 from typing import NamedTuple
 
@@ -120,7 +121,8 @@ class Backend:
 def require_scalar(value):
     """Return the value of a loss; raise ValueError unless it is a real scalar of shape ()."""
     if not hasattr(value, "shape"):
-        found = f"got {type(value).__name__}: float() and .item() cut its graph off"
+        found = f"got {type(value).__name__}"
+        found += ": float() and .item() cut its graph off" * isinstance(value, Real)
         raise ValueError(f"a loss must return a scalar of shape (), {found}")
     if value.shape != ():
         raise ValueError(

@@ -259,8 +259,11 @@ def require_decay(name: str, value: float, largest: float = 1.0, where: str = ""
     if 1 / DENOMINATOR <= value <= 1 and round_decay(value) <= largest:
         return value
     end = "1" if largest == 1 else "1 - 2**-16"
-    way_out = {"decay": "use GradientDescent for none"}.get(name, "decays are rounded to 2**-16")
-    way_out = "the rate and the weight decay must be >= 0" if "weight_decay" in name else way_out
+    way_out = "decays are rounded to 2**-16"
+    if "weight_decay" in name:
+        way_out = "take 0 <= rate * weight_decay < 1"
+    elif name == "decay" and value < 1:
+        way_out = "for no momentum use GradientDescent, or RMSProp without decay"
     raise ValueError(f"{name} must lie in [2**-16, {end}], got {value:.7g}{where}; {way_out}")
 
 

@@ -96,7 +96,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Implicit:
-    """Implicit differentiation at the last weights: exact only at an optimum and if `solve` is.
+    """Implicit differentiation at the last weights: exact at an optimum, if `solve` is.
 
     grad = d outer/dhyper - B' A^-1 d outer/dw, where A = d2L/dw2 and B = d2L/dw dhyper belong to
     the mean of the inner loss over `inner_batches`, by default all examples (t = None). solve:
@@ -132,7 +132,9 @@ class Implicit:
         objective = problem.objective(hyper)
         try:
             parts = [objective.linearize(weights, t) for t in self.inner_batches]
-        except (TypeError, IndexError, KeyError, AttributeError) as error:
+        except (TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "NoneType" not in str(error):
+                raise
             failed = f"t = {', '.join(map(str, self.inner_batches[:3]))}"
             raise TypeError(
                 f"Implicit differentiates inner_loss(weights, hyper, t) at {failed}, which raises"

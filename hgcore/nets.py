@@ -29,7 +29,10 @@ def cross_entropy(log_probabilities, labels):
     xp = namespace(log_probabilities)
     if _are_classes(log_probabilities, labels):
         if hasattr(xp, "nn"):
-            return xp.nn.functional.nll_loss(log_probabilities, labels.long())
+            # torch would leave out labels of -100, its default
+            return xp.nn.functional.nll_loss(
+                log_probabilities, labels.long(), ignore_index=-(2**60)
+            )
         return -xp.mean(log_probabilities[xp.arange(len(labels)), labels])
     return xp.sum(log_probabilities * labels) / -len(labels)
 

@@ -56,11 +56,12 @@ class Optimizer:
                 raise TypeError(f"{what} (hyper, t), got {value!r:.60}")
             if callable(value):
                 require_arguments(f"{type(self).__name__}: {name}", value, "hyper", "t")
-            elif name in ("clip", "epsilon") and isinstance(value, Real):
-                if not value >= 0 or name == "clip" and value == 0:
+            elif name in ("clip", "epsilon"):
+                least = min(map(float, value)) if hasattr(value, "__len__") else float(value)
+                if not least >= 0 or name == "clip" and least == 0:
                     rule = "positive" if name == "clip" else ">= 0"
                     what = f"{type(self).__name__}: {name} must be {rule}"
-                    raise ValueError(f"{what}, got {value:.3g}")
+                    raise ValueError(f"{what}, got {least:.3g}")
 
     @property
     def _coefficients(self) -> list[str]:

@@ -26,7 +26,7 @@ class OuterStep(NamedTuple):
     nbytes: int  # what the solver kept
     updated: object  # the next hyper
     carry: tuple  # what a resumed loop needs besides
-    loop: str = ""  # which loop, with which optimizer: a resumed one must be the same
+    loop: str = ""  # which loop, with which optimizers and precision: it resumes no other
 
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterator:
@@ -154,19 +154,19 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
     if getattr(optimizer, "velocity", None) is not None:
         raise ValueError(f"{kind}: an outer velocity starts at zero; leave velocity out")
     at = problem if callable(problem) else lambda k: problem
-    loop = f"{name} with {kind}"
     if resume is None:
         first, hyper, carry = 0, at(0).as_hyper(hyper), ()
         slots = tuple(0 * hyper for _ in optimizer.slots)
     else:
         require_instance("resume", resume, OuterStep, "hg.load(path, backend)")
-        if resume.loop != loop:
-            raise ValueError(
-                f"resume is a step of {resume.loop}, this is {loop}; go on with the same"
-            )
         first, hyper, (*carry, slots) = resume.k + 1, resume.updated, resume.carry
     for k in progress(range(first, steps), "outer step"):
         now = at(k)
+        inner = type(getattr(now, "optimizer", None)).__name__
+        loop = f"{name} over {inner} with {kind} in {now.backend.dtype}"
+        if k == first and resume is not None and resume.loop != loop:
+            whose = f"resume is a step of {resume.loop or 'no loop'}"
+            raise ValueError(f"{whose}, this is {loop}; go on with the same")
         try:
             result, carry = step(now, k, hyper, *carry)
         except Diverged as error:

@@ -105,7 +105,7 @@ class Problem:
 
     def as_hyper(self, hyper):
         """Return `hyper` as a vector (m,) of the backend; raise unless it is flat and finite."""
-        flat = "hyper must be a flat vector (m,), got {}; use Layout.join"
+        flat = "hyper must be a flat vector (m,), got {}; use Layout.join, or [x] for one number"
         if hyper is None or isinstance(hyper, dict):
             raise TypeError(flat.format(type(hyper).__name__))
         hyper = self.backend.array(hyper)
@@ -261,4 +261,7 @@ class DivergenceMonitor:
         self.seen.clear()
 
 
-_NOT_FINITE = "training diverged {where}: a weight or slot is not finite; lower the rate"
+_NOT_FINITE = (
+    "training diverged {where}: a weight or slot is not finite; lower the rate, or look for what is"
+    " not finite in the loss there"
+)

@@ -37,6 +37,7 @@ def train(problem: Problem, hyper, state: tuple | None = None, steps: range | No
 
     state: that before the first of them (default: the initial one). Nothing else is kept.
     """
+    hyper = problem.as_hyper(hyper)
     state = problem.initial_state(hyper) if state is None else state
     steps = range(problem.steps) if steps is None else steps
     problem.smallest_decays(hyper, state, steps)

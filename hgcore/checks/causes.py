@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hgcore.arrays import like
+from hgcore.arrays import like, require_instance
 from hgcore.problem import Diverged, OutOfRange, Problem, quiet
 from hgcore.trajectory import Checkpointed
 
@@ -28,6 +28,7 @@ def examined(cause: Callable) -> Callable:
     def decorator(solve: Callable) -> Callable:
         @functools.wraps(solve)
         def method(self, problem: Problem, hyper, *args, **kwargs):
+            require_instance("problem", problem, Problem, "hg.Problem(...)")
             hyper = problem.as_hyper(hyper)
             try:
                 result = solve(self, problem, hyper, *args, **kwargs)

@@ -118,7 +118,7 @@ def coefficient(name, shape, first):
 
 def decay(value):
     optimizer = hg.HeavyBall(0.1, lambda h, t: value if t == 4 else 0.9)
-    words = r"decay must lie in \[2\*\*-16, 1\], got .* at step 4; use GradientDescent"
+    words = r"decay must lie in \[2\*\*-16, 1\], got .* at step 4"
     return lambda b: {"optimizer": optimizer}, words
 
 
@@ -129,7 +129,7 @@ def beta(name, value):
 
 def shrink(value):
     optimizer = hg.AdamW(0.1, weight_decay=value)
-    words = r"1 - rate \* weight_decay must lie in .*; the rate and the weight decay must be >= 0"
+    words = r"1 - rate \* weight_decay must lie in .*; take 0 <= rate \* weight_decay < 1"
     return lambda b: {"optimizer": optimizer}, words
 
 

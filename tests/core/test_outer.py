@@ -177,7 +177,7 @@ def test_loop_refuses_wrong_arguments(name):
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_resume_takes_a_step_of_the_same_loop_only(name, backend):
-    """With the same optimizer and, where there is one, the same number of inner steps."""
+    """With the same optimizers, precision and, where there is one, number of inner steps."""
     given = backend, name, *catalogue.ridge(backend, steps=5)
     loop = loops(*given, optimizer=STILL)
     (step,) = loop(steps=1)
@@ -186,6 +186,10 @@ def test_resume_takes_a_step_of_the_same_loop_only(name, backend):
         loops(backend, other, *given[2:], optimizer=STILL) for other in LOOPS if other != name
     ]
     others.append(loops(*given, optimizer=hg.Momentum(0.1, 0.9)))
+    inner = dataclasses.replace(given[2], optimizer=hg.HeavyBall(0.1, 0.9))
+    others.append(loops(backend, name, inner, given[3], optimizer=STILL))
+    single = catalogue.ridge(hg.Torch(dtype="float32"), steps=5)
+    others.append(loops(backend, name, *single, optimizer=STILL))
     others.extend([] if name == "descend" else [partial(loop, every=2)])
     for other in others:
         with pytest.raises(ValueError, match=f"resume is a step of {name}.* with .*, this is "):
