@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hgcore.arrays import require_count, require_instance
 from hgcore.checks.causes import require_connected
+from hgcore.fixed_point import ReversalError
 from hgcore.hypergradient import Forward, Implicit, Reverse
 from hgcore.optimizers import Optimizer
 from hgcore.problem import Diverged, Problem
@@ -102,7 +103,10 @@ def alternate(
             state = train(now, hyper, state, range(k * every, (k + 1) * every))
             return solver(now, hyper, state), (state,)
         state = now.initial_state(hyper) if state is None else now.split_state(state)
-        result = solver(_Part.of(now, state, k * every, every), hyper)
+        try:
+            result = solver(_Part.of(now, state, k * every, every), hyper)
+        except (Diverged, ReversalError) as error:
+            raise type(error)(f"counted from inner step {k * every}: {error}") from error
         return result, (now.split_state(result.state, len(state[0])),)
 
     return _loop(
