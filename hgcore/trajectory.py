@@ -29,7 +29,7 @@ class Trajectory(NamedTuple):
     whole: bool  # whether they lead back to the initial state
     nbytes: int  # what is kept between the two passes
     undo: Callable  # t -> (the state before step t, the inner loss linearized there)
-    close: Callable = lambda: None  # raises ReversalError unless the way back was that forth
+    close: Callable = lambda: None  # raises ReversalError unless the passes saw the same run
 
 
 def train(problem: Problem, hyper, state: tuple | None = None, steps: range | None = None) -> tuple:
@@ -223,8 +223,8 @@ class Shortcut:
     puts the weights before replayed step j at j/N of the line, a number e at N even places from e
     to 1 - e. Slots are those of a steady walk where the optimizer has such (Momentum, HeavyBall),
     otherwise on the line from the first to the last (Adam: ours, no paper's). Keeps two states. Not
-    for long runs at small decay with share=1: the line lingers where curvature is negative, and the
-    hypergradient can explode. Implements: Fu et al. 2016 (DrMAD), Algorithm 2; as released with
+    for long runs at small decay with share=1: the line stays long where curvature is negative, and
+    the hypergradient can explode. Implements: Fu et al. 2016 (DrMAD), Algorithm 2; as released with
     share=0.1, minibatches="first", ends=0.001.
     """
 

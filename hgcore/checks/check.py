@@ -17,7 +17,7 @@ from hgcore.reversible import Reversible
 from hgcore.trajectory import Checkpointed, train
 
 ENTRIES = 20  # how many hyperparameters are moved one by one
-_BITS = "another one at the second time: draw what is random from a seed made of t"
+_BITS = "the gradient differs when computed twice: draw what is random from a seed made of t"
 _GRADIENT = (
     "a hook, .detach(), .data, no_grad or an autograd.Function of your own changes it; to clip, use"
     " the optimizer's clip="

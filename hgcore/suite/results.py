@@ -119,12 +119,15 @@ def headline(records: dict[str, dict], rows: list[dict]) -> str:
     profiles = [record["profile"] for record in records.values()]
     count = Counter(row["verdict"] for row in rows if row["kind"] == "paper")
     checks = Counter(row["verdict"] for row in rows if row["kind"] == "suite")
+    changed = [row for row in rows if "changed" in row]
+    held = sum(row["kind"] == "paper" and row["verdict"] == HOLDS for row in changed)
     return (
         f"Of {count.total()} claims of the papers {count[HOLDS]} hold, {count[FAILS]} fail,"
         f" {count[NOT_DECIDED]} are not decided, {count[ERRATUM]} are errata and"
         f" {count['not run']} were not run. {profiles.count('reduced')} of {len(profiles)}"
-        f" notebooks ran at a reduced scale. {sum('changed' in row for row in rows)} entries were"
-        f" changed after a run. Of {checks.total()} checks of our own {checks[FAILS]} fail."
+        f" notebooks ran at a reduced scale. {len(changed)} entries were changed after a run,"
+        f" {held} of them claims of the papers that hold. Of {checks.total()} checks of our own"
+        f" {checks[FAILS]} fail."
     )
 
 
