@@ -58,10 +58,14 @@ class Optimizer:
                 require_arguments(f"{type(self).__name__}: {name}", value, "hyper", "t")
             elif name in ("clip", "epsilon"):
                 least = min(map(float, value)) if hasattr(value, "__len__") else float(value)
-                if not least >= 0 or name == "clip" and least == 0:
-                    rule = "positive" if name == "clip" else ">= 0"
-                    what = f"{type(self).__name__}: {name} must be {rule}"
-                    raise ValueError(f"{what}, got {least:.3g}")
+                self.require_limit(name, least)
+
+    def require_limit(self, name: str, least: float, where: str = "") -> None:
+        """Raise ValueError unless the least value of clip is positive, that of epsilon >= 0."""
+        if not least >= 0 or name == "clip" and least == 0:
+            rule = "positive" if name == "clip" else ">= 0"
+            what = f"{type(self).__name__}: {name} must be {rule}"
+            raise ValueError(f"{what}, got {least:.3g}{where}")
 
     @property
     def _coefficients(self) -> list[str]:
@@ -82,13 +86,11 @@ class Optimizer:
         for name in self._coefficients if names is None else names:
             value = getattr(self, name)
             value = value(hyper, t) if callable(value) else value
-            if value is None:
+            value = None if value is None else backend.traced(value)
+            if value is None or tuple(value.shape) not in ((), shape):
+                found = None if value is None else tuple(value.shape)
                 what = f"{type(self).__name__}: {name} must be a scalar or have shape {shape}"
-                raise ValueError(f"{what}, got None at step {t}")
-            value = backend.traced(value)
-            if (found := tuple(value.shape)) not in ((), shape):
-                what = f"{type(self).__name__}: {name} must be a scalar or have shape {shape}"
-                raise ValueError(f"{what}, got {found} at step {t}; reshape it")
+                raise ValueError(f"{what}, got {found} at step {t}")
             setattr(c, name, value)
         return c
 

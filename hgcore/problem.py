@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import ClassVar
@@ -78,7 +78,7 @@ class Problem:
     inner_loss: Callable
     outer_loss: Callable
     optimizer: Optimizer
-    initial: Callable
+    initial: Callable | Sequence[float]
     steps: int
 
     def __post_init__(self):
@@ -211,15 +211,17 @@ class Problem:
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
         """Return the smallest value of each decay, and of shrink, in each of `steps`.
 
-        Raises ValueError for one out of its range, naming the step. Looks at the device once.
+        Raises ValueError for one out of its range, or a limit (clip, epsilon), naming the step.
+        Looks at the device once.
         """
         optimizer, backend, rows = self.optimizer, self.backend, []
         steps = range(self.steps) if steps is None else steps
-        names = (*optimizer.decays, *optimizer.shrinking)
+        limits = [x for x in ("clip", "epsilon") if callable(getattr(optimizer, x, None))]
+        names = (*optimizer.decays, *optimizer.shrinking, *limits)
         changing = any(callable(getattr(optimizer, name)) for name in names)
         for t in steps if changing else steps[:1]:
             c = backend.evaluate(optimizer.coefficients, backend, state[0], hyper, t, names)
-            rows.append({name: getattr(c, name) for name in optimizer.decays})
+            rows.append({name: getattr(c, name) for name in (*optimizer.decays, *limits)})
             if optimizer.shrinking:
                 rows[-1][SHRINK] = optimizer.shrink(c)
         values = [value for row in rows for value in row.values()]
@@ -228,10 +230,15 @@ class Problem:
         )
         lows, highs = iter(ends[::2]), iter(ends[1::2])
         for t, row in zip(steps, rows, strict=False):
-            for name in row:
+            for name in list(row):
+                low, high, where = next(lows), next(highs), f" at step {t}"
+                if name in limits:
+                    optimizer.require_limit(name, low, where)
+                    del row[name]
+                    continue
                 largest = 1.0 if name == SHRINK else optimizer.largest_decay
-                row[name] = require_decay(name, next(lows), largest, f" at step {t}")
-                require_decay(name, next(highs), largest, f" at step {t}")
+                row[name] = require_decay(name, low, largest, where)
+                require_decay(name, high, largest, where)
         return rows if changing else rows * len(steps)
 
 

@@ -70,7 +70,10 @@ class _Drawn:
                 most = loader.batch_size if self.drop_last else self.count
                 size = min(loader.batch_size, most)
         if not isinstance(size, Integral) or not 1 <= size <= self.count:
-            raise ValueError(f"size must lie in 1..{self.count}, the examples, got {size}")
+            hint = (
+                "; arrays go in a tuple, a list is a data set" if isinstance(source, list) else ""
+            )
+            raise ValueError(f"size must lie in 1..{self.count}, the examples, got {size}{hint}")
         self.source, self.size = source, size
 
     def __call__(self, t):
