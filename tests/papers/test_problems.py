@@ -131,6 +131,13 @@ def test_hypergradient_equals_the_unrolled_loop(make, hyper, backend):
             assert gap(backend.numpy(found.grad), slope) < 1e-9
 
 
+@pytest.mark.parametrize("make, hyper", CASES.values(), ids=CASES)
+def test_derivatives_equal_finite_differences(make, hyper):
+    """Also that of the outer loss by the hyperparameters, which an unrolled loop would share."""
+    report = hg.check(make(TORCH), hyper, steps=2)
+    assert report.ok, report
+
+
 @pytest.mark.parametrize("make, size", [(weight_decays, NET.layout.size), (penalties, SIZE)])
 def test_penalties_are_sums_of_squares(make, size, backend):
     """One for each weight, or one for all."""
