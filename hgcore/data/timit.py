@@ -16,19 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.data.files import FILES, DataError, File, fetch, in_reach, note
+from hgcore.data.files import DataError, fetch, in_reach, note, refusing
 from hgcore.data.speech import RATE
 
 SAMPLE, NLTK = "timit/timit.zip", "timit-nltk/timit.zip"
-FILES[SAMPLE] = File(
-    "3b77479b3f548b6a732f3d6c0d2f9c9e71e6d64d118539e70179a6f5b8dc71a2", 11241378, ()
-)
-FILES[NLTK] = File(
-    "",
-    22251869,
-    ("https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora/",),
-    md5="34c047c4749a811287f2c652104d7849",
-)
 # Lee and Hon (1989): what is one class of 39; q is in none of them.
 _CLASSES = """
 aa=ao ae ah=ax,ax-h aw ay b ch d dh dx eh er=axr ey f g hh=hv ih=ix iy jh k l=el m=em n=en,nx
@@ -110,21 +101,17 @@ def _files() -> dict[str, Callable]:
         return {path.relative_to(root).as_posix().lower(): path.read_bytes for path in paths}
     else:
         content = root.read_bytes() if root.is_file() else b""
-    try:
+    with refusing(f"HGCORE_TIMIT={own} is neither a folder nor a zip"):
         archive = zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile as error:
-        raise DataError(f"HGCORE_TIMIT={own} is neither a folder nor a zip ({error})") from None
     return {name.lower(): partial(archive.read, name) for name in archive.namelist()}
 
 
 def _utterance(name: str, marks: bytes, sound: bytes) -> Utterance:
     part, region, speaker, sentence = _NAME.search(name).groups()
     rows = [line.split() for line in marks.decode("ascii").splitlines() if line.strip()]
-    try:
+    with refusing(f"{name} is not made of lines 'start end phone'"):
         starts, ends = (np.array([int(row[i]) for row in rows]) for i in range(2))
         phones = [row[2] for row in rows]
-    except (ValueError, IndexError) as error:
-        raise DataError(f"{name} is not made of lines 'start end phone' ({error})") from None
     if not phones or (unknown := set(phones) - set(PHONES)):
         raise DataError(f"{name}: expected phones of TIMIT, found {unknown if phones else 'none'}")
     samples = _samples(name, sound)
@@ -141,10 +128,8 @@ def _samples(name: str, sound: bytes) -> np.ndarray:
         found = {key: int(fields.get(key, 1)) for key in expected}
         kind, coding = fields.get("sample_byte_format", "01"), fields.get("sample_coding", "pcm")
     else:
-        try:
+        with refusing(f"the sound of {name} is neither SPHERE nor RIFF"):
             file = wave.open(io.BytesIO(sound))
-        except (wave.Error, EOFError) as error:
-            raise DataError(f"the sound of {name} is neither SPHERE nor RIFF ({error})") from None
         found = dict(zip(expected, file.getparams()[:3], strict=True))
         sound, size, kind, coding = file.readframes(file.getnframes()), 0, "01", "pcm"
     if found != expected or coding != "pcm":
