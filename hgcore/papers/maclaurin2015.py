@@ -2,8 +2,6 @@
 section 3.5.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from hgcore import data
 from hgcore.arrays import namespace
+from hgcore.data import Split
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet, cross_entropy, log_softmax
 from hgcore.optimizers import Momentum
@@ -19,7 +18,7 @@ from hgcore.trajectory import states
 
 
 def rosenbrock_loss(first, second):
-    """Return the loss of Maclaurin et al. 2015, Figure 1, at two weights.
+    """Return the loss of Figure 1 at two weights.
 
     A Rosenbrock function with a linear term, bounded by a logistic function.
     """
@@ -33,10 +32,7 @@ def rosenbrock_layout(steps: int) -> Layout:
 
 
 def rosenbrock_problem(backend, steps: int) -> Problem:
-    """Return momentum training on `rosenbrock_loss` from (1.4, 3.9); the outer loss is the same.
-
-    Source: Maclaurin et al. 2015, Figure 1.
-    """
+    """Return momentum training on `rosenbrock_loss` from (1.4, 3.9); the outer loss is the same."""
     xp, layout = backend.xp, rosenbrock_layout(steps)
     return Problem(
         backend=backend,
@@ -46,7 +42,7 @@ def rosenbrock_problem(backend, steps: int) -> Problem:
             rate=lambda hyper, t: xp.exp(layout.split(hyper)["log rates"][t]),
             decay=lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)["decay logits"][t])),
         ),
-        initial=lambda hyper: backend.array([1.4, 3.9]),
+        initial=backend.array([1.4, 3.9]),
         steps=steps,
     )
 
@@ -63,14 +59,9 @@ LOGISTIC = DenseNet((784, 10))
 
 
 def schedule_layout(net: DenseNet, steps: int) -> Layout:
-    """Return the layout of a schedule for the blocks of weights of `net`.
-
-    An initial scale per block; a rate and a momentum per step and block.
-    """
-    blocks = len(net.layout)
-    return Layout(
-        {"log scales": (blocks,), "log rates": (steps, blocks), "momentum logits": (steps, blocks)}
-    )
+    """Return a scale per block of weights of `net`, a rate and a momentum per step and block."""
+    each = steps, len(net.layout)
+    return Layout({"log scales": each[1:], "log rates": each, "momentum logits": each})
 
 
 def constant_schedule(
@@ -81,43 +72,35 @@ def constant_schedule(
     layout: that of `schedule_layout`, or one with the same blocks in other shapes.
     """
     values = {"log rates": log_rate, "momentum logits": momentum_logit, "log scales": log_scale}
-    return layout.join(
-        {name: np.full(shape, values[name]) for name, shape in layout.shapes.items()}
-    )
+    return layout.join({name: np.full(layout.shapes[name], x) for name, x in values.items()})
 
 
 def schedule_problem(
-    backend,
-    net: DenseNet,
-    train: data.Split,
-    outer_data: data.Split,
-    *,
-    steps: int,
-    batch: int,
-    address: tuple,
+    backend, net: DenseNet, train: Split, outer_data: Split, *, steps: int, batch: int, address
 ) -> Problem:
-    """Return momentum training of `net` with a learned schedule and learned initial scales.
+    """Return momentum training of `net` with a learned schedule and learned scales (section 3.1).
 
     hyper: as in schedule_layout(net, steps). Initial weights and minibatches, drawn with
     replacement, come from the random streams of the authors' code: address = (seed, k). Outer loss:
-    cross-entropy on all of `outer_data`. Source: Maclaurin et al. 2015, section 3.1.
+    cross-entropy on all of `outer_data`.
     """
     xp, layout = backend.xp, schedule_layout(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
     batches = [
         data.authors_rng(*address, t).randint(len(train.labels), size=batch) for t in range(steps)
     ]
+
+    def decay(hyper, t):
+        logits = layout.split(hyper)["momentum logits"][t]
+        return net.layout.expand(1 / (1 + xp.exp(-logits)))
+
     return Problem(
         backend=backend,
-        inner_loss=lambda weights, hyper, t: loss(
-            net, weights, train, slice(None) if t is None else batches[t]
-        ),
+        inner_loss=lambda weights, hyper, t: loss(net, weights, train, rows_of(batches, t)),
         outer_loss=lambda weights, hyper: loss(net, weights, outer_data),
         optimizer=Momentum(
             rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
-            decay=lambda hyper, t: net.layout.expand(
-                1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t]))
-            ),
+            decay=decay,
         ),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
         steps=steps,
@@ -142,8 +125,8 @@ def tied_problem(problem: Problem, spread) -> Problem:
 
 def penalty_problem(
     backend,
-    train: data.Split,
-    valid: data.Split,
+    train: Split,
+    valid: Split,
     *,
     steps: int,
     batch: int,
@@ -153,33 +136,26 @@ def penalty_problem(
     meta_penalty: float = 0.0,
     seed: int = 0,
 ) -> Problem:
-    """Return softmax regression with an L2 penalty for each weight and bias.
+    """Return softmax regression with an L2 penalty for each weight and bias (section 3.2).
 
-    Source: Maclaurin et al. 2015, section 3.2.
-
-    hyper: the logarithms of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all
-        of them (1,). Inner objective: cross-entropy of the t-th consecutive batch, in cycles, plus
-        sum(penalties * weights**2).
-    Outer: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of the
-        authors' code (0.01) that the paper does not mention. Initial weights: normal with standard
-        deviation `scale`, the same in every training, from the authors' random stream.
+    hyper: logs of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all (1,). Inner
+    loss: cross-entropy of the t-th consecutive batch, in cycles, plus sum(penalties * weights**2).
+    Outer loss: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of
+    the authors' code (0.01) that the paper does not mention. Initial weights: normal with standard
+    deviation `scale`, the same in every training, from the authors' random stream.
     """
     xp = backend.xp
-    start = _start(backend, LOGISTIC, scale, seed)
     slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
-    return Problem(
-        backend=backend,
-        inner_loss=lambda weights, hyper, t: (
-            loss(LOGISTIC, weights, train, slice(None) if t is None else slices[t % len(slices)])
-            + xp.sum(xp.exp(hyper) * weights**2)
-        ),
-        outer_loss=lambda weights, hyper: (
-            loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
-        ),
-        optimizer=Momentum(rate=rate, decay=decay),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+
+    def inner(weights, hyper, t):
+        penalty = xp.sum(xp.exp(hyper) * weights**2)
+        return loss(LOGISTIC, weights, train, rows_of(slices, t)) + penalty
+
+    def outer(weights, hyper):
+        return loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
+
+    start = _start(backend, LOGISTIC, scale, seed)
+    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
 
 
 def _start(backend, net: DenseNet, scale: float, seed: int):
@@ -192,7 +168,7 @@ def learned_data(
     net: DenseNet,
     learned: Layout,
     given: dict,
-    outer_data: data.Split,
+    outer_data: Split,
     *,
     steps: int,
     rate: float = 1.0,
@@ -200,42 +176,42 @@ def learned_data(
     scale: float = np.exp(-4.0),
     seed: int = 0,
 ) -> Problem:
-    """Return full-batch training of `net` on N examples that are hyperparameters.
+    """Return full-batch training of `net` on N examples that are hyperparameters (section 3.3).
 
     learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits"
-        (N, classes), whose softmax gives soft labels. given: the blocks that are not learned, and
-        "labels" (N, classes) if "label logits" are not learned. Inner loss: cross-entropy plus
-        exp(log penalty) * |weights|**2. Outer loss: cross-entropy on all of `outer_data`. Initial
-        weights: as in `penalty_problem`. Source: Maclaurin et al. 2015, section 3.3.
+    (N, classes), whose softmax gives soft labels. given: the blocks that are not learned, and
+    "labels" (N, classes) if "label logits" are not learned. Inner loss: cross-entropy plus
+    exp(log penalty) * |weights|**2. Outer loss: cross-entropy on all of `outer_data`. Initial
+    weights: as in `penalty_problem`.
     """
-    given = {name: backend.array(block) for name, block in given.items()}
+    xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
+
+    def inner(weights, hyper, t):
+        blocks = given | learned.split(hyper)
+        labels = blocks.get("labels")
+        if "label logits" in blocks:
+            labels = xp.exp(log_softmax(blocks["label logits"]))
+        penalty = xp.exp(blocks["log penalty"]) * (weights @ weights)
+        return loss(net, weights, Split(blocks["images"], labels)) + penalty
+
+    def outer(weights, hyper):
+        return loss(net, weights, outer_data)
+
     start = _start(backend, net, scale, seed)
-    return Problem(
-        backend=backend,
-        inner_loss=lambda weights, hyper, t: _loss_on_learned(
-            net, weights, given | learned.split(hyper)
-        ),
-        outer_loss=lambda weights, hyper: loss(net, weights, outer_data),
-        optimizer=Momentum(rate=rate, decay=decay),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
-
-
-def _loss_on_learned(net: DenseNet, weights, blocks: dict):
-    xp, labels = namespace(weights), blocks.get("labels")
-    if "label logits" in blocks:
-        labels = xp.exp(log_softmax(blocks["label logits"]))
-    penalty = xp.exp(blocks["log penalty"]) * (weights @ weights)
-    return loss(net, weights, data.Split(blocks["images"], labels)) + penalty
+    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
 
 
 @cache
-def cached_splits(source: str, *sizes: int) -> list[data.Split]:
+def cached_splits(source: str, *sizes: int) -> list[Split]:
     """Return `data.splits(source, sizes)`, read once in each process."""
     return data.splits(source, sizes)
 
 
-def loss(net: DenseNet, weights, split: data.Split, rows=slice(None)):
+def loss(net: DenseNet, weights, split: Split, rows=slice(None)):
     """Return the mean cross-entropy of the net on these rows of a split."""
     return cross_entropy(net(weights, split.images[rows]), split.labels[rows])
+
+
+def rows_of(batches: list, t: int | None):
+    """Return the rows of the batch of step t, in cycles; all rows for t = None."""
+    return slice(None) if t is None else batches[t % len(batches)]
