@@ -1,31 +1,26 @@
 """The MNIST experiment of Fu et al. 2016 (DrMAD), and the exact method of 2015."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from hgcore import data, trajectory
+from hgcore import data
 from hgcore.arrays import namespace
+from hgcore.data import Split
 from hgcore.fixed_point import DENOMINATOR, FixedPoint
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet, error_rate
 from hgcore.optimizers import Momentum
-from hgcore.papers.maclaurin2015 import loss
+from hgcore.papers.maclaurin2015 import loss, rows_of
 from hgcore.problem import Problem
 from hgcore.reversible import Reversible
-from hgcore.trajectory import Shortcut
+from hgcore.trajectory import Shortcut, train
 
 
 class BigIntegers(FixedPoint):
-    """A FixedPoint whose buffer is one Python integer of any size for each weight.
-
-    Implements: Maclaurin et al. 2015, Algorithm 3 as printed.
-    """
+    """A FixedPoint whose buffer is a Python integer for each weight: Algorithm 3 as printed."""
 
     def __init__(self, values):
         super().__init__(values)
@@ -64,8 +59,7 @@ class ReversibleOf2015(Reversible):
 
     def begin(self, problem: Problem, start: tuple):
         """Return the exact state at `start`."""
-        if problem.backend.device != "cpu":
-            device = problem.backend.device
+        if (device := problem.backend.device) != "cpu":
             raise ValueError(f"the buffer of 2015 needs device 'cpu', got {device!r}")
         exact = super().begin(problem, start)
         exact.values[1:] = [BigIntegers(problem.backend.host_view(slot)) for slot in start[1:]]
@@ -80,13 +74,13 @@ def unit_layout(net: DenseNet) -> Layout:
     return Layout({f"units {layer}": (size,) for layer, size in enumerate(net.sizes[:-1])})
 
 
-def scaled(net: DenseNet, free, hyper, biases: float = 0.2):
+def scaled(net: DenseNet, free, hyper):
     """Return the weights z exp(t), (n,), of z = free (n,).
 
-    t is hyper (m,) for the weights that leave a unit, and the number `biases` for a bias. Under one
-    penalty on |z|**2 the penalty on a weight is proportional to exp(-2 t).
+    t is hyper (m,) for the weights that leave a unit, and 0.2 for a bias. Under one penalty on
+    |z|**2 the penalty on a weight is proportional to exp(-2 t).
     """
-    xp, rest = namespace(free), np.exp(biases)
+    xp, rest = namespace(free), np.exp(0.2)
     scales = iter(unit_layout(net).split(xp.exp(hyper)).values())
     blocks = {
         name: xp.broadcast_to(next(scales)[:, None], block.shape)
@@ -100,18 +94,17 @@ def scaled(net: DenseNet, free, hyper, biases: float = 0.2):
 def unit_penalties(
     backend,
     net: DenseNet,
-    train: data.Split,
-    valid: data.Split,
+    train: Split,
+    valid: Split,
     *,
     address: tuple,
     steps: int,
     batch: int,
     rate: float,
     decay: float,
-    log_penalty: float = -4.0,
     log_scale: float = -3.0,
 ) -> Problem:
-    """Return momentum training of `scaled` weights under the penalty exp(log_penalty) |z|**2.
+    """Return momentum training of `scaled` weights under the penalty exp(-4) |z|**2.
 
     The layout of hyper is unit_layout(net). A hypergradient is the sum over the weights of a unit;
     the release takes the mean, of equal sign. Random streams of the release: the initial weights
@@ -123,31 +116,27 @@ def unit_penalties(
         data.authors_rng(address[0], t, "primal").randint(len(train.labels), size=batch)
         for t in range(steps)
     ]
-    penalty, rate, decay = np.exp(log_penalty), backend.array(rate), backend.array(decay)
-    return Problem(
-        backend=backend,
-        inner_loss=lambda free, hyper, t: (
-            loss(net, scaled(net, free, hyper), train, slice(None) if t is None else batches[t])
-            + penalty * (free @ free)
-        ),
-        outer_loss=lambda free, hyper: loss(net, scaled(net, free, hyper), valid),
-        optimizer=Momentum(rate=rate, decay=decay),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+
+    def inner(free, hyper, t):
+        rows = rows_of(batches, t)
+        return loss(net, scaled(net, free, hyper), train, rows) + np.exp(-4.0) * (free @ free)
+
+    def outer(free, hyper):
+        return loss(net, scaled(net, free, hyper), valid)
+
+    momentum = Momentum(backend.array(rate), backend.array(decay))
+    return Problem(backend, inner, outer, momentum, start, steps)
 
 
-def retrained_error(problem: Problem, net: DenseNet, hyper, test: data.Split) -> float:
+def retrained_error(problem: Problem, net: DenseNet, hyper, test: Split) -> float:
     """Train `unit_penalties` with these hyperparameters; return the error on `test` in percent."""
     hyper = problem.as_hyper(hyper)
-    weights = scaled(net, trajectory.train(problem, hyper)[0], hyper)
+    weights = scaled(net, train(problem, hyper)[0], hyper)
     return 100 * error_rate(net(weights, test.images), test.labels)
 
 
-def shuffled_splits(examples: data.Split, sizes: Sequence[int], address: tuple) -> list[data.Split]:
+def shuffled_splits(examples: Split, sizes: Sequence[int], address: tuple) -> list[Split]:
     """Return parts of these sizes, in the order of the authors' random stream at `address`."""
     order = data.authors_rng(*address).permutation(len(examples.labels))
-    return [
-        data.Split(examples.images[order[a:b]], examples.labels[order[a:b]])
-        for a, b in pairwise(np.cumsum([0, *sizes]))
-    ]
+    parts = np.split(order, np.cumsum(sizes))[: len(sizes)]
+    return [Split(examples.images[rows], examples.labels[rows]) for rows in parts]

@@ -4,8 +4,6 @@
 dask.distributed, or run here one after the other, with the same bits. Implements: Fu et al. 2016.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -49,9 +47,9 @@ class Server:
 
 
 def run_tasks(function: Callable, tasks: Sequence[tuple], *shared, dask=None) -> list:
-    """Return function(task, *shared) for each task: on the workers of `dask`, or here if None.
+    """Return function(task, *shared) for each task, by the workers of `dask` or here if None.
 
-    The task of a lost worker is run again by another one; a task that raises, raises here.
+    Another worker takes over the task of a lost one; a task that raises, raises here.
     """
     if dask is None:
         return [on_one_thread(function, task, *shared) for task in tasks]
@@ -89,9 +87,8 @@ def cluster(workers: int, scheduler: str | None = None) -> Iterator:
         return
     # with dask's own setting of malloc a task takes three times as long
     malloc = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
-    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None}
-    quiet = {"host": "127.0.0.1", "silence_logs": logging.ERROR}
+    options = dict(threads_per_worker=1, memory_limit=0, dashboard_address=None, host="127.0.0.1")
     with dask.config.set(malloc):
-        local = LocalCluster(n_workers=workers, **options, **quiet)
+        local = LocalCluster(n_workers=workers, silence_logs=logging.ERROR, **options)
     with local, Client(local, set_as_default=False) as client:
         yield client

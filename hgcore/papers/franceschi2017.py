@@ -1,12 +1,11 @@
 """Problems of Franceschi et al. (2017): training with tuned rate, momentum and penalties."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from hgcore import data
+from hgcore.data import Split
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet
 from hgcore.optimizers import Adam, HeavyBall
@@ -25,8 +24,8 @@ def tuned_layout(groups: int = 1) -> Layout:
 def tuned_problem(
     backend,
     net: DenseNet,
-    train: data.Split,
-    valid: data.Split,
+    train: Split,
+    valid: Split,
     *,
     seed_path: tuple,
     batch: int,
@@ -54,14 +53,11 @@ def tuned_problem(
     def tuned(name):
         return lambda hyper, t: layout.split(hyper)[name]
 
-    return Problem(
-        backend=backend,
-        inner_loss=inner,
-        outer_loss=lambda weights, hyper: loss(net, weights, valid),
-        optimizer=(Adam if adam else HeavyBall)(tuned("rate"), tuned("momentum")),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+    def outer(weights, hyper):
+        return loss(net, weights, valid)
+
+    optimizer = (Adam if adam else HeavyBall)(tuned("rate"), tuned("momentum"))
+    return Problem(backend, inner, outer, optimizer, start, steps)
 
 
 def cost_problem(
@@ -77,7 +73,7 @@ def cost_problem(
 ) -> tuple:
     """Return (`tuned_problem`, hyper) with `hypers` >= 3 hyperparameters, to measure costs on."""
     if hypers < 3:
-        counted = "hypers counts rate, momentum and at least one penalty"
+        counted = "hypers counts rate, momentum and penalties"
         raise ValueError(f"{counted}, so it is 3 or more; got {hypers}")
     # cached, so that the peak memory of a second call excludes reading
     train, valid = (split.on(backend) for split in cached_splits(source, *examples))

@@ -1,28 +1,24 @@
 """Hyper-cleaning (Franceschi et al. 2017, section 5.1): a learned weight for each example."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hgcore import data
 from hgcore.arrays import namespace
+from hgcore.data import Split
 from hgcore.nets import log_softmax
 from hgcore.optimizers import GradientDescent
 from hgcore.problem import Problem
 
 
-def corrupt_labels(
-    examples: data.Split, share: float, rng: np.random.Generator
-) -> tuple[data.Split, np.ndarray]:
+def corrupt_labels(examples: Split, share: float, rng) -> tuple[Split, np.ndarray]:
     """Return the examples with `share` of them labeled as another class; which, (N,) bool."""
     count, classes = examples.labels.shape
     wrong = np.zeros(count, bool)
     wrong[rng.permutation(count)[: round(share * count)]] = True
     shifts = np.where(wrong, rng.integers(1, classes, size=count), 0)
     labels = np.eye(classes)[(examples.labels.argmax(1) + shifts) % classes]
-    return data.Split(examples.images, labels), wrong
+    return Split(examples.images, labels), wrong
 
 
 def regressions(weights, images, classes: int):
@@ -37,7 +33,7 @@ def regressions(weights, images, classes: int):
 
 
 def weighted_examples(
-    backend, train: data.Split, valid: data.Split, *, steps: int, rates: Sequence[float]
+    backend, train: Split, valid: Split, *, steps: int, rates: Sequence[float]
 ) -> Problem:
     """Return runs side by side of gradient descent from zero on (1/N) sum_i hyper_i NLL_i.
 
@@ -57,14 +53,7 @@ def weighted_examples(
     def outer(weights, hyper):
         return -xp.sum(regressions(weights, valid.images, classes) * valid.labels) / len(valid[0])
 
-    return Problem(
-        backend=backend,
-        inner_loss=inner,
-        outer_loss=outer,
-        optimizer=GradientDescent(rate=each),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+    return Problem(backend, inner, outer, GradientDescent(each), start, steps)
 
 
 def row_by_row(projections: Sequence[Callable]) -> Callable:

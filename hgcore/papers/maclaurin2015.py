@@ -148,8 +148,8 @@ def penalty_problem(
     slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
 
     def inner(weights, hyper, t):
-        penalty = xp.sum(xp.exp(hyper) * weights**2)
-        return loss(LOGISTIC, weights, train, rows_of(slices, t)) + penalty
+        fit = loss(LOGISTIC, weights, train, rows_of(slices, t))
+        return fit + xp.sum(xp.exp(hyper) * weights**2)
 
     def outer(weights, hyper):
         return loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
