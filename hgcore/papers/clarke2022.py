@@ -3,16 +3,16 @@
 hyper (3,): log10 of the rate, log10 of the weight decay, logit of the momentum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from hgcore import data
-from hgcore.nets import DenseNet, cross_entropy, log_softmax
+from hgcore.data import Split
+from hgcore.nets import DenseNet
 from hgcore.optimizers import HeavyBall
+from hgcore.papers.franceschi2017_tasks import multinomial
 from hgcore.problem import Problem
 from hgcore.projections import box
 
@@ -39,9 +39,9 @@ class Task(NamedTuple):
     """
 
     backend: object
-    train: data.Split
-    valid: data.Split
-    test: data.Split
+    train: Split
+    valid: Split
+    test: Split
     net: DenseNet  # for its sizes and layout; `outputs` is the net
     loss: Callable
     unit: float = 1.0
@@ -52,7 +52,7 @@ class Task(NamedTuple):
         hidden = self.backend.xp.clip(inputs @ matrix + bias, 0, None)
         return hidden @ last + last_bias
 
-    def loss_of(self, weights, split: data.Split, rows=slice(None)):
+    def loss_of(self, weights, split: Split, rows=slice(None)):
         """Return the mean loss on these rows."""
         return self.loss(self.outputs(weights, split.images[rows]), split.labels[rows])
 
@@ -64,18 +64,19 @@ class Task(NamedTuple):
         weights = self.backend.array(np.zeros(self.net.layout.size)) if weights is None else weights
         return self.unit * float(self.loss_of(weights, self.test))
 
-    def all_rows(self) -> Task:
+    def all_rows(self) -> "Task":
         """Return the task whose training rows include the validation rows."""
         pairs = zip(self.train, self.valid, strict=True)
-        return self._replace(train=data.Split(*map(self.backend.xp.concatenate, pairs)))
+        return self._replace(train=Split(*map(self.backend.xp.concatenate, pairs)))
 
 
-def house_prices(backend, hidden: int, seed_path: tuple, sizes=(364, 91, 51)) -> Task:
+def house_prices(backend, hidden: int, seed_path: tuple) -> Task:
     """Return Boston housing, rows in an order drawn at seed_path; test losses in ($1000)**2."""
     features, prices = data.boston()
     rows = np.random.default_rng([*seed_path, 4, 0]).permutation(len(prices))
-    columns, deviations = _standardized(np.column_stack([features, prices])[rows], sizes)
-    parts = [data.Split(part[:, :-1], part[:, -1:]).on(backend) for part in columns]
+    table = np.column_stack([features, prices])[rows]
+    columns, deviations = _standardized(table, (364, 91, 51))
+    parts = [Split(part[:, :-1], part[:, -1:]).on(backend) for part in columns]
     net = DenseNet((features.shape[1], hidden, 1))
     return Task(backend, *parts, net, _squared_error, float(deviations[-1] ** 2))
 
@@ -84,16 +85,12 @@ def digits(backend, hidden: int, source: str, sizes: tuple[int, int, int]) -> Ta
     """Return MNIST or mnist_small, see `data.splits`; losses are cross-entropies."""
     splits = data.splits(source, sizes, centre=False)  # constant pixels stay exactly so
     images, _ = _standardized(np.concatenate([part.images for part in splits]), sizes)
-    parts = [data.Split(x, part.labels).on(backend) for x, part in zip(images, splits, strict=True)]
-    return Task(backend, *parts, DenseNet((784, hidden, 10)), _cross_entropy)
+    parts = [Split(x, part.labels).on(backend) for x, part in zip(images, splits, strict=True)]
+    return Task(backend, *parts, DenseNet((784, hidden, 10)), multinomial)
 
 
 def _squared_error(outputs, labels):
     return ((outputs - labels) ** 2).mean()
-
-
-def _cross_entropy(outputs, labels):
-    return cross_entropy(log_softmax(outputs), labels)
 
 
 def _standardized(table: np.ndarray, sizes: tuple) -> tuple[list[np.ndarray], np.ndarray]:
@@ -119,7 +116,12 @@ def update_problems(
     bounds = layout.expand(np.repeat(task.net.sizes[:-1], 2) ** -0.5)
     start = backend.array(np.random.default_rng([*seed_path, 0, 0]).uniform(-bounds, bounds))
 
-    def loss(weights, split: data.Split, stream: int, t: int):
+    optimizer = HeavyBall(
+        rate=lambda hyper, t: 10 ** hyper[0],
+        decay=lambda hyper, t: 1 / (1 + backend.xp.exp(-hyper[2])),
+    )
+
+    def loss(weights, split: Split, stream: int, t: int):
         total = len(split.labels)
         small = batch < total
         rows = data.batch((*seed_path, stream), t, batch, total) if small else slice(None)
@@ -130,16 +132,9 @@ def update_problems(
             t = (k + 1) * every - 1 if t is None else t
             return loss(weights, task.train, 1, t) + 10 ** hyper[1] / 2 * (weights @ weights)
 
-        return Problem(
-            backend=backend,
-            inner_loss=inner,
-            outer_loss=lambda weights, hyper: loss(weights, task.valid, 2, k),
-            optimizer=HeavyBall(
-                rate=lambda hyper, t: 10 ** hyper[0],
-                decay=lambda hyper, t: 1 / (1 + backend.xp.exp(-hyper[2])),
-            ),
-            initial=lambda hyper: start,
-            steps=steps,
-        )
+        def outer(weights, hyper):
+            return loss(weights, task.valid, 2, k)
+
+        return Problem(backend, inner, outer, optimizer, start, steps)
 
     return at

@@ -1,6 +1,6 @@
 """Problems of Franceschi et al. (2017): training with tuned rate, momentum and penalties."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,11 +27,11 @@ def tuned_problem(
     train: Split,
     valid: Split,
     *,
-    seed_path: tuple,
-    batch: int,
-    steps: int = 0,
-    groups: int = 1,
-    adam: bool = False,
+    seed_path,
+    batch,
+    steps,
+    groups,
+    adam=False,
 ) -> Problem:
     """Return training by heavy ball, v' = momentum v + g, w' = w - rate v' (section 3).
 
@@ -61,17 +61,12 @@ def tuned_problem(
 
 
 def cost_problem(
-    backend,
-    source: str,
-    examples: Sequence[int],
-    hidden: Sequence[int],
-    *,
-    hypers: int,
-    steps: int,
-    batch: int,
-    adam: bool = False,
+    backend, source: str, examples, hidden, *, hypers: int, steps: int, batch: int, adam=False
 ) -> tuple:
-    """Return (`tuned_problem`, hyper) with `hypers` >= 3 hyperparameters, to measure costs on."""
+    """Return (`tuned_problem`, hyper) with `hypers` >= 3 hyperparameters, to measure costs on.
+
+    examples: how many for training and for validation. hidden: units of each hidden layer.
+    """
     if hypers < 3:
         counted = "hypers counts rate, momentum and penalties"
         raise ValueError(f"{counted}, so it is 3 or more; got {hypers}")

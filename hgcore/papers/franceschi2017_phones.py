@@ -1,10 +1,8 @@
 """Phones of read speech, frame by frame, with a second task (Franceschi et al. 2017, section 5.3).
 
-The second task is to predict the phonetic context of a frame. The paper has embeddings of 300
-numbers from another network; here it is the phone before and the next one, embedded at random.
+The second task is to predict the context of a frame: in the paper embeddings of 300 numbers from
+another network, here the phone before and the next one, embedded at random.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +42,7 @@ class Frames(NamedTuple):
         """Return the inputs (len(rows), W * F) of a net."""
         return self.features[self.windows[rows]].reshape((len(rows), -1))
 
-    def accuracy(self, net: PhoneNet, weights, backend, most: int | None = None) -> float:
+    def accuracy(self, net: Callable, weights, backend, most: int | None = None) -> float:
         """Return the percentage of right classes, of all frames or of at least `most` of them."""
         count = len(self.labels)
         rows = np.arange(0, count, max(1, count // (most or count)))
@@ -100,9 +98,8 @@ def generated_frames(
 ) -> list[Frames]:
     """Return training, validation and test frames of `sizes` made-up utterances of ten phones.
 
-    Phones follow each other as a Markov chain, each for 2 to 6 frames. A frame is half the
-    vector of its class, a quarter of those of the phones before and after, and normal noise.
-    Without download, for tests and quick runs.
+    Phones follow each other as a Markov chain, each for 2 to 6 frames. A frame is half the vector
+    of its class, a quarter of those of the phones before and after, and normal noise.
     """
     rng = np.random.default_rng((*address, 4))  # (0,) and (0, 0) are one stream
     means = rng.standard_normal((classes, 8))
@@ -165,8 +162,7 @@ def constraints() -> Callable:
     The paper's bounds on momentum are 0 and 1. No solver here multiplies by a decay below 2**-16,
     and training with momentum 1 never settles.
     """
-    low = np.array([0, 2.0**-16, 0])
-    return box(low, np.array([np.inf, 0.99, np.inf]))
+    return box(np.array([0, 2.0**-16, 0]), np.array([np.inf, 0.99, np.inf]))
 
 
 def phone_problem(
@@ -188,7 +184,9 @@ def phone_problem(
     validation frames drawn at k. Addresses and initial weights depend on `stream`.
     """
     xp, start = backend.xp, backend.array(net.initial_weights((stream, 0)))
-    table = backend.array(_context(phones, net.embedding))
+    # vectors of the phones before and after; the sum of two has variance 1
+    table = np.random.default_rng([0, 2]).normal(0, np.sqrt(0.5), (2 * phones, net.embedding))
+    table = backend.array(table)
 
     def losses(weights, frames, address, size):
         rows = data.batch(address[:-1], address[-1], size, len(frames.labels))
@@ -202,24 +200,12 @@ def phone_problem(
         return primary + LAYOUT.split(hyper)["task weight"] * secondary
 
     def at(k: int) -> Problem:
-        return Problem(
-            backend=backend,
-            inner_loss=inner,
-            outer_loss=lambda w, hyper: losses(w, valid, (stream, 2, k), valid_frames)[0],
-            optimizer=OPTIMIZER,
-            initial=start,
-            steps=steps,
-        )
+        def outer(weights, hyper):
+            return losses(weights, valid, (stream, 2, k), valid_frames)[0]
+
+        return Problem(backend, inner, outer, OPTIMIZER, start, steps)
 
     return at
-
-
-def _context(phones: int, size: int) -> np.ndarray:
-    """Return a random vector for each phone before and each after (2 * phones, size).
-
-    The sum of two has variance 1.
-    """
-    return np.random.default_rng([0, 2]).normal(0, np.sqrt(0.5), (2 * phones, size))
 
 
 def draws(stream: int) -> Iterator[np.ndarray]:

@@ -4,19 +4,20 @@ K classes are K tasks. C (K, K), symmetric and not negative, pulls the weights o
 together; hyper holds its upper triangle, one number C_jk for a pair j < k, so C is symmetric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import squareform
 
 from hgcore import data
 from hgcore.arrays import namespace
+from hgcore.data import Split
 from hgcore.data.cifar import cifar10_pixels, cifar100_pixels
 from hgcore.layout import Layout
 from hgcore.nets import cross_entropy, log_softmax
 from hgcore.optimizers import HeavyBall
+from hgcore.papers.lorraine2020 import concatenate
 from hgcore.problem import Problem
 from hgcore.projections import box, box_l1
 
@@ -26,12 +27,15 @@ ANIMALS = {"bird", "cat", "deer", "dog", "frog", "horse"}
 
 
 class Tasks(NamedTuple):
-    """Examples of K classes. groups: the true group of each class, [] if that is unknown."""
+    """Examples of K classes: features (N, d), labels (N,), whole numbers, K names.
 
-    features: np.ndarray  # (N, d)
-    labels: np.ndarray  # (N,), whole numbers
-    names: list[str]  # K
-    groups: list[str]  # K or none
+    groups: the true group of each class, [] if that is unknown.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    groups: list[str]
 
 
 def photographs(source: str, count: int, side: int) -> Tasks:
@@ -59,25 +63,18 @@ def news(count: int, features: int) -> Tasks:
     return Tasks(found, labels[rows], names, [name.partition(".")[0] for name in names])
 
 
-def generated(
-    count: int, *, groups=(3, 3, 2), features=40, apart=0.7, noise=3.0, seed=(0, 0, 1)
-) -> Tasks:
+def generated(count: int) -> Tasks:
     """Return classes whose centers lie near that of their group: the true graph is known.
 
-    A group's center has standard normal coordinates, a class's is that plus `apart` times such a
-    vector, an example's that plus `noise` times another. groups: classes of each group.
+    A group's center has 40 standard normal coordinates, a class's is that plus 0.7 times such a
+    vector, an example's that plus 3 times another.
     """
-    rng, classes = np.random.default_rng(seed), sum(groups)
-    member = np.repeat(np.arange(len(groups)), groups)
-    centers = rng.standard_normal((len(groups), features))[member]
-    centers = centers + apart * rng.standard_normal((classes, features))
-    labels = np.arange(count) % classes
-    examples = centers[labels] + noise * rng.standard_normal((count, features))
-    letters = [chr(ord("A") + g) for g in member]
-    places = np.arange(classes) - np.searchsorted(member, member)
-    return Tasks(
-        examples, labels, [f"{a}{i + 1}" for a, i in zip(letters, places, strict=True)], letters
-    )
+    rng, names = np.random.default_rng((0, 0, 1)), "A1 A2 A3 B1 B2 B3 C1 C2".split()
+    groups = [name[0] for name in names]
+    centers = rng.standard_normal((3, 40))[["ABC".index(group) for group in groups]]
+    centers = centers + 0.7 * rng.standard_normal((len(names), 40))
+    labels = np.arange(count) % len(names)
+    return Tasks(centers[labels] + 3 * rng.standard_normal((count, 40)), labels, names, groups)
 
 
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -90,12 +87,11 @@ def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate(rows))
 
 
-def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[data.Split]:
+def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[Split]:
     """Return random (train, valid, test): `train` and `valid` examples in all, the rest for test.
 
-    In both, all classes have the same number of examples. The mean of the training features is
-    subtracted, then all are scaled by one number, so that their mean square norm is SQUARE in
-    training.
+    In both, all classes have the same number of examples. Features are shifted and scaled so that
+    in training their mean is zero and their mean square norm SQUARE.
     """
     order, classes = np.random.default_rng(seed).permutation(len(tasks.labels)), len(tasks.names)
     labels = tasks.labels[order]
@@ -107,38 +103,32 @@ def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[data
     rows = [order[part == i] for i in range(3)]
     known = np.asarray(tasks.features[rows[0]], float)
     mean, unit = known.mean(axis=0), np.sqrt(known.var(axis=0).sum() / SQUARE)
-    return [
-        data.Split((tasks.features[r] - mean) / unit, np.eye(classes)[tasks.labels[r]])
-        for r in rows
-    ]
+    one_hot = np.eye(classes)[tasks.labels]
+    return [Split((tasks.features[r] - mean) / unit, one_hot[r]) for r in rows]
 
 
-def in_span(train: data.Split, *others: data.Split) -> list[data.Split]:
+def in_span(train: Split, *others: Split) -> list[Split]:
     """Return the splits in an orthonormal basis of the span of the training features.
 
     Weights that start at zero never leave it, and norms and products in it stay the same: so do
-    training, penalties and all scores, with fewer weights if there are fewer examples than
-    features.
+    training, penalties and scores, with fewer weights if there are fewer examples than features.
     """
     parts = [train, *others]
     if len(train.images) >= train.images.shape[1]:
         return parts
     basis = np.linalg.qr(train.images.T)[0]
-    return [data.Split(part.images @ basis, part.labels) for part in parts]
+    return [Split(part.images @ basis, part.labels) for part in parts]
 
 
-def tuning_and_final(backend, parts: Sequence[data.Split]) -> list[list[data.Split]]:
+def tuning_and_final(backend, parts: Sequence[Split]) -> list[list[Split]]:
     """Return [train, valid] and [train and valid, test] of `deal`, each pair `in_span`."""
     train, valid, test = parts
-    both = data.Split(*map(np.concatenate, zip(train, valid, strict=True)))
-    pairs = in_span(train, valid), in_span(both, test)
+    pairs = in_span(train, valid), in_span(concatenate(train, valid), test)
     return [[part.on(backend) for part in pair] for pair in pairs]
 
 
 def chosen(rows: np.ndarray) -> np.ndarray:
-    """Return the hyper of the row (accuracy, loss, *hyper) with the highest accuracy on validation
-    data, of equal ones that with the lowest loss.
-    """
+    """Return hyper of the row (accuracy, loss, *hyper) of best accuracy, if equal of least loss."""
     return rows[np.lexsort((rows[:, 1], -rows[:, 0]))[0], 2:]
 
 
@@ -167,11 +157,8 @@ def as_matrix(pairs: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _places(classes: int) -> np.ndarray:
-    """Return where in the upper triangle C_jk stands (K, K); the diagonal stands after its end."""
-    place = np.full((classes, classes), classes * (classes - 1) // 2)
-    rows, columns = np.triu_indices(classes, 1)
-    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
-    return place
+    """Return where in the upper triangle C_jk stands (K, K), -1 on the diagonal."""
+    return squareform(np.arange(1, classes * (classes - 1) // 2 + 1)) - 1
 
 
 def interaction_constraints(classes: int, total: float = np.inf) -> Callable:
@@ -214,8 +201,8 @@ def linear_scores(weights, features, classes: int):
 
 def interactions(
     backend,
-    train: data.Split,
-    valid: data.Split,
+    train: Split,
+    valid: Split,
     *,
     steps: int,
     rate: float,
@@ -241,13 +228,7 @@ def interactions(
         scores = linear_scores(weights, train.images, classes)
         return loss(scores, train.labels) + xp.sum((matrix @ form) * matrix)
 
-    return Problem(
-        backend=backend,
-        inner_loss=inner,
-        outer_loss=lambda weights, hyper: loss(
-            linear_scores(weights, valid.images, classes), valid.labels
-        ),
-        optimizer=HeavyBall(rate=rate, decay=decay),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+    def outer(weights, hyper):
+        return loss(linear_scores(weights, valid.images, classes), valid.labels)
+
+    return Problem(backend, inner, outer, HeavyBall(rate, decay), start, steps)

@@ -3,13 +3,11 @@
 Their distilled data sets are `maclaurin2015.learned_data`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from hgcore import data
+from hgcore.data import Split
 from hgcore.nets import DenseNet, cross_entropy
 from hgcore.optimizers import HeavyBall, Optimizer
 from hgcore.outer import OuterStep
@@ -21,8 +19,8 @@ def weight_decays(
     backend,
     net: Callable,
     start,
-    train: data.Split,
-    valid: data.Split,
+    train: Split,
+    valid: Split,
     *,
     optimizer: Optimizer | None = None,
     steps: int = 0,
@@ -35,18 +33,17 @@ def weight_decays(
     ball, rate 0.1 and decay 0.9, if None; it diverges where exp(hyper) is about 19 or more, so
     bound hyper by a projection.
     """
-    xp, start = backend.xp, backend.array(start)
-    return Problem(
-        backend=backend,
-        inner_loss=lambda weights, hyper, t: (
-            cross_entropy(net(weights, train.images), train.labels)
-            + xp.sum(xp.exp(hyper) * weights**2)
-        ),
-        outer_loss=lambda weights, hyper: cross_entropy(net(weights, valid.images), valid.labels),
-        optimizer=optimizer or HeavyBall(rate=0.1, decay=0.9),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+    xp = backend.xp
+
+    def inner(weights, hyper, t):
+        fit = cross_entropy(net(weights, train.images), train.labels)
+        return fit + xp.sum(xp.exp(hyper) * weights**2)
+
+    def outer(weights, hyper):
+        return cross_entropy(net(weights, valid.images), valid.labels)
+
+    optimizer = optimizer or HeavyBall(rate=0.1, decay=0.9)
+    return Problem(backend, inner, outer, optimizer, backend.array(start), steps)
 
 
 def initial_weights(net: DenseNet, seed_path: Sequence[int]) -> np.ndarray:
@@ -55,9 +52,9 @@ def initial_weights(net: DenseNet, seed_path: Sequence[int]) -> np.ndarray:
     return net.initial_weights(lambda *shape: rng.standard_normal(shape))
 
 
-def concatenate(*splits: data.Split) -> data.Split:
+def concatenate(*splits: Split) -> Split:
     """Return the examples of these splits as one split of NumPy arrays."""
-    return data.Split(*map(np.concatenate, zip(*splits, strict=True)))
+    return Split(*map(np.concatenate, zip(*splits, strict=True)))
 
 
 def train_in_parts(

@@ -3,8 +3,6 @@
 Needs torch, so `hgcore.papers` does not import it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hgcore import data
 from hgcore.backend_torch import Torch
+from hgcore.data import Split
 from hgcore.modules import batches
-from hgcore.nets import cross_entropy, error_rate, log_softmax
+from hgcore.nets import error_rate
 from hgcore.optimizers import HeavyBall
+from hgcore.papers.franceschi2017_tasks import multinomial
 from hgcore.papers.lorraine2020_nets import Block, normalized
 from hgcore.problem import Problem
 
@@ -93,7 +92,7 @@ def resnet18(width: int = 64) -> nn.Sequential:
     return nn.Sequential(*first, *blocks, *head)
 
 
-def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Split], np.ndarray]:
+def pictures(splits: Sequence[Split], pool: int) -> tuple[list[Split], np.ndarray]:
     """Return (splits with images (N, 3, H, W), the values of black and white (2, 3, 1, 1)).
 
     splits: images (N, 784), which get three equal channels, or (N, 3072), in 0..1. pool: the side
@@ -109,10 +108,9 @@ def pictures(splits: Sequence[data.Split], pool: int = 1) -> tuple[list[data.Spl
 
     images = [shaped(split.images) for split in splits]
     mean, deviation = (f(images[0], axis=(0, 2, 3), keepdims=True)[0] for f in (np.mean, np.std))
-    normalized = [(part - mean) / deviation for part in images]
-    pairs = zip(normalized, splits, strict=True)
+    pairs = zip(images, splits, strict=True)
     ends = np.stack([-mean / deviation, (1 - mean) / deviation])
-    return [data.Split(part, split.labels) for part, split in pairs], ends
+    return [Split((part - mean) / deviation, split.labels) for part, split in pairs], ends
 
 
 def crop_and_flip(images, most: int, black, seed_path: Sequence[int]):
@@ -144,8 +142,8 @@ class Augmentation:
     net: Callable
     start: object
     augment: Callable | None
-    train: data.Split
-    valid: data.Split
+    train: Split
+    valid: Split
     black: object
     optimizer: HeavyBall
     batch: int
@@ -168,43 +166,41 @@ class Augmentation:
 
         def inner_loss(weights, hyper, t):
             inputs, labels = self.inputs(hyper, self.every * (k + 1) if t is None else t)
-            return self._loss(weights, inputs, labels) + self.weight_decay / 2 * weights @ weights
+            loss = multinomial(self.net(weights, inputs), labels)
+            return loss + self.weight_decay / 2 * weights @ weights
 
         def outer_loss(weights, hyper):
-            loss = self._loss(weights, images, labels)
+            loss = multinomial(self.net(weights, images), labels)
             if self.augment is None or not self.diversity:
                 return loss
             copies = self.copies(hyper, images, self.samples, (VALID, self.seed, k))
             return loss + self.diversity * diversity_loss(copies, images)
 
-        initial = lambda hyper: self.start  # noqa: E731
-        return Problem(self.backend, inner_loss, outer_loss, self.optimizer, initial, self.every)
-
-    def _loss(self, weights, images, labels):
-        return cross_entropy(log_softmax(self.net(weights, images)), labels)
+        given = self.backend, inner_loss, outer_loss, self.optimizer
+        return Problem(*given, self.start, self.every)
 
     def copies(self, hyper, images, count: int, address: tuple):
         """Return `count` augmented copies of each image, (count, *images.shape)."""
         repeated = images.repeat(count, 1, 1, 1)
         return self.augment(hyper, repeated, seed=address).reshape(count, *images.shape)
 
-    def accuracies(self, weights, hyper, parts: Sequence[data.Split], copies: int = 5) -> list:
-        """Return the accuracy on each of `parts`; scores are means over the clean image and copies.
+    def accuracies(self, weights, hyper, parts: Sequence[Split]) -> list:
+        """Return the accuracy on each part; scores are means over the clean image and five copies.
 
         Batch statistics are the means over the first ten training batches.
         """
         with torch.no_grad():
             net = self.net.evaluation(weights, [(self.inputs(hyper, t)[0],) for t in range(10)])
-            scores = [self._scores(net, weights, hyper, part.images, copies) for part in parts]
+            scores = [self._scores(net, weights, hyper, part.images) for part in parts]
         pairs = zip(scores, parts, strict=True)
         return [1 - error_rate(found, part.labels) for found, part in pairs]
 
-    def _scores(self, net, weights, hyper, images, copies: int):
+    def _scores(self, net, weights, hyper, images):
         found = []
         for i, clean in enumerate(images.split(self.batch)):
             inputs = clean[None]
             if self.augment is not None:
-                others = self.copies(hyper, clean, copies, (TEST, self.seed, i))
+                others = self.copies(hyper, clean, 5, (TEST, self.seed, i))
                 inputs = torch.cat([inputs, others])
             scores = net(weights, inputs.flatten(0, 1))
             found.append(scores.reshape(len(inputs), len(clean), -1).mean(0))

@@ -1,7 +1,5 @@
 """Boston housing, the released conjugate gradients and peak memory (Lorraine et al. 2020)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,18 +49,18 @@ class ReleasedConjugateGradient:
         return self.floor if denominator < self.floor / 2 else denominator
 
 
-def boston_split(backend, seed_path: tuple, sizes: tuple[int, int] = (409, 46)) -> list[tuple]:
-    """Return (train, valid) of Boston housing, each (features (N, 14), prices (N,)).
+def boston_split(backend, seed_path: tuple) -> list[tuple]:
+    """Return (train, valid) of Boston housing: features (409 and 46, 14) and prices.
 
     Rows are drawn without replacement. Features and prices are standardized by mean and deviation
     of the training rows. The last feature is 1, for the bias.
     """
     features, prices = boston()
-    rows = np.random.default_rng(seed_path).permutation(len(prices))[: sum(sizes)]
-    table = np.column_stack([features, prices])[rows]
-    table = (table - table[: sizes[0]].mean(axis=0)) / table[: sizes[0]].std(axis=0)
+    rows = np.random.default_rng(seed_path).permutation(len(prices))
+    table = np.column_stack([features, prices])[rows[: 409 + 46]]
+    table = (table - table[:409].mean(axis=0)) / table[:409].std(axis=0)
     inputs = np.column_stack([table[:, :-1], np.ones(len(table))])
-    parts = (slice(sizes[0]), slice(sizes[0], None))
+    parts = slice(409), slice(409, None)
     return [(backend.array(inputs[part]), backend.array(table[part, -1])) for part in parts]
 
 
@@ -75,18 +73,16 @@ def boston_regression(
     Outer loss: mean squared error on `valid`. Initial weights as of torch.nn.Linear: uniform within
     1 / sqrt(13).
     """
-    xp, rate = backend.xp, backend.array(rate)
+    xp, descent = backend.xp, GradientDescent(backend.array(rate))
     start = backend.array(np.random.default_rng(seed_path).uniform(-1, 1, 14) / 13**0.5)
-    return Problem(
-        backend=backend,
-        steps=steps,
-        optimizer=GradientDescent(rate=rate),
-        initial=lambda hyper: start,
-        inner_loss=lambda w, hyper, t: (
-            xp.mean((train[0] @ w - train[1]) ** 2) + xp.sum(xp.exp(hyper) * w**2)
-        ),
-        outer_loss=lambda w, hyper: xp.mean((valid[0] @ w - valid[1]) ** 2),
-    )
+
+    def inner(w, hyper, t):
+        return xp.mean((train[0] @ w - train[1]) ** 2) + xp.sum(xp.exp(hyper) * w**2)
+
+    def outer(w, hyper):
+        return xp.mean((valid[0] @ w - valid[1]) ** 2)
+
+    return Problem(backend, inner, outer, descent, start, steps)
 
 
 def hessian(problem: Problem, hyper, weights) -> np.ndarray:
@@ -116,33 +112,20 @@ def relative_error(found, true) -> float:
     return float(np.linalg.norm(found - true) / np.linalg.norm(true))
 
 
-MEASURED: dict[str, Callable] = {
-    "training step": lambda problem, hyper, state, terms: problem.step(
-        state, problem.objective(hyper).gradient(state[0], 0), hyper, 0
-    ),
-    "identity": lambda problem, hyper, state, terms: Implicit(linear.Identity(0.1))(
-        problem, hyper, state
-    ),
-    "Neumann": lambda problem, hyper, state, terms: Implicit(linear.Neumann(terms, 0.01))(
-        problem, hyper, state
-    ),
-    "conjugate gradients": lambda problem, hyper, state, terms: Implicit(
-        linear.ConjugateGradient(terms, 0.0)
-    )(problem, hyper, state),
-    "Nystrom": lambda problem, hyper, state, terms: Implicit(linear.Nystrom(terms, 1.0))(
-        problem, hyper, state
-    ),
-    "unrolled": lambda problem, hyper, state, terms: Reverse()(
-        replace(problem, steps=terms), hyper
-    ),
+INVERSES: dict[str, Callable] = {
+    "identity": lambda terms: linear.Identity(0.1),
+    "Neumann": lambda terms: linear.Neumann(terms, 0.01),
+    "conjugate gradients": lambda terms: linear.ConjugateGradient(terms, 0.0),
+    "Nystrom": lambda terms: linear.Nystrom(terms, 1.0),
 }
 
 
 def peak_memory(method: str, weights: int, terms: int = 1) -> int:
-    """Return the peak bytes of one `method` of MEASURED, in a process of its own.
+    """Return the peak bytes of one "training step", "unrolled" or one of INVERSES.
 
-    The problem is a dense net of about `weights` weights with a penalty for each, on torch in
-    float64; the count begins before it is made. terms: terms, iterations, rank or steps.
+    In a process of its own. The problem is a dense net of about `weights` weights with a penalty
+    for each, on torch in float64; the count begins before it is made. terms: terms, iterations,
+    rank or steps.
     """
     small = partial(_run_once, method, 2000, terms)
     return meter.fresh(partial(_run_once, method, weights, terms), small).peak
@@ -150,25 +133,29 @@ def peak_memory(method: str, weights: int, terms: int = 1) -> int:
 
 def _run_once(method: str, weights: int, terms: int) -> None:
     problem, hyper = _wide_problem(weights)
-    MEASURED[method](problem, hyper, problem.initial_state(hyper), terms)
+    state = problem.initial_state(hyper)
+    if method == "training step":
+        problem.step(state, problem.objective(hyper).gradient(state[0], 0), hyper, 0)
+    elif method == "unrolled":
+        Reverse()(replace(problem, steps=terms), hyper)
+    else:
+        Implicit(INVERSES[method](terms))(problem, hyper, state)
 
 
-def _wide_problem(weights: int, examples: int = 20) -> tuple[Problem, object]:
-    """Return (problem, hyper) on random images and labels; no curvature is negative at hyper."""
+def _wide_problem(weights: int) -> tuple[Problem, object]:
+    """Return (problem, hyper) on 20 random images; no curvature is negative at hyper."""
     backend, rng = Torch(), np.random.default_rng([0])
     net = DenseNet((784, max(1, (weights - 10) // 795), 10))
-    train, valid = (backend.array(rng.standard_normal((examples, 784))) for _ in range(2))
-    labels, others = (backend.array(np.eye(10)[rng.integers(10, size=examples)]) for _ in range(2))
+    train, valid = (backend.array(rng.standard_normal((20, 784))) for _ in range(2))
+    labels, others = (backend.array(np.eye(10)[rng.integers(10, size=20)]) for _ in range(2))
     start = backend.array(0.01 * rng.standard_normal(net.layout.size))
-    xp = backend.xp
-    problem = Problem(
-        backend=backend,
-        steps=1,
-        optimizer=GradientDescent(rate=backend.array(0.1)),
-        initial=lambda hyper: start,
-        inner_loss=lambda w, hyper, t: (
-            cross_entropy(net(w, train), labels) + xp.sum(xp.exp(hyper) * w * w)
-        ),
-        outer_loss=lambda w, hyper: cross_entropy(net(w, valid), others),
-    )
+
+    def inner(w, hyper, t):
+        return cross_entropy(net(w, train), labels) + backend.xp.sum(backend.xp.exp(hyper) * w * w)
+
+    def outer(w, hyper):
+        return cross_entropy(net(w, valid), others)
+
+    descent = GradientDescent(backend.array(0.1))
+    problem = Problem(backend, inner, outer, descent, start, steps=1)
     return problem, backend.array(np.ones(net.layout.size))

@@ -3,8 +3,6 @@
 Needs torch, so `hgcore.papers` does not import it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -44,9 +42,8 @@ class LanguageModel(torch.nn.Module):
         logits, one = logits or {}, (1, words.shape[1], self.embeddings.shape[1])
         matrix = dropped(self.embeddings, logits.get("embedding"), (len(self.bias), 1))
         signal, after = dropped(embedding(words, matrix), logits.get("input"), one), []
-        for lstm, state, place in zip(
-            (self.first, self.second), states, ("hidden", "output"), strict=True
-        ):
+        layers = (self.first, states[0], "hidden"), (self.second, states[1], "output")
+        for lstm, state, place in layers:
             recurrent = lstm.weight_hh_l0
             recurrent = dropped(recurrent, logits.get("connections"), recurrent.shape)
             given = {"weight_hh_l0": recurrent}
@@ -135,7 +132,7 @@ def language_problem(
             words, targets = valid(k)
             return cross_entropy(net(weights, words)[0], targets)
 
-        return Problem(backend, inner_loss, outer_loss, optimizer, lambda hyper: start, steps=1)
+        return Problem(backend, inner_loss, outer_loss, optimizer, start, steps=1)
 
     return at
 

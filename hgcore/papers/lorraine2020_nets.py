@@ -5,8 +5,6 @@ channel, row and column; outputs are log-probabilities (batch, 10). shape: (chan
 an image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -39,9 +37,8 @@ def alexnet(
     """Return AlexNet for small images as the authors released it: 23,272,266 weights.
 
     The paper says more than 50 million. channels: outputs of each of the five convolutions;
-    features: outputs of each of the two hidden dense layers; the defaults are the released net.
-    kaiming: take the initial weights of He et al. (2015). With torch's, the signal fades from layer
-    to layer.
+    features: of each of the two hidden dense layers. kaiming: take the initial weights of He et al.
+    (2015). With torch's, the signal fades from layer to layer.
     """
     layers = [nn.Unflatten(1, tuple(shape))]
     for i, (before, after) in enumerate(pairwise((shape[0], *channels))):

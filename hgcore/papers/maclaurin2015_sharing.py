@@ -1,14 +1,12 @@
 """Networks for several alphabets, and what they share (Maclaurin et al. 2015, section 3.5)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hgcore import data
 from hgcore.arrays import pieces
+from hgcore.data import Split
 from hgcore.layout import Layout
 from hgcore.nets import DenseNet, cross_entropy
 from hgcore.optimizers import Momentum
@@ -48,9 +46,7 @@ def alphabet_tasks(alphabets: Sequence[np.ndarray], classes: int, rng) -> list[D
     return [Drawings(task - mean, names) for task, names in zip(images, 2 * labels, strict=True)]
 
 
-def split_drawings(
-    tasks: Sequence[Drawings], sizes: Sequence[int], rng
-) -> tuple[list[Drawings], ...]:
+def split_drawings(tasks: Sequence[Drawings], sizes: Sequence[int], rng) -> list[list[Drawings]]:
     """Return the tasks once per size, with that many random drawings of every character."""
     parts = []
     for images, labels in tasks:
@@ -58,7 +54,7 @@ def split_drawings(
         shuffled = np.take_along_axis(images, order, 1)
         split = np.split(shuffled, np.cumsum(sizes), axis=1)[: len(sizes)]
         parts.append([Drawings(part, labels) for part in split])
-    return tuple(map(list, zip(*parts, strict=True)))
+    return list(map(list, zip(*parts, strict=True)))
 
 
 def mixing_layout(tasks: int) -> Layout:
@@ -105,16 +101,14 @@ def sharing_problem(
     """
     train, valid = ([_examples(backend, task) for task in tasks] for tasks in (train, valid))
     start = backend.array(rng.randn(len(train) * net.layout.size) * np.exp(log_scale))
-    return Problem(
-        backend=backend,
-        inner_loss=lambda free, hyper, t: (
-            sum(_losses(net, free, hyper, train)) + penalty * (free @ free)
-        ),
-        outer_loss=lambda free, hyper: sum(_losses(net, free, hyper, valid)) / len(valid),
-        optimizer=Momentum(rate=rate, decay=decay),
-        initial=lambda hyper: start,
-        steps=steps,
-    )
+
+    def inner(free, hyper, t):
+        return sum(_losses(net, free, hyper, train)) + penalty * (free @ free)
+
+    def outer(free, hyper):
+        return sum(_losses(net, free, hyper, valid)) / len(valid)
+
+    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
 
 
 def losses_by_task(backend, net: DenseNet, free, hyper, tasks: Sequence[Drawings]) -> np.ndarray:
@@ -123,13 +117,13 @@ def losses_by_task(backend, net: DenseNet, free, hyper, tasks: Sequence[Drawings
     return np.array([float(loss) for loss in losses])
 
 
-def _examples(backend, task: Drawings) -> data.Split:
+def _examples(backend, task: Drawings) -> Split:
     drawings, pixels = task.images.shape[1:]
     images, labels = task.images.reshape(-1, pixels), task.labels.repeat(drawings, axis=0)
-    return data.Split(backend.array(images), backend.array(labels))
+    return Split(images, labels).on(backend)
 
 
-def _losses(net: DenseNet, free, hyper, tasks: Sequence[data.Split]) -> list:
+def _losses(net: DenseNet, free, hyper, tasks: Sequence[Split]) -> list:
     weights = mixed_weights(net, free, hyper, len(tasks))
     return [
         cross_entropy(net.through(blocks, task.images), task.labels)
