@@ -92,17 +92,7 @@ def scaled(net: DenseNet, free, hyper):
 
 
 def unit_penalties(
-    backend,
-    net: DenseNet,
-    train: Split,
-    valid: Split,
-    *,
-    address: tuple,
-    steps: int,
-    batch: int,
-    rate: float,
-    decay: float,
-    log_scale: float = -3.0,
+    backend, net, train: Split, valid: Split, *, address, steps, batch, rate, decay, log_scale=-3.0
 ) -> Problem:
     """Return momentum training of `scaled` weights under the penalty exp(-4) |z|**2.
 
@@ -112,10 +102,8 @@ def unit_penalties(
     replacement, is the same for every outer step k. Source: Fu et al. 2016, experiment on MNIST.
     """
     start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
-    batches = [
-        data.authors_rng(address[0], t, "primal").randint(len(train.labels), size=batch)
-        for t in range(steps)
-    ]
+    rngs = [data.authors_rng(address[0], t, "primal") for t in range(steps)]
+    batches = [rng.randint(len(train.labels), size=batch) for rng in rngs]
 
     def inner(free, hyper, t):
         rows = rows_of(batches, t)

@@ -22,16 +22,7 @@ def tuned_layout(groups: int = 1) -> Layout:
 
 
 def tuned_problem(
-    backend,
-    net: DenseNet,
-    train: Split,
-    valid: Split,
-    *,
-    seed_path,
-    batch,
-    steps,
-    groups,
-    adam=False,
+    backend, net, train: Split, valid: Split, *, seed_path, batch, steps, groups, adam=False
 ) -> Problem:
     """Return training by heavy ball, v' = momentum v + g, w' = w - rate v' (section 3).
 

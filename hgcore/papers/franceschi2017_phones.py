@@ -6,7 +6,6 @@ another network, here the phone before and the next one, embedded at random.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from hgcore import data
 from hgcore.data.speech import centers
 from hgcore.layout import Layout
-from hgcore.nets import log_softmax
+from hgcore.nets import DenseNet, log_softmax
 from hgcore.optimizers import HeavyBall
 from hgcore.problem import Problem
 from hgcore.projections import box
@@ -133,9 +132,7 @@ class PhoneNet:
     layout: Layout = field(init=False)
 
     def __post_init__(self):
-        shapes = {}
-        for layer, pair in enumerate(pairwise((self.inputs, *self.hidden)), start=1):
-            shapes |= {f"weights {layer}": pair, f"biases {layer}": pair[1:]}
+        shapes = dict(DenseNet((self.inputs, *self.hidden)).layout.shapes)
         for head, size in (("class", self.classes), ("context", self.embedding)):
             shapes |= {f"{head} weights": (self.hidden[-1], size), f"{head} biases": (size,)}
         object.__setattr__(self, "layout", Layout(shapes))
@@ -166,16 +163,7 @@ def constraints() -> Callable:
 
 
 def phone_problem(
-    backend,
-    net: PhoneNet,
-    train: Frames,
-    valid: Frames,
-    *,
-    phones: int,
-    stream: int,
-    batch: int,
-    valid_frames: int,
-    steps: int = 0,
+    backend, net, train: Frames, valid: Frames, *, phones, stream, batch, valid_frames, steps=0
 ) -> Callable:
     """Return k -> training by heavy ball, for `hg.realtime`; hyper as in LAYOUT.
 

@@ -13,7 +13,6 @@ from scipy.spatial.distance import squareform
 from hgcore import data
 from hgcore.arrays import namespace
 from hgcore.data import Split
-from hgcore.data.cifar import cifar10_pixels, cifar100_pixels
 from hgcore.layout import Layout
 from hgcore.nets import cross_entropy, log_softmax
 from hgcore.optimizers import HeavyBall
@@ -43,7 +42,7 @@ def photographs(source: str, count: int, side: int) -> Tasks:
 
     Their features are those of `data.image_features`. The paper has the 2,048 of Inception-V3.
     """
-    pixels, labels, _ = {"cifar10": cifar10_pixels, "cifar100": cifar100_pixels}[source]()
+    pixels, labels, _ = data.SOURCES[source].load()
     rows = _first_of_each_class(labels, count)
     names, groups = [str(k) for k in range(100)], []
     if source == "cifar10":
@@ -200,15 +199,7 @@ def linear_scores(weights, features, classes: int):
 
 
 def interactions(
-    backend,
-    train: Split,
-    valid: Split,
-    *,
-    steps: int,
-    rate: float,
-    decay: float,
-    loss: Callable = multinomial,
-    penalties: int = 1,
+    backend, train: Split, valid: Split, *, steps, rate, decay, loss=multinomial, penalties=1
 ) -> Problem:
     """Return the training of a linear classifier on loss + penalties.
 

@@ -9,21 +9,14 @@ import numpy as np
 
 from hgcore.data import Split
 from hgcore.nets import DenseNet, cross_entropy
-from hgcore.optimizers import HeavyBall, Optimizer
+from hgcore.optimizers import HeavyBall
 from hgcore.outer import OuterStep
 from hgcore.problem import Problem
 from hgcore.trajectory import train
 
 
 def weight_decays(
-    backend,
-    net: Callable,
-    start,
-    train: Split,
-    valid: Split,
-    *,
-    optimizer: Optimizer | None = None,
-    steps: int = 0,
+    backend, net: Callable, start, train: Split, valid: Split, *, optimizer=None, steps=0
 ) -> Problem:
     """Return the problem of Figures 5, 8 and 9: tune an L2 penalty for each weight of any net.
 

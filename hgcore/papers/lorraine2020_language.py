@@ -13,7 +13,6 @@ from hgcore.layout import Layout
 from hgcore.modules.draws import drawn_from
 from hgcore.modules.functional import ModuleFunction, functional
 from hgcore.nets import cross_entropy, log_softmax
-from hgcore.optimizers import Optimizer
 from hgcore.problem import Problem
 
 TEMPERATURE = 0.1  # of the relaxed masks, as in Gal, Hron and Kendall 2017
@@ -105,19 +104,11 @@ def training_loss(net: ModuleFunction, layout: Layout, weights, hyper, batch, se
 
 
 def language_problem(
-    backend,
-    net: ModuleFunction,
-    start,
-    layout: Layout,
-    train: Callable,
-    valid: Callable,
-    *,
-    optimizer: Optimizer,
-    seed: int,
+    backend, net, start, layout: Layout, train: Callable, valid: Callable, *, optimizer, seed
 ) -> Callable:
     """Return k -> Problem of Table 4: the regularizers `layout` of a language model.
 
-    start: the initial weights (n,). train, valid: t -> batch, see `windows`. Step t trains on batch
+    net, start: of `language_model`. train, valid: t -> batch, see `windows`. Step t trains on batch
     t with masks drawn from (seed, t). Hypergradient k takes the training batch and masks of t = k
     in both inner derivatives, and batch k of `valid` without dropout. Each batch starts from zero
     states.

@@ -1,6 +1,4 @@
-"""What Maclaurin, Duvenaud and Adams (2015) train in sections 2 to 3.4; `maclaurin2015_sharing` has
-section 3.5.
-"""
+"""What Maclaurin, Duvenaud and Adams (2015) train; `maclaurin2015_sharing` has section 3.5."""
 
 from dataclasses import replace
 from functools import cache
@@ -18,10 +16,7 @@ from hgcore.trajectory import states
 
 
 def rosenbrock_loss(first, second):
-    """Return the loss of Figure 1 at two weights.
-
-    A Rosenbrock function with a linear term, bounded by a logistic function.
-    """
+    """Return the loss of Figure 1: a Rosenbrock function, tilted, bounded by a logistic one."""
     unbounded = 100 * (second - first**2) ** 2 + (1 - first) ** 2 + 200 * first
     return 800 / (1 + namespace(first).exp(-unbounded / 500))
 
@@ -76,7 +71,7 @@ def constant_schedule(
 
 
 def schedule_problem(
-    backend, net: DenseNet, train: Split, outer_data: Split, *, steps: int, batch: int, address
+    backend, net: DenseNet, train: Split, outer_data: Split, *, steps, batch, address
 ) -> Problem:
     """Return momentum training of `net` with a learned schedule and learned scales (section 3.1).
 
@@ -86,22 +81,20 @@ def schedule_problem(
     """
     xp, layout = backend.xp, schedule_layout(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
-    batches = [
-        data.authors_rng(*address, t).randint(len(train.labels), size=batch) for t in range(steps)
-    ]
+    rngs = [data.authors_rng(*address, t) for t in range(steps)]
+    batches = [rng.randint(len(train.labels), size=batch) for rng in rngs]
+
+    def rate(hyper, t):
+        return net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t]))
 
     def decay(hyper, t):
-        logits = layout.split(hyper)["momentum logits"][t]
-        return net.layout.expand(1 / (1 + xp.exp(-logits)))
+        return net.layout.expand(1 / (1 + xp.exp(-layout.split(hyper)["momentum logits"][t])))
 
     return Problem(
         backend=backend,
         inner_loss=lambda weights, hyper, t: loss(net, weights, train, rows_of(batches, t)),
         outer_loss=lambda weights, hyper: loss(net, weights, outer_data),
-        optimizer=Momentum(
-            rate=lambda hyper, t: net.layout.expand(xp.exp(layout.split(hyper)["log rates"][t])),
-            decay=decay,
-        ),
+        optimizer=Momentum(rate, decay),
         initial=lambda hyper: net.layout.expand(xp.exp(layout.split(hyper)["log scales"])) * noise,
         steps=steps,
     )
@@ -124,25 +117,15 @@ def tied_problem(problem: Problem, spread) -> Problem:
 
 
 def penalty_problem(
-    backend,
-    train: Split,
-    valid: Split,
-    *,
-    steps: int,
-    batch: int,
-    rate: float = 1.0,
-    decay: float = 0.9,
-    scale: float = np.exp(-4.0),
-    meta_penalty: float = 0.0,
-    seed: int = 0,
+    backend, train: Split, valid: Split, *, steps, batch, meta_penalty=0.0, seed=0
 ) -> Problem:
     """Return softmax regression with an L2 penalty for each weight and bias (section 3.2).
 
     hyper: logs of the penalties, in the layout of `LOGISTIC` (7850,), or of one for all (1,). Inner
     loss: cross-entropy of the t-th consecutive batch, in cycles, plus sum(penalties * weights**2).
     Outer loss: cross-entropy on all of `valid`, plus meta_penalty * sum(penalties**2), a term of
-    the authors' code (0.01) that the paper does not mention. Initial weights: normal with standard
-    deviation `scale`, the same in every training, from the authors' random stream.
+    the authors' code (0.01) that the paper does not mention. Momentum 0.9 and rate 1 from normal
+    weights of deviation exp(-4), the same in every training, from the authors' random stream.
     """
     xp = backend.xp
     slices = [slice(first, first + batch) for first in range(0, len(train.labels), batch)]
@@ -154,35 +137,25 @@ def penalty_problem(
     def outer(weights, hyper):
         return loss(LOGISTIC, weights, valid) + meta_penalty * xp.sum(xp.exp(hyper) ** 2)
 
-    start = _start(backend, LOGISTIC, scale, seed)
-    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
+    start = _start(backend, LOGISTIC, seed)
+    return Problem(backend, inner, outer, Momentum(1.0, 0.9), start, steps)
 
 
-def _start(backend, net: DenseNet, scale: float, seed: int):
+def _start(backend, net: DenseNet, seed: int):
     """Return the initial weights (n,) of the authors' code, which draws a velocity first."""
-    return backend.array(scale * np.random.RandomState(seed).randn(2, net.layout.size)[1])
+    return backend.array(np.exp(-4.0) * np.random.RandomState(seed).randn(2, net.layout.size)[1])
 
 
 def learned_data(
-    backend,
-    net: DenseNet,
-    learned: Layout,
-    given: dict,
-    outer_data: Split,
-    *,
-    steps: int,
-    rate: float = 1.0,
-    decay: float = 0.9,
-    scale: float = np.exp(-4.0),
-    seed: int = 0,
+    backend, net, learned: Layout, given: dict, outer_data: Split, *, steps, rate=1.0, seed=0
 ) -> Problem:
     """Return full-batch training of `net` on N examples that are hyperparameters (section 3.3).
 
     learned: the blocks of hyper, from "images" (N, features), "log penalty" () and "label logits"
     (N, classes), whose softmax gives soft labels. given: the blocks that are not learned, and
     "labels" (N, classes) if "label logits" are not learned. Inner loss: cross-entropy plus
-    exp(log penalty) * |weights|**2. Outer loss: cross-entropy on all of `outer_data`. Initial
-    weights: as in `penalty_problem`.
+    exp(log penalty) * |weights|**2. Outer loss: cross-entropy on all of `outer_data`. Momentum and
+    initial weights: as in `penalty_problem`.
     """
     xp, given = backend.xp, {name: backend.array(block) for name, block in given.items()}
 
@@ -197,8 +170,7 @@ def learned_data(
     def outer(weights, hyper):
         return loss(net, weights, outer_data)
 
-    start = _start(backend, net, scale, seed)
-    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
+    return Problem(backend, inner, outer, Momentum(rate, 0.9), _start(backend, net, seed), steps)
 
 
 @cache

@@ -80,24 +80,15 @@ def weight_correlations(hyper: np.ndarray, tasks: int) -> dict[str, np.ndarray]:
 
 
 def sharing_problem(
-    backend,
-    net: DenseNet,
-    train: Sequence[Drawings],
-    valid: Sequence[Drawings],
-    rng,
-    *,
-    steps: int,
-    rate: float,
-    decay: float,
-    penalty: float,
-    log_scale: float,
+    backend, net: DenseNet, train, valid, rng, *, steps, rate, decay, penalty, log_scale
 ) -> Problem:
     """Return the training of one net of three layers per task, with weights mixed layer by layer.
 
-    State: free weights z of all tasks, n = tasks * net.layout.size, which start with standard
-    deviation exp(log_scale). In layer l task i has the weights sum_j T_l[i, j] z_j; hyper holds
-    the T_l by `mixing_layout(tasks)`. Inner: the sum of the tasks' mean cross-entropies plus
-    penalty * |z|**2, full batch. Outer: the mean over tasks of the cross-entropy on `valid`.
+    train, valid: Drawings of each task. State: free weights z of all tasks, n = tasks *
+    net.layout.size, which start with standard deviation exp(log_scale). In layer l task i has the
+    weights sum_j T_l[i, j] z_j; hyper holds the T_l by `mixing_layout(tasks)`. Inner: the sum of
+    the tasks' mean cross-entropies plus penalty * |z|**2, full batch. Outer: the mean over tasks of
+    the cross-entropy on `valid`.
     """
     train, valid = ([_examples(backend, task) for task in tasks] for tasks in (train, valid))
     start = backend.array(rng.randn(len(train) * net.layout.size) * np.exp(log_scale))
