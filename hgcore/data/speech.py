@@ -1,6 +1,7 @@
 """Features of speech: logarithms of mel-band energies and their derivatives by time."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 RATE, WINDOW, HOP = 16_000, 400, 160  # samples: 25 ms windows every 10 ms
 _FFT = 512
@@ -11,27 +12,24 @@ def centers(samples: int) -> np.ndarray:
     return np.arange(WINDOW // 2, samples - WINDOW // 2 + 1, HOP)
 
 
-def speech_features(samples: np.ndarray, bands: int = 40, derivatives: int = 1) -> np.ndarray:
-    """Return features (n, (bands + 1) * (1 + derivatives)) of n windows of int16 samples at 16 kHz.
+def speech_features(samples: np.ndarray, derivatives: int = 1) -> np.ndarray:
+    """Return features (n, 41 * (1 + derivatives)) of n windows of int16 samples at 16 kHz.
 
-    Of each window log energies of `bands` mel bands and of the whole window, then their first,
-    second, ... derivatives by time. 40 bands and two derivatives make the 123 of Franceschi et al.
-    2017.
+    Of each window log energies of 40 mel bands and of the whole window, then their first, second,
+    ... derivatives by time. Franceschi et al. 2017 have two derivatives, so 123 features.
     """
-    blocks = [_log_energies(samples / 32768, bands)]
+    blocks = [_log_energies(samples / 32768)]
     for _ in range(derivatives):
         blocks.append(slope(blocks[-1]))
     return np.concatenate(blocks, axis=1)
 
 
-def _log_energies(signal: np.ndarray, bands: int) -> np.ndarray:
-    """Return (n, bands + 1). Hamming windows after a pre-emphasis of 0.97."""
+def _log_energies(signal: np.ndarray) -> np.ndarray:
+    """Return (n, 41), of Hamming windows after a pre-emphasis of 0.97."""
     sharpened = np.append(signal[:1], signal[1:] - 0.97 * signal[:-1])
-    pieces = [
-        np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::HOP] for x in (sharpened, signal)
-    ]
-    power = abs(np.fft.rfft(pieces[0] * np.hamming(WINDOW), _FFT)) ** 2
-    energies = np.column_stack([power @ mel_filters(bands).T, (pieces[1] ** 2).sum(axis=1)])
+    windows, plain = (sliding_window_view(x, WINDOW)[::HOP] for x in (sharpened, signal))
+    power = abs(np.fft.rfft(windows * np.hamming(WINDOW), _FFT)) ** 2
+    energies = np.column_stack([power @ mel_filters(40).T, (plain**2).sum(axis=1)])
     return np.log(energies + 1e-8)
 
 
@@ -45,12 +43,10 @@ def mel_filters(bands: int) -> np.ndarray:
     return np.clip(np.minimum(rise, fall), 0, None)
 
 
-def slope(values: np.ndarray, reach: int = 2) -> np.ndarray:
-    """Return the slope (n, f) of the regression line over `reach` windows on either side.
+def slope(values: np.ndarray) -> np.ndarray:
+    """Return the slope (n, f) of the regression line over two windows on either side.
 
     The first and the last window count for those beyond.
     """
-    padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
-    steps = range(-reach, reach + 1)
-    total = sum(i * padded[reach + i : reach + i + len(values)] for i in steps)
-    return total / sum(i * i for i in steps)
+    padded = np.pad(values, ((2, 2), (0, 0)), mode="edge")
+    return sum(i * padded[2 + i : 2 + i + len(values)] for i in range(-2, 3)) / 10

@@ -21,10 +21,8 @@ update_constraints = box(np.array([-10.0, -np.inf, -11.0]), np.array([0.0, np.in
 
 
 def random_update(seed_path: tuple) -> np.ndarray:
-    """Return random hyper (3,), drawn as in their code.
-
-    The rate is in 1e-6..0.1 and the weight decay in 1e-7..0.01, both uniform in the logarithm; the
-    momentum is uniform in (0, 1). seed_path: as in update_problems.
+    """Return random hyper (3,), drawn as in their code: momentum uniform in (0, 1), the logarithms
+    of a rate in 1e-6..0.1 and a weight decay in 1e-7..0.01 too. seed_path: as in update_problems.
     """
     low, high = [-6.0, -7.0, 0.0], [-1.0, -2.0, 1.0]
     rate, decay, momentum = np.random.default_rng([*seed_path, 3, 0]).uniform(low, high)
@@ -102,15 +100,13 @@ def _standardized(table: np.ndarray, sizes: tuple) -> tuple[list[np.ndarray], np
     return np.split(scaled, [train, train + valid]), deviations
 
 
-def update_problems(
-    task: Task, *, seed_path: tuple, batch: int, every: int = 1, steps: int = 0
-) -> Callable[[int], Problem]:
+def update_problems(task: Task, *, seed_path: tuple, batch, every, steps) -> Callable:
     """Return k -> the problem of outer step k, SGD with momentum.
 
     Inner loss: that of a minibatch plus decay |w|**2 / 2; t = None is the last minibatch of outer
     step k, which has `every` inner steps. Outer loss: that of a minibatch of validation rows. A
-    minibatch has all rows if there are at most `batch`. seed_path, such as (seed, start), seeds the
-    minibatches and the initial weights (uniform within 1 / sqrt(inputs), as in torch.nn.Linear).
+    minibatch has all rows if there are at most `batch`. seed_path: (seed, start), for minibatches
+    and initial weights, which are uniform within 1 / sqrt(inputs), as in torch.nn.Linear.
     """
     backend, layout = task.backend, task.net.layout
     bounds = layout.expand(np.repeat(task.net.sizes[:-1], 2) ** -0.5)

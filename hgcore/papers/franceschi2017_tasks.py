@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial.distance import squareform
 
 from hgcore import data
 from hgcore.arrays import namespace
@@ -40,7 +39,7 @@ class Tasks(NamedTuple):
 def photographs(source: str, count: int, side: int) -> Tasks:
     """Return the first count / K photographs of each class of cifar10 or cifar100, training first.
 
-    Their features are those of `data.image_features`. The paper has the 2,048 of Inception-V3.
+    Features: those of `data.image_features`, in the paper the 2,048 of Inception-V3.
     """
     pixels, labels, _ = data.SOURCES[source].load()
     rows = _first_of_each_class(labels, count)
@@ -134,8 +133,7 @@ def chosen(rows: np.ndarray) -> np.ndarray:
 def edge_precision(pairs: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
     """Return the average precision of C_jk as a score of "j and k are of one group", and chance.
 
-    pairs: the upper triangle of C, row by row. Chance: the share of such pairs; a random order has
-    slightly more. Ties count as one threshold.
+    pairs: the upper triangle of C, row by row. Chance: the share of such pairs.
     """
     from sklearn.metrics import average_precision_score
 
@@ -157,7 +155,9 @@ def as_matrix(pairs: np.ndarray, classes: int) -> np.ndarray:
 
 def _places(classes: int) -> np.ndarray:
     """Return where in the upper triangle C_jk stands (K, K), -1 on the diagonal."""
-    return squareform(np.arange(1, classes * (classes - 1) // 2 + 1)) - 1
+    place, upper = np.zeros((classes, classes), int), np.triu_indices(classes, 1)
+    place[upper] = np.arange(len(upper[0])) + 1
+    return place + place.T - 1
 
 
 def interaction_constraints(classes: int, total: float = np.inf) -> Callable:
@@ -201,11 +201,11 @@ def linear_scores(weights, features, classes: int):
 def interactions(
     backend, train: Split, valid: Split, *, steps, rate, decay, loss=multinomial, penalties=1
 ) -> Problem:
-    """Return the training of a linear classifier on loss + penalties.
+    """Return the training of a linear classifier from zero by heavy ball on all of `train`.
 
-    They are sum_jk C_jk |w_j - w_k|^2 + sum_k rho_k |w_k|^2, without biases; the first sum has each
-    pair twice. Full-batch gradient descent with momentum from zero weights. hyper: as in
-    interaction_layout(K, penalties). Outer loss: `loss` of `valid`, without penalties.
+    Inner loss: `loss` + sum_jk C_jk |w_j - w_k|^2 + sum_k rho_k |w_k|^2, without biases; the first
+    sum has each pair twice. Outer loss: `loss` of `valid`. hyper: as in interaction_layout(K,
+    penalties).
     """
     xp, classes = backend.xp, train.labels.shape[1]
     layout, place = interaction_layout(classes, penalties), _places(classes)

@@ -23,8 +23,7 @@ def weight_decays(
     net: (weights (n,), inputs) -> log-probabilities; start: its initial weights (n,). hyper: the
     log penalties (n,), or one for all weights (1,). Inner loss: cross-entropy on all of `train`
     plus sum(exp(hyper) * weights**2). Outer loss: cross-entropy on all of `valid`. optimizer: heavy
-    ball, rate 0.1 and decay 0.9, if None; it diverges where exp(hyper) is about 19 or more, so
-    bound hyper by a projection.
+    ball (0.1, 0.9) if None; it diverges where exp(hyper) is about 19 or more.
     """
     xp = backend.xp
 

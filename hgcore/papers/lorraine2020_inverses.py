@@ -21,8 +21,7 @@ class ReleasedConjugateGradient:
     """Conjugate gradients as the authors released them: from x = b, denominators bounded below.
 
     A squared residual or curvature below floor / 2 is replaced by `floor`. Steps and directions are
-    then too short, and the method stalls. Stops at a residual of tolerance |b|. With no iterations
-    it returns b.
+    then too short, and the method stalls. Stops at a residual of tolerance |b|.
     """
 
     iterations: int

@@ -21,8 +21,8 @@ TEMPERATURE = 0.1  # of the relaxed masks, as in Gal, Hron and Kendall 2017
 class LanguageModel(torch.nn.Module):
     """Embeddings (words, units), two LSTM layers, and a softmax with the same embeddings (tied).
 
-    13,280,400 weights with 10,000 words and 650 units. The initial embeddings are uniform in
-    -0.1..0.1, the initial bias (words,) of the output is zero, the LSTMs are initialized by torch.
+    13,280,400 weights with 10,000 words and 650 units. Embeddings start uniform in -0.1..0.1, the
+    bias (words,) of the output at zero.
     """
 
     def __init__(self, words: int, units: int):
@@ -76,9 +76,8 @@ def regularizers(units: int, many: bool = False) -> Layout:
 
     Dropout of units, with one mask for all T words of a sequence ("input", "hidden", "output"), of
     whole words ("embedding"), and of recurrent weights ("connections"). Penalties "activation" and
-    "temporal": see `training_loss`. many: a rate for each unit of "input", "hidden" and "output",
-    one for "embedding", one for each recurrent weight, the same in both LSTMs, and no penalties:
-    1,691,951 numbers with 650 units.
+    "temporal": see `training_loss`. many: a rate for each unit and each recurrent weight, the same
+    in both LSTMs, one for "embedding", and no penalties: 1,691,951 numbers with 650 units.
     """
     if not many:
         rates = ("input", "hidden", "output", "embedding", "connections")
@@ -131,8 +130,7 @@ def language_problem(
 def generated_text(words: int, sizes: Sequence[int], seed: Sequence[int]) -> list[np.ndarray]:
     """Return consecutive texts (size,) of one Markov chain of `words` words, without download.
 
-    For each word, the probabilities of the next word are drawn once; a few words have most
-    of the probability.
+    After each word, a few words have most of the probability.
     """
     rng = np.random.default_rng(seed)
     odds = np.cumsum(rng.dirichlet(np.full(words, 0.3), size=words), axis=1)
