@@ -25,10 +25,7 @@ def cifar10_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """
     parts = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     if in_reach(ARCHIVE_10) or not in_reach("cifar10/data_batch_1.webp"):
-        files = [f"cifar-10-batches-bin/{part}.bin" for part in parts]
-        batches = _members(ARCHIVE_10, files, 1 + FEATURES)
-        rows = np.concatenate(batches)
-        return rows[:, 1:], rows[:, 0].astype(np.int64), len(rows) - len(batches[-1])
+        return _archived(ARCHIVE_10, [f"cifar-10-batches-bin/{part}.bin" for part in parts], 1)
     batches = [_tiles(f"cifar10/{part}.webp") for part in parts]
     labels = b"".join(fetch(f"cifar10/{part}_labels.bin") for part in ("train", "test"))
     labels = np.frombuffer(labels, np.uint8).astype(np.int64)
@@ -44,23 +41,26 @@ def cifar100_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     sheets = [f"cifar100/{part}_per_class.webp" for part in ("train_100", "test_20")]
     if in_reach(ARCHIVE_100) or not in_reach(sheets[0]):
         files = [f"cifar-100-binary/{part}.bin" for part in ("train", "test")]
-        train, test = _members(ARCHIVE_100, files, 2 + FEATURES)  # a coarse and a fine label
-        rows = np.concatenate([train, test])
-        return rows[:, 2:], rows[:, 1].astype(np.int64), len(train)
+        return _archived(ARCHIVE_100, files, 2)  # a coarse and a fine label
     train, test = map(_tiles, sheets)
     pixels = np.concatenate([train, test])
     return pixels, np.arange(len(pixels)) % 100, len(train)  # a column of tiles for each class
 
 
-def _members(archive: str, files: Sequence[str], width: int) -> list[np.ndarray]:
-    """Return these files of a tar archive, each as uint8 (N, width)."""
-    found = {}
+def _archived(archive: str, files: Sequence[str], labels: int) -> tuple:
+    """Return pixels, last labels and the training images' number, of rows that start with `labels`.
+
+    The rows stand in these files of a tar archive, test images in the last.
+    """
+    found, width = {}, labels + FEATURES
     with refusing(f"{archive} does not hold rows of {width} bytes"):
         with tarfile.open(fileobj=io.BytesIO(fetch(archive)), mode="r:gz") as tar:
             for member in tar:
                 if member.name in files and member.isfile():
                     found[member.name] = np.frombuffer(tar.extractfile(member).read(), np.uint8)
-        return [found[file].reshape(-1, width) for file in files]
+        parts = [found[file].reshape(-1, width) for file in files]
+    rows = np.concatenate(parts)
+    return rows[:, labels:], rows[:, labels - 1].astype(np.int64), len(rows) - len(parts[-1])
 
 
 def _tiles(sheet: str) -> np.ndarray:

@@ -8,7 +8,6 @@ from hgcore.papers.clarke2022 import (
     update_problems,
 )
 from hgcore.papers.drmad2016 import (
-    BigIntegers,
     as_in_2015,
     as_released,
     retrained_error,

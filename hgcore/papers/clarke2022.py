@@ -21,8 +21,10 @@ update_constraints = box(np.array([-10.0, -np.inf, -11.0]), np.array([0.0, np.in
 
 
 def random_update(seed_path: tuple) -> np.ndarray:
-    """Return random hyper (3,), drawn as in their code: momentum uniform in (0, 1), the logarithms
-    of a rate in 1e-6..0.1 and a weight decay in 1e-7..0.01 too. seed_path: as in update_problems.
+    """Return random hyper (3,), as in their code.
+
+    Momentum is uniform in (0, 1), so are the logarithms of a rate in 1e-6..0.1 and of a weight
+    decay in 1e-7..0.01. seed_path: as in update_problems.
     """
     low, high = [-6.0, -7.0, 0.0], [-1.0, -2.0, 1.0]
     rate, decay, momentum = np.random.default_rng([*seed_path, 3, 0]).uniform(low, high)
@@ -111,7 +113,6 @@ def update_problems(task: Task, *, seed_path: tuple, batch, every, steps) -> Cal
     backend, layout = task.backend, task.net.layout
     bounds = layout.expand(np.repeat(task.net.sizes[:-1], 2) ** -0.5)
     start = backend.array(np.random.default_rng([*seed_path, 0, 0]).uniform(-bounds, bounds))
-
     optimizer = HeavyBall(
         rate=lambda hyper, t: 10 ** hyper[0],
         decay=lambda hyper, t: 1 / (1 + backend.xp.exp(-hyper[2])),

@@ -18,11 +18,6 @@ from hgcore.optimizers import HeavyBall
 from hgcore.problem import Problem
 from hgcore.projections import box
 
-LAYOUT = Layout({"rate": (), "momentum": (), "task weight": ()})
-OPTIMIZER = HeavyBall(
-    rate=lambda hyper, t: LAYOUT.split(hyper)["rate"],
-    decay=lambda hyper, t: LAYOUT.split(hyper)["momentum"],
-)
 CHUNK = 4096  # frames at once in `accuracy`
 
 
@@ -165,12 +160,13 @@ def constraints() -> Callable:
 def phone_problem(
     backend, net, train: Frames, valid: Frames, *, phones, stream, batch, valid_frames, steps=0
 ) -> Callable:
-    """Return k -> training by heavy ball, for `hg.realtime`; hyper as in LAYOUT.
+    """Return k -> training by heavy ball, for `hg.realtime`; hyper: rate, momentum, task weight.
 
     Inner loss: cross-entropy of the classes of a minibatch drawn at t plus half the task weight
     times the mean squared error of the embeddings. Outer loss: cross-entropy of `valid_frames`
     validation frames drawn at k. Addresses and initial weights depend on `stream`.
     """
+    optimizer = HeavyBall(rate=lambda hyper, t: hyper[0], decay=lambda hyper, t: hyper[1])
     xp, start = backend.xp, backend.array(net.initial_weights((stream, 0)))
     # vectors of the phones before and after; the sum of two has variance 1
     table = np.random.default_rng([0, 2]).normal(0, np.sqrt(0.5), (2 * phones, net.embedding))
@@ -185,13 +181,13 @@ def phone_problem(
 
     def inner(weights, hyper, t):
         primary, secondary = losses(weights, train, (stream, 1, t), batch)
-        return primary + LAYOUT.split(hyper)["task weight"] * secondary
+        return primary + hyper[2] * secondary
 
     def at(k: int) -> Problem:
         def outer(weights, hyper):
             return losses(weights, valid, (stream, 2, k), valid_frames)[0]
 
-        return Problem(backend, inner, outer, OPTIMIZER, start, steps)
+        return Problem(backend, inner, outer, optimizer, start, steps)
 
     return at
 

@@ -135,7 +135,7 @@ class Augmentation:
     seed=) -> images, None for crops and flips only. train, valid: images (N, C, H, W) and labels.
     black: see `crop_and_flip`. batch: images in a minibatch. every: inner steps in an outer step.
     weight_decay: as in torch.optim.SGD, the inner loss has weight_decay / 2 |w|^2. diversity:
-    weight of `diversity_loss` in the outer loss, which takes `samples` copies of each image.
+    weight of mean |mean copy - image| - mean deviation of `samples` copies in the outer loss.
     """
 
     backend: Torch
@@ -174,7 +174,9 @@ class Augmentation:
             if self.augment is None or not self.diversity:
                 return loss
             copies = self.copies(hyper, images, self.samples, (VALID, self.seed, k))
-            return loss + self.diversity * diversity_loss(copies, images)
+            # as in the authors' code: keeps the network from returning its input
+            gap = (copies.mean(0) - images).abs().mean() - copies.std(0).mean()
+            return loss + self.diversity * gap
 
         given = self.backend, inner_loss, outer_loss, self.optimizer
         return Problem(*given, self.start, self.every)
@@ -205,11 +207,3 @@ class Augmentation:
             scores = net(weights, inputs.flatten(0, 1))
             found.append(scores.reshape(len(inputs), len(clean), -1).mean(0))
         return torch.cat(found)
-
-
-def diversity_loss(copies, images):
-    """Return mean |mean copy - image| - mean deviation of the copies (count, *images.shape).
-
-    Source: the authors' code, where it keeps the augmentation network from returning its input.
-    """
-    return (copies.mean(0) - images).abs().mean() - copies.std(0).mean()

@@ -43,9 +43,8 @@ class LanguageModel(torch.nn.Module):
         signal, after = dropped(embedding(words, matrix), logits.get("input"), one), []
         layers = (self.first, states[0], "hidden"), (self.second, states[1], "output")
         for lstm, state, place in layers:
-            recurrent = lstm.weight_hh_l0
-            recurrent = dropped(recurrent, logits.get("connections"), recurrent.shape)
-            given = {"weight_hh_l0": recurrent}
+            matrix = lstm.weight_hh_l0
+            given = {"weight_hh_l0": dropped(matrix, logits.get("connections"), matrix.shape)}
             output, state = torch.func.functional_call(lstm, given, (signal, state))
             signal = dropped(output, logits.get(place), one)
             after.append(state)
