@@ -15,9 +15,7 @@ def batch(seed: int | Sequence[int], t: int, size: int, total: int) -> np.ndarra
 
 
 def authors_rng(*address: int | str) -> np.random.RandomState:
-    """The stream of Maclaurin et al.'s released code at (seed, k, t) and the like: seeded by the
-    MD5 of the tuple's text.
-    """
+    """The stream of Maclaurin et al.'s code at (seed, k, t), seeded by the MD5 of that text."""
     # np.int64(0) would print otherwise
     plain = tuple(part.item() if isinstance(part, np.generic) else part for part in address)
     digest = hashlib.md5(str(plain).encode(), usedforsecurity=False).hexdigest()

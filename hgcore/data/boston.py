@@ -14,8 +14,6 @@ def _table(text: bytes) -> np.ndarray:
 
 
 def boston() -> tuple[np.ndarray, np.ndarray]:
-    """features (506, 13) as published, unscaled, in the order of FEATURES, and median prices (506,)
-    in $1000, both float64.
-    """
+    """features (506, 13), unscaled, in the order of FEATURES, and median prices (506,) in $1000."""
     table = packaged("boston", "data/data/boston_housing.csv", _table, BOSTON)
     return table[:, :-1], table[:, -1]

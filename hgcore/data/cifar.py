@@ -48,9 +48,9 @@ def cifar100_pixels() -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _archived(archive: str, files: Sequence[str], labels: int) -> tuple:
-    """Return pixels, last labels and the training images' number, of rows that start with `labels`.
+    """Return as `cifar10_pixels` the rows of these files of a tar archive, test images in the last.
 
-    The rows stand in these files of a tar archive, test images in the last.
+    A row has so many labels, of which the last is taken, and the pixels of an image.
     """
     found, width = {}, labels + FEATURES
     with refusing(f"{archive} does not hold rows of {width} bytes"):

@@ -60,8 +60,7 @@ def _forward(weights: dict, pixels: np.ndarray, side: int) -> np.ndarray:
 def maps(weights: dict, x):
     """Return the last maps (N, 1280, side / 32, side / 32) of images (N, 3, side, side) in -1..1.
 
-    EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation, with ReLU6): a stem, 16
-    inverted bottlenecks and a head.
+    EfficientNet-Lite0 (Tan and Le 2019): a stem, 16 inverted bottlenecks and a head.
     """
     x = _layer(weights, x, "_conv_stem", "_bn0", stride=2)
     for block in range(16):

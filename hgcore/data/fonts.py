@@ -23,15 +23,12 @@ FACES = [
 GRAIN = 3  # samples to a side of a pixel
 
 
-def font_alphabets(
-    alphabets: Sequence[str], drawings: int = 15, side: int = 28
-) -> list[np.ndarray]:
+def font_alphabets(alphabets: Sequence[str], drawings=15, side=28) -> list[np.ndarray]:
     """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0.
 
     Drawing d has face d of twelve, over and over, and its own turn, slant, size and place. Outlines
-    are taken in whole font units, unhinted, so that no version of FreeType matters. There is no
-    checksum to meet: a sample that falls on an outline may differ between machines, and nothing may
-    be claimed that one pixel decides. `used()` tells what was drawn.
+    are taken in whole font units, unhinted, so that no version of FreeType matters. A sample that
+    falls on an outline may still differ between machines. `used()` tells what was drawn.
     """
     if unknown := [name for name in alphabets if name not in FONT_ALPHABETS]:
         raise ValueError(
@@ -62,9 +59,7 @@ def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
 
 
 def _outline(font, character: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (k, 2), the middle of their box at 0 and its longer side 1, and what each of them
-    is.
-    """
+    """Vertices (k, 2), the middle of their box at 0 and its longer side 1, and their kinds."""
     from matplotlib.ft2font import LoadFlags
 
     font.load_char(ord(character), flags=LoadFlags.NO_SCALE)

@@ -18,11 +18,10 @@ NEWS, NEWS_XZ = (f"20newsgroups/20news-bydate.tar.{packed}" for packed in ("gz",
 def newsgroups() -> tuple[list[str], np.ndarray, list[str]]:
     """Return texts with headers, labels (N,) and the 20 names of the groups, sorted.
 
-    Posts come in the order of their paths: 20news-bydate-test/, then 20news-bydate-train/, by
-    group, by number. The archive as published is read if it is in the cache or on the mirror, else
-    the one packed by xz, else the first is downloaded.
+    Posts come in the order of their paths: those for testing, then those for training, by group, by
+    number. The first archive that the cache or the mirror has is read, else the first downloaded.
     """
-    name = NEWS if in_reach(NEWS) or not in_reach(NEWS_XZ) else NEWS_XZ
+    name = next(filter(in_reach, (NEWS, NEWS_XZ)), NEWS)
     posts: dict[tuple[str, str, str], str] = {}
     with (
         refusing(f"{name} is no archive of posts"),

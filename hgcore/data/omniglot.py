@@ -49,10 +49,9 @@ def omniglot(alphabets: Sequence[str], drawings: int = 15, side: int = 28) -> li
 
 
 def imresize(pictures: np.ndarray, side: int) -> np.ndarray:
-    """Return pictures (..., n, n) as (..., side, side), by antialiased bicubic interpolation.
+    """Return pictures (..., n, n) as (..., side, side), as MATLAB's imresize: bicubic, antialiased.
 
-    As MATLAB's imresize. Pillow's BICUBIC is the same but within 2 n / side pixels of the frame,
-    where MATLAB mirrors the picture and Pillow cuts the kernel off.
+    Pillow's BICUBIC differs near the frame, where MATLAB mirrors the picture.
     """
     rows = cubic_weights(pictures.shape[-1], side)
     return rows @ pictures @ rows.T

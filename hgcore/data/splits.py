@@ -47,10 +47,9 @@ def splits(
     """Return consecutive slices of `sizes` images of a set: its training images, then test images.
 
     As in the released code of Maclaurin et al. 2015: train, valid, test are the first N1, the next
-    N2, the next N3. source: a name in SOURCES. centre: subtract the mean image of the whole
-    training set (60,000 of mnist, 50,000 of cifar10; of mnist_small all 5,000), whatever the sizes.
-    Raises ValueError for an unknown source or sizes that do not fit, and DataError if cifar100 is
-    the subset of 12,000 images and too small.
+    N2, the next N3. source: a name in SOURCES. centre: subtract the mean image of all training
+    images (60,000 of mnist, 5,000 of mnist_small), whatever the sizes. Raises ValueError for an
+    unknown source or sizes that do not fit, DataError if the files found have too few images.
     """
     known = ", ".join(f"{name} ({entry.total:,} images)" for name, entry in SOURCES.items())
     if source not in SOURCES:

@@ -71,11 +71,10 @@ class Utterance(NamedTuple):
 
 
 def timit() -> Iterator[Utterance]:
-    """Yield the utterances, in the order of their names.
+    """Yield the utterances, in the order of their names; raise DataError for a damaged set.
 
-    They come from HGCORE_TIMIT, a folder or zip laid out as the licensed set
-    (TRAIN/DR1/FCJF0/SA1.WAV) or as the sample (dr1-fvmh0/sa1.wav), names in letters of either case,
-    else from the sample: the mirror's zip, else NLTK's. Raises DataError.
+    HGCORE_TIMIT: a folder or zip laid out as the licensed set (TRAIN/DR1/FCJF0/SA1.WAV) or as the
+    sample (dr1-fvmh0/sa1.wav), in letters of either case. Without it: the sample.
     """
     files, digest = _files(), hashlib.sha256()
     names = sorted(name for name in files if _NAME.search(name))
@@ -157,9 +156,8 @@ def frame_labels(utterance: Utterance, at: np.ndarray, states: bool = False) -> 
     before, after = spoken[place], spoken[np.minimum(place + 2, len(spoken) - 1)]
     classes = own[segment]
     if states:
-        start = np.append(utterance.starts, utterance.ends[-1])[segment]
-        end = np.append(utterance.ends, max(len(utterance.samples), utterance.ends[-1] + 1))[
-            segment
-        ]
+        last = utterance.ends[-1]
+        start = np.append(utterance.starts, last)[segment]
+        end = np.append(utterance.ends, max(len(utterance.samples), last + 1))[segment]
         classes = 3 * classes + np.clip(3 * (at - start) // (end - start), 0, 2)
     return np.column_stack([classes, before[segment], after[segment]])
