@@ -30,20 +30,17 @@ def font_alphabets(alphabets: Sequence[str], drawings=15, side=28) -> list[np.nd
     are taken in whole font units, unhinted, so that no version of FreeType matters. A sample that
     falls on an outline may still differ between machines. `used()` tells what was drawn.
     """
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
     if unknown := [name for name in alphabets if name not in FONT_ALPHABETS]:
         raise ValueError(
             f"there is no font alphabet {', '.join(map(repr, unknown))}; "
             f"there are {', '.join(FONT_ALPHABETS)}"
         )
-    fonts = _fonts()[:drawings]
+    folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
+    fonts = [FT2Font(str(folder / face)) for face in FACES[:drawings]]
     return [_drawn(name, fonts, drawings, side) for name in alphabets]
-
-
-def _fonts() -> list:
-    import matplotlib
-    from matplotlib.ft2font import FT2Font
-
-    return [FT2Font(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / face)) for face in FACES]
 
 
 def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:

@@ -82,12 +82,13 @@ def scaled(net: DenseNet, free, hyper):
     """
     xp, rest = namespace(free), np.exp(0.2)
     scales = iter(unit_layout(net).split(xp.exp(hyper)).values())
-    blocks = {
-        name: xp.broadcast_to(next(scales)[:, None], block.shape)
-        if block.ndim == 2
-        else rest * xp.ones_like(block)
-        for name, block in net.layout.split(free).items()
-    }
+
+    def scale(block):
+        if block.ndim == 1:
+            return rest * xp.ones_like(block)
+        return xp.broadcast_to(next(scales)[:, None], block.shape)
+
+    blocks = {name: scale(block) for name, block in net.layout.split(free).items()}
     return free * net.layout.join(blocks)
 
 
