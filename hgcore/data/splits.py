@@ -41,9 +41,7 @@ class Split(NamedTuple):
         return Split(*map(backend.array, self))
 
 
-def splits(
-    source: str, sizes: Sequence[int], centre: bool = True, dtype: str = "float64"
-) -> list[Split]:
+def splits(source: str, sizes: Sequence[int], centre=True, dtype="float64") -> list[Split]:
     """Return consecutive slices of `sizes` images of a set: its training images, then test images.
 
     As in the released code of Maclaurin et al. 2015: train, valid, test are the first N1, the next

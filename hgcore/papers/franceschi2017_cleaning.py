@@ -32,9 +32,7 @@ def regressions(weights, images, classes: int):
     return namespace(scores).swapaxes(log_softmax(scores), 0, 1)
 
 
-def weighted_examples(
-    backend, train: Split, valid: Split, *, steps: int, rates: Sequence[float]
-) -> Problem:
+def weighted_examples(backend, train: Split, valid: Split, *, steps, rates) -> Problem:
     """Return runs side by side of gradient descent from zero on (1/N) sum_i hyper_i NLL_i.
 
     train: images (N, inputs), labels (runs, N, classes). valid: labels (N, classes). rates: of

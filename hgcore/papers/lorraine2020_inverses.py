@@ -63,9 +63,7 @@ def boston_split(backend, seed_path: tuple) -> list[tuple]:
     return [(backend.array(inputs[part]), backend.array(table[part, -1])) for part in parts]
 
 
-def boston_regression(
-    backend, train: tuple, valid: tuple, *, rate: float, steps: int, seed_path: tuple
-) -> Problem:
+def boston_regression(backend, train: tuple, valid: tuple, *, rate, steps, seed_path) -> Problem:
     """Return linear regression of prices by gradient descent with a log penalty for each weight.
 
     hyper: (14,). Inner loss: mean squared error on all of `train` plus sum(exp(hyper) * w**2).

@@ -29,10 +29,7 @@ def linear(shape: Sequence[int] = (3, 32, 32)) -> nn.Module:
 
 
 def alexnet(
-    shape: Sequence[int] = (3, 32, 32),
-    channels: Sequence[int] = (64, 192, 384, 256, 256),
-    features: int = 4096,
-    kaiming: bool = False,
+    shape=(3, 32, 32), channels=(64, 192, 384, 256, 256), features: int = 4096, kaiming=False
 ) -> nn.Module:
     """Return AlexNet for small images as the authors released it: 23,272,266 weights.
 

@@ -29,17 +29,15 @@ def rosenbrock_layout(steps: int) -> Layout:
 def rosenbrock_problem(backend, steps: int) -> Problem:
     """Return momentum training on `rosenbrock_loss` from (1.4, 3.9); the outer loss is the same."""
     xp, layout = backend.xp, rosenbrock_layout(steps)
-    return Problem(
-        backend=backend,
-        inner_loss=lambda weights, hyper, t: rosenbrock_loss(weights[0], weights[1]),
-        outer_loss=lambda weights, hyper: rosenbrock_loss(weights[0], weights[1]),
-        optimizer=Momentum(
-            rate=lambda hyper, t: xp.exp(layout.split(hyper)["log rates"][t]),
-            decay=lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)["decay logits"][t])),
-        ),
-        initial=backend.array([1.4, 3.9]),
-        steps=steps,
+    optimizer = Momentum(
+        rate=lambda hyper, t: xp.exp(layout.split(hyper)["log rates"][t]),
+        decay=lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)["decay logits"][t])),
     )
+
+    def loss(weights, hyper, t=None):
+        return rosenbrock_loss(weights[0], weights[1])
+
+    return Problem(backend, loss, loss, optimizer, backend.array([1.4, 3.9]), steps)
 
 
 def training_path(problem: Problem, hyper) -> list:
@@ -59,9 +57,7 @@ def schedule_layout(net: DenseNet, steps: int) -> Layout:
     return Layout({"log scales": each[1:], "log rates": each, "momentum logits": each})
 
 
-def constant_schedule(
-    layout: Layout, log_rate: float, momentum_logit: float, log_scale: float
-) -> np.ndarray:
+def constant_schedule(layout: Layout, log_rate, momentum_logit, log_scale) -> np.ndarray:
     """Return (layout.size,): the same rate, momentum and scale for all blocks and steps.
 
     layout: that of `schedule_layout`, or one with the same blocks in other shapes.
