@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import autograd
 import numpy as np
 
 import hgcore as hg
@@ -16,7 +17,6 @@ OPTIMIZERS = ("descent", "momentum", "heavy ball", "rmsprop", "adam", "adamw")
 
 
 def gap(a, b) -> float:
-    """Return the largest difference, relative to the largest number of b."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     return float(np.max(np.abs(a - b), initial=0) / np.max(np.abs(b), initial=1e-300))
 
@@ -33,7 +33,7 @@ def optimizer(name, rate, decay, beta2=0.99, epsilon=1e-3, weight_decay=0.1, **o
     }[name]()
 
 
-def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=6, n=4, **options):
+def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=4, n=3, **options):
     """A quartic loss; hyper enters every coefficient, the start, the data and both losses."""
     xp, each, spread = backend.xp, (n,) if per_weight else (), 0.3 * per_weight
     blocks = {  # name: shape, center and spread of its hyperparameters
@@ -50,10 +50,7 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=6, n
     }
     layout = hg.Layout({key: shape for key, (shape, _, _) in blocks.items()})
     rng = np.random.default_rng(0)
-    design, target = (
-        backend.array(rng.standard_normal((3, n))),
-        backend.array(rng.standard_normal(n)),
-    )
+    design, target = (backend.array(rng.standard_normal(shape)) for shape in ((3, n), (n,)))
 
     def inner_loss(w, hyper, t):
         h = layout.split(hyper)
@@ -64,28 +61,25 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=6, n
     def outer_loss(w, hyper):
         return xp.sum((w - target) ** 2) * xp.exp(layout.split(hyper)["outer"]) + xp.sum(w**3)
 
-    def exponential(key):
+    def positive(key):
         return lambda hyper, t: xp.exp(layout.split(hyper)[key])
 
-    def sigmoid(key):
+    def share(key):
         return lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)[key]))
 
     def rate(hyper, t):
         return xp.exp(layout.split(hyper)["rate"][t])
 
-    decays, others = map(sigmoid, ("decay", "beta2")), map(exponential, ("epsilon", "weight_decay"))
+    coefficients = share("decay"), share("beta2"), positive("epsilon"), positive("weight_decay")
     if name in ("momentum", "heavy ball"):
         options = {"velocity": lambda hyper: layout.split(hyper)["velocity"]} | options
-    problem = hg.Problem(
-        backend,
-        inner_loss,
-        outer_loss,
-        optimizer(name, rate, *decays, *others, **options),
-        initial=lambda hyper: layout.split(hyper)["initial"],
-        steps=steps,
-    )
-    noise = {key: rng.standard_normal(shape) for key, (shape, _, _) in blocks.items()}
-    hyper = {key: center + width * noise[key] for key, (_, center, width) in blocks.items()}
+    chosen = optimizer(name, rate, *coefficients, **options)
+    start = lambda hyper: layout.split(hyper)["initial"]  # noqa: E731
+    problem = hg.Problem(backend, inner_loss, outer_loss, chosen, start, steps)
+    hyper = {
+        key: center + width * rng.standard_normal(shape)
+        for key, (shape, center, width) in blocks.items()
+    }
     return problem, layout.join(hyper)
 
 
@@ -122,69 +116,40 @@ def net(backend, name="momentum", steps=6, rate=0.3, **options):
     def rates(hyper, t):
         return expand(xp.exp(layout.split(hyper)["rate"][t]))
 
-    problem = hg.Problem(
-        backend,
-        inner_loss,
-        lambda w, hyper: parts.bare(w, hyper, None),
-        optimizer(name, rates, 0.9, 0.999, 1e-8, **options),
-        initial=lambda hyper: expand(xp.exp(layout.split(hyper)["scale"])) * noise,
-        steps=steps,
-    )
+    outer_loss = lambda w, hyper: parts.bare(w, hyper, None)  # noqa: E731
+    start = lambda hyper: expand(xp.exp(layout.split(hyper)["scale"])) * noise  # noqa: E731
+    chosen = optimizer(name, rates, 0.9, 0.999, 1e-8, **options)
+    problem = hg.Problem(backend, inner_loss, outer_loss, chosen, start, steps)
     log_rates = np.log(rate) + 0.2 * rng.standard_normal((steps, blocks))
     penalties = np.linspace(-4, -3, blocks)
     hyper = {"scale": np.full(blocks, -1.0), "rate": log_rates, "penalty": penalties}
     return problem, layout.join(hyper)
 
 
-def convex(backend, inner_loss, outer_loss, rate, hyper, steps):
-    """Gradient descent from zero to the optimum, with a penalty on each weight."""
-    start, optimizer = (lambda hyper: 0 * hyper), hg.GradientDescent(rate)
-    return hg.Problem(backend, inner_loss, outer_loss, optimizer, start, steps), hyper
-
-
-def ridge(backend, steps=400, n=6):
-    """Ridge regression, a penalty per weight, trained to its optimum: a closed form is known."""
-    xp, rng = backend.xp, np.random.default_rng(2)
-    shapes = ((20, n), (20,), (15, n), (15,))
-    x, y, x2, y2 = (backend.array(rng.standard_normal(shape)) for shape in shapes)
-
-    def inner_loss(w, hyper, t):
-        return 0.5 * xp.mean((x @ w - y) ** 2) + 0.5 * xp.sum(xp.exp(hyper) * w**2)
-
-    def outer_loss(w, hyper):
-        return 0.5 * xp.mean((x2 @ w - y2) ** 2)
-
-    return convex(backend, inner_loss, outer_loss, 0.5, np.full(n, -1.0), steps)
-
-
-def logistic(backend, steps=400, n=4):
+def regression(backend, steps=200, n=6):
     """Logistic regression, a penalty per weight, trained to its optimum by gradient descent."""
-    xp, rng = backend.xp, np.random.default_rng(3)
-    x, x2 = (backend.array(rng.standard_normal((25, n))) for _ in range(2))
-    signs = backend.array(np.sign(rng.standard_normal(25)))
+    xp, rng = backend.xp, np.random.default_rng(2)
+    x, x2 = (backend.array(rng.standard_normal((20, n))) for _ in range(2))
+    signs = backend.array(np.sign(rng.standard_normal(20)))
 
     def loss(w, x):
         return xp.mean(xp.log(1 + xp.exp(-signs * (x @ w))))
 
-    def inner_loss(w, hyper, t):
-        return loss(w, x) + xp.sum(xp.exp(hyper) * w**2)
+    inner_loss = lambda w, hyper, t: loss(w, x) + 0.5 * xp.sum(xp.exp(hyper) * w**2)  # noqa: E731
+    outer_loss, start = (lambda w, hyper: loss(w, x2)), (lambda hyper: 0 * hyper)
+    optimizer = hg.GradientDescent(0.5)
+    problem = hg.Problem(backend, inner_loss, outer_loss, optimizer, start, steps)
+    return problem, np.full(n, -1.0)
 
-    return convex(backend, inner_loss, lambda w, h: loss(w, x2), 1.0, np.linspace(-3, -1, n), steps)
 
-
-def noisy(backend, optimizer, steps=250, n=300):
+def noisy(backend, optimizer, steps=100, n=300):
     """Noisy quadratics whose outer loss passes nothing back, so that no adjoint can overflow."""
     rng = np.random.default_rng(0)
     targets = backend.array(rng.standard_normal((7, n)))
     scales = backend.array(np.exp(rng.uniform(-12, 1, n)))
-    return hg.Problem(
-        backend,
-        inner_loss=lambda w, h, t: (scales * (w - targets[t % 7]) ** 2).sum(),
-        outer_loss=lambda w, h: (0 * w).sum() + h[0],
-        optimizer=optimizer,
-        initial=np.ones(n),
-        steps=steps,
-    )
+    inner_loss = lambda w, h, t: (scales * (w - targets[t % 7]) ** 2).sum()  # noqa: E731
+    outer_loss = lambda w, h: (0 * w).sum() + h[0]  # noqa: E731
+    return hg.Problem(backend, inner_loss, outer_loss, optimizer, np.ones(n), steps)
 
 
 def bowl(backend, steps=6, n=5, **changes):
@@ -200,9 +165,6 @@ def bowl(backend, steps=6, n=5, **changes):
     return hg.Problem(backend=backend, steps=steps, **parts | changes), np.array([0.1, 0.3])
 
 
-# ---- the reference: the whole loop written out, differentiated by the library under it
-
-
 def unrolled(problem, hyper):
     """Return (value, hypergradient), independent of every solver; decays as really used."""
     backend, xp, opt = problem.backend, problem.backend.xp, problem.optimizer
@@ -215,27 +177,24 @@ def unrolled(problem, hyper):
     def coefficient(name, h, t):
         value = getattr(opt, name)
         value = value(h, t) if callable(value) else value
+        value = backend.array(value) if isinstance(value, list) else value
         if name not in ("decay", "beta1", "beta2"):
             return value
-        number = value if isinstance(value, float) else plain(value)
-        rounded = round(number * 2**16) if isinstance(value, float) else (number * 2**16).round()
-        return value + (rounded / 2**16 - number)  # differentiated as if it were not rounded
+        number = plain(value)
+        return value + (
+            (number * 2**16).round() / 2**16 - number
+        )  # differentiated as if it were not
 
     def gradient(w, h, t):
-        if backend.name == "torch":
-            leaf = w if w.requires_grad else w.detach().requires_grad_()
-            loss = problem.inner_loss(leaf, h, t)
-            return xp.autograd.grad(loss, leaf, create_graph=True)[0]
-        from autograd import grad
-
-        return grad(lambda w: problem.inner_loss(w, h, t))(w)
+        if backend.name == "autograd":
+            return autograd.grad(lambda w: problem.inner_loss(w, h, t))(w)
+        leaf = w if w.requires_grad else w.detach().requires_grad_()
+        return xp.autograd.grad(problem.inner_loss(leaf, h, t), leaf, create_graph=True)[0]
 
     def whole(h):
-        w = problem.initial
-        w = w(h) if callable(w) else backend.array(w)
+        w = problem.initial(h) if callable(problem.initial) else backend.array(problem.initial)
         start = getattr(opt, "velocity", None)
-        v = start(h) if start else 0 * w
-        s = 0 * w
+        v, s = start(h) if start else 0 * w, 0 * w
         for t in range(problem.steps):
             g, c = gradient(w, h, t), lambda name, t=t: coefficient(name, h, t)
             if opt.clip is not None:
@@ -253,12 +212,11 @@ def unrolled(problem, hyper):
         if kind is hg.HeavyBall:
             v = c("decay") * v + g
             return w - c("rate") * v, v, s
+        s = c("beta2") * s + (1 - c("beta2")) * g**2
         if kind is hg.RMSProp:
-            s = c("beta2") * s + (1 - c("beta2")) * g**2
             v = c("decay") * v + g / (xp.sqrt(s) + c("epsilon"))
             return w - c("rate") * v, v, s
         v = c("beta1") * v + (1 - c("beta1")) * g
-        s = c("beta2") * s + (1 - c("beta2")) * g**2
         mean, square = v / (1 - c("beta1") ** (t + 1)), s / (1 - c("beta2") ** (t + 1))
         if kind is hg.AdamW:
             w = w - c("rate") * c("weight_decay") * w

@@ -2,7 +2,7 @@
 
 import pickle
 import random
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -15,8 +15,6 @@ INPUTS, LABELS = torch.arange(10.0), torch.arange(10)
 
 
 class Augmented(data.Dataset):
-    """Examples that draw from all three generators."""
-
     def __len__(self):
         return 10
 
@@ -53,13 +51,6 @@ def test_drawn_batches_are_those_of_their_address(shuffle):
     assert drawn(None)["labels"].tolist() == list(range(10))
 
 
-def test_drawn_arrays_and_dropped_rests():
-    drawn = hg.batches.draw((INPUTS.numpy(), LABELS), size=4)
-    inputs, labels = drawn(2)
-    assert len(labels) == 2 and np.array_equal(inputs, labels)
-    assert len(hg.batches.draw(loader(drop_last=True))(2)["labels"]) == 4
-
-
 def test_batches_are_converted_and_sent_to_processes():
     for way in (hg.batches.draw, hg.batches.keep):
         batch = way(loader(), backend=hg.Torch())
@@ -68,48 +59,42 @@ def test_batches_are_converted_and_sent_to_processes():
         assert torch.equal(pickle.loads(pickle.dumps(batch))(1)["inputs"], batch(1)["inputs"])
 
 
-class Batch(NamedTuple):
-    inputs: torch.Tensor
-    names: list
+Batch = namedtuple("Batch", "inputs names")
 
 
 def mixed(examples):
-    """Mix-up: draws in the collate_fn."""
     inputs = torch.stack([example["inputs"] for example in examples])
     return Batch(inputs + np.random.beta(1.0, 1.0) * inputs.flip(0), ["name"] * len(examples))
 
 
 def test_batches_of_other_kinds():
-    """Named tuples, strings, draws in collate_fn, large seeds, fewer examples than a batch."""
-    drawn = hg.batches.draw(
-        loader(collate_fn=mixed), size=np.int64(3), seed=2**40, backend=hg.Torch()
-    )
+    """Arrays, named tuples, strings, draws in collate_fn, large seeds, dropped rests."""
+    inputs, labels = hg.batches.draw((INPUTS.numpy(), LABELS), size=4)(2)
+    assert len(labels) == 2 and np.array_equal(inputs, labels)
+    assert len(hg.batches.draw(loader(drop_last=True))(2)["labels"]) == 4
+    assert len(hg.batches.draw(data.DataLoader(Augmented(), 99))(4)["labels"]) == 10
+    drawn = hg.batches.draw(loader(collate_fn=mixed), size=np.int64(3), seed=2**40)
     first, again = drawn(0), drawn(0)
     assert torch.equal(first.inputs, again.inputs) and first.names == ["name"] * 3
-    assert len(hg.batches.draw(data.DataLoader(Augmented(), 99))(4)["labels"]) == 10
-    kept = hg.batches.keep([Batch(INPUTS, ["name"])] * 2)
+    kept = hg.batches.keep([Batch(INPUTS, ["name"])] * 2, hg.Torch())
     with pytest.raises(TypeError, match="joins batches of tensors, got str"):
         kept(None)
-    kept = hg.batches.keep([Batch(INPUTS.numpy(), LABELS)] * 2)
-    assert kept(None).inputs.shape == (20,)
+    assert hg.batches.keep([Batch(INPUTS.numpy(), LABELS)] * 2)(None).inputs.shape == (20,)
 
 
-WEIGHTED = data.WeightedRandomSampler([1.0], 10)
 REPLACED = data.RandomSampler(Augmented(), replacement=True)
-LOADERS = [  # options of a DataLoader of ten examples, words of the error
-    ({"sampler": WEIGHTED}, "cannot follow WeightedRandomSampler; use keep"),
-    ({"sampler": REPLACED}, "cannot follow RandomSampler with replacement"),
-    ({"batch_sampler": [[0, 1], [2]]}, "cannot follow list; use keep"),
-    ({"batch_size": None}, "batch_size=None"),
-    ({"batch_size": 11, "drop_last": True}, "got 11"),
-]
+WEIGHTED = data.WeightedRandomSampler([1.0], 10)
 SOURCES = [  # arguments of draw, words of the error
     (((INPUTS, LABELS), 11), r"size must lie in 1\.\.10, .* got 11"),
     (((INPUTS, LABELS),), "got None"),
     (((INPUTS, LABELS[:3]), 2), r"one length, got \[10, 3\]"),
     ((data.ChainDataset([]), 2), "use keep for a stream"),
     (({"x": torch.zeros(3)}, 2), "tuple of arrays, got a dict"),
-    *(((data.DataLoader(Augmented(), **options),), words) for options, words in LOADERS),
+    ((loader(sampler=WEIGHTED),), "cannot follow WeightedRandomSampler; use keep"),
+    ((loader(sampler=REPLACED),), "cannot follow RandomSampler with replacement"),
+    ((data.DataLoader(INPUTS, batch_sampler=[[0, 1], [2]]),), "cannot follow list; use keep"),
+    ((data.DataLoader(INPUTS, batch_size=None),), "batch_size=None"),
+    ((data.DataLoader(INPUTS, batch_size=11, drop_last=True),), "got 11"),
 ]
 
 

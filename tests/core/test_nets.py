@@ -10,9 +10,8 @@ from hgcore import nets
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (784, 50, 50, 50, 10)])
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (20, 9, 8, 7)])
 def test_dense_net_is_that_of_torch(sizes, backend):
-    """With a tanh between linear layers, and log-softmax at the end."""
     net = nets.DenseNet(sizes)
     weights, inputs = RNG.standard_normal(net.layout.size) * 0.3, RNG.standard_normal((7, sizes[0]))
     layers, blocks = [], net.layout.split(torch.as_tensor(weights))
@@ -26,11 +25,10 @@ def test_dense_net_is_that_of_torch(sizes, backend):
 
 
 def test_initial_weights_have_variance_1_by_inputs():
-    """Within 4 standard errors of 40,000 numbers."""
     net, rng = nets.DenseNet((100, 400, 3)), np.random.default_rng(0)
     weights = net.initial_weights(lambda *shape: rng.standard_normal(shape))
     blocks = net.layout.split(weights)
-    assert abs(100 * blocks["weights 1"].var() - 1) < 4 * (2 / 40_000) ** 0.5
+    assert abs(100 * blocks["weights 1"].var() - 1) < 0.03  # 4 standard errors
     assert not blocks["biases 1"].any() and not blocks["biases 2"].any()
 
 
@@ -41,38 +39,29 @@ def test_cross_entropy_is_that_of_torch(backend):
     assert abs(float(nets.cross_entropy(log, hot)) - float(expected)) < 1e-14
     wrong = np.mean(scores.argmax(1) != labels)
     assert nets.error_rate(log, hot) == pytest.approx(wrong, abs=1e-15)
-
-
-def test_log_softmax_of_large_scores(backend):
-    """No overflow, and a finite gradient."""
-    scores = backend.array([[1e4, -1e4, 0.0]])
-    value, gradient = backend.gradients(lambda scores: nets.log_softmax(scores)[0, 0], scores)
+    large = backend.array([[1e4, -1e4, 0.0]])  # no overflow, and a finite gradient
+    value, gradient = backend.gradients(lambda scores: nets.log_softmax(scores)[0, 0], large)
     assert float(value) == 0 and np.isfinite(backend.numpy(gradient)).all()
 
 
 def test_labels_are_classes_or_shares(backend):
     """Numbers of classes give what one-hot labels give; also where batch and classes are equal."""
     scores, classes = nets.log_softmax(backend.array(RNG.standard_normal((4, 4)))), [2, 0, 3, 3]
-    for given in (np.array(classes), torch.tensor(classes), torch.tensor(classes).int()):
-        if isinstance(given, np.ndarray) and backend.name == "torch":
-            continue
-        hot = backend.array(np.eye(4)[classes])
+    hot, kinds = backend.array(np.eye(4)[classes]), (torch.int64, torch.int32)
+    numpy = [] if backend.name == "torch" else [np.array(classes)]
+    for given in (*numpy, *(torch.tensor(classes, dtype=kind) for kind in kinds)):
         found, expected = (nets.cross_entropy(scores, labels) for labels in (given, hot))
         assert abs(float(found) - float(expected)) < 1e-15
         assert nets.error_rate(scores, given) == nets.error_rate(scores, hot)
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 1), (3, 3), (1, 3), ()])
-def test_labels_of_another_shape_are_refused(backend, shape):
-    scores, labels = backend.array(np.zeros((4, 3))), backend.array(np.zeros(shape))
-    for function in (nets.cross_entropy, nets.error_rate):
-        with pytest.raises(ValueError, match=r"whole numbers of shape \(4,\) or of shape \(4, 3\)"):
-            function(scores, labels)
-
-
-@pytest.mark.parametrize("label", [-1, 3])
-def test_labels_out_of_range_are_refused(backend, label):
-    labels = np.array([0, label])
-    labels = torch.as_tensor(labels) if backend.name == "torch" else labels
-    with pytest.raises(IndexError if label > 0 else (ValueError, IndexError)):
-        nets.cross_entropy(backend.array(np.zeros((2, 3))), labels)
+def test_wrong_labels_are_refused(backend):
+    scores = backend.array(np.zeros((4, 3)))
+    for shape in ((4,), (4, 1), (3, 3), (1, 3), ()):
+        for function in (nets.cross_entropy, nets.error_rate):
+            with pytest.raises(ValueError, match=r"whole numbers of shape \(4,\) or .* \(4, 3\)"):
+                function(scores, backend.array(np.zeros(shape)))
+    for label in (-1, 3, -100):
+        labels = backend.xp.asarray([0, label, 0, 0])
+        with pytest.raises(IndexError if label > 0 else (ValueError, IndexError)):
+            nets.cross_entropy(scores, labels)

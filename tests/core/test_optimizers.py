@@ -43,26 +43,25 @@ def test_training_equals_torch_optim(backend, name, clip):
         assert gap(ours, w.detach()) < (1e-5 if clip else 1e-9)
 
 
-@pytest.mark.parametrize("strategy", [hg.Stored(), hg.Checkpointed(), hg.Reversible()], ids=repr)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_zero_gradients_give_no_nan(strategy, name, dtype, clip):
-    """A weight that never moves, one that gets its first gradient late, one whose gradient ends.
-
-    With clip nothing moves at all.
-    """
+def test_zero_gradients_give_no_nan(name, dtype, clip):
+    """Of a weight that never moves, moves late, stops; with clip, of all."""
 
     def inner_loss(w, h, t):
-        late, early = ((w[1] - 1) ** 2 if t > 5 else 0), ((w[2] - 1) ** 2 if t < 5 else 0)
+        late, early = ((w[1] - 1) ** 2 if t > 2 else 0), ((w[2] - 1) ** 2 if t < 2 else 0)
         return 0 * w.sum() + (0 if clip else late + early + h[0] * (w[3] ** 2))
 
-    backend, decay = hg.Torch(dtype=dtype), 0.9
-    rate, epsilon = (lambda h, t: h[1]), (lambda h, t: h[2])
-    initial = lambda h: h[:1] * backend.array([0.5, 0.5, 0.5, 0.0])  # noqa: E731
-    moments = catalogue.optimizer(name, rate, decay, 0.999, epsilon, clip=clip)
-    parts = {"inner_loss": inner_loss, "optimizer": moments, "initial": initial}
-    problem, _ = catalogue.bowl(backend, steps=12, outer_loss=lambda w, h: (w**2).sum(), **parts)
-    result = hg.Reverse(strategy)(problem, [1.0, 0.01, 1e-8])
-    assert np.isfinite(backend.numpy(result.state)).all()
-    assert np.isfinite(backend.numpy(result.grad)).all()
+    backend, rate, epsilon = hg.Torch(dtype=dtype), lambda h, t: h[1], lambda h, t: h[2]
+    problem, _ = catalogue.bowl(
+        backend,
+        inner_loss=inner_loss,
+        optimizer=catalogue.optimizer(name, rate, 0.9, 0.999, epsilon, clip=clip),
+        initial=lambda h: h[:1] * backend.array([0.5, 0.5, 0.5, 0.0]),
+        outer_loss=lambda w, h: (w**2).sum(),
+    )
+    for strategy in (hg.Stored(), hg.Checkpointed(), hg.Reversible()):
+        result = hg.Reverse(strategy)(problem, [1.0, 0.01, 1e-8])
+        assert np.isfinite(backend.numpy(result.state)).all()
+        assert np.isfinite(backend.numpy(result.grad)).all()

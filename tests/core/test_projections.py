@@ -29,10 +29,9 @@ def sample(seed):
     return point, low, high, least + rng.random() * (most - least)
 
 
-@pytest.mark.parametrize("total", [0.1, 1.0, 7.0])
+@pytest.mark.parametrize("total", [0.1, 7.0])
 @pytest.mark.parametrize("seed", range(15))
 def test_projection_is_nearest_point(seed, total, backend):
-    """Also of itself. 1e-12: sums of 5000 numbers."""
     point, low, high, radius = sample(seed)
     sizes = at_sum(np.abs(point), 0, np.inf, total, least=0)
     close = 1e-12 * max(total, np.abs(point).max())
@@ -47,49 +46,28 @@ def test_projection_is_nearest_point(seed, total, backend):
         assert np.abs(backend.numpy(project(found) - found)).max() < close
 
 
-HARD = [1e17, -1e17, 3.0], [1.0, 1.0, 1.0], [0.0], [5.0, 5.0, -1e300], [1e-300, 0.0]
-
-
-@pytest.mark.parametrize("point", HARD)
-def test_projection_ends_whatever_is_rounded(point, backend):
-    found = backend.numpy(hg.simplex()(backend.array(point)))
-    assert abs(found.sum() - 1) < 1e-12 and (found >= 0).all()
-    found = backend.numpy(hg.l1_ball()(backend.array(point)))
-    assert np.abs(found).sum() < 1 + 1e-12
-
-
-def test_projection_in_single_precision():
-    """It ends, keeps its precision and its sum: a few roundings of 6e-8."""
-    backend = hg.Torch(dtype="float32")
+def test_projection_ends_whatever_is_rounded(backend):
+    hard = [1e17, -1e17, 3.0], [1.0, 1.0, 1.0], [0.0], [5.0, 5.0, -1e300], [1e-300, 0.0]
+    for point in map(backend.array, hard):
+        found = backend.numpy(hg.simplex()(point))
+        assert abs(found.sum() - 1) < 1e-12 and (found >= 0).all()
+        assert np.abs(backend.numpy(hg.l1_ball()(point))).sum() < 1 + 1e-12
+    single = hg.Torch(dtype="float32")  # a few roundings of 6e-8
     for project, total in ((hg.simplex(1.0), 1), (hg.box_l1(0.0, 1.0, 1000.0), 1000)):
         for point in ([3e8, 1.0, 3e8], np.linspace(-1, 2, 5000)):
-            found = backend.numpy(project(backend.array(point)))
-            assert found.dtype == np.float32
-            assert found.sum(dtype=float) < total * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("low, high", [(0.0, 1.0), ([0, -1, 0.5], [1, 1, 2]), (-np.inf, [1, 2, 3])])
-def test_box_takes_numbers_and_vectors(low, high, backend):
-    point = [-2.0, 1.5, 9.0]
-    for kind in (lambda x: x, np.asarray, backend.array):
-        found = hg.box(kind(low), kind(high))(backend.array(point))
-        assert np.array_equal(found, np.clip(point, low, high))
+            found = single.numpy(project(single.array(point)))
+            assert found.dtype == np.float32 and found.sum(dtype=float) < total * (1 + 1e-6)
 
 
 def test_box_l1_with_an_idle_bound(backend):
-    """A box if the radius allows its point, a simplex if nothing is bounded above."""
+    """A box if the radius allows its point, a simplex if nothing is bounded above, or one point."""
     point = backend.array(np.random.default_rng(0).standard_normal(50))
     clipped = np.clip(backend.numpy(point), 0, 1)
     for radius in (clipped.sum(), clipped.sum() + 1e-9, np.inf):
         assert np.array_equal(hg.box_l1(0, 1, radius)(point), clipped)
-    assert not hg.box_l1(0, 1, 0)(point).any()
     simplex, cut = hg.simplex(3.0)(point), hg.box_l1(0, np.inf, 3.0)(point)
     assert np.abs(backend.numpy(cut - simplex)).max() < 1e-14
-
-
-def test_box_l1_may_be_one_point(backend):
-    """Ten times 0.1 adds up to a last bit less or more than 1."""
-    for low, radius in ([0.1] * 3, 0.3), ([0.1] * 10, 1.0):
-        for point in (0.0, 0.2, 5.0):
-            found = hg.box_l1(low, 1.0, radius)(backend.array(np.full(len(low), point)))
+    for low, radius in ([0.1] * 3, 0.3), ([0.1] * 10, 1.0):  # may add up to a last bit more
+        for number in (0.0, 0.2, 5.0):
+            found = hg.box_l1(low, 1.0, radius)(backend.array(np.full(len(low), number)))
             assert np.abs(backend.numpy(found) - 0.1).max() < 1e-15

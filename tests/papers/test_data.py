@@ -177,7 +177,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 def test_altered_package_is_refused(monkeypatch):
     monkeypatch.setattr(sys.modules["hgcore.data.mnist"], "MNIST_SMALL", 64 * "0")
     with pytest.raises(data.DataError, match="altered.*force-reinstall"):
-        data.mnist_small()
+        data.splits("mnist_small", (10,))
 
 
 def test_streams_have_an_address():
