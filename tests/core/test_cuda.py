@@ -1,6 +1,7 @@
 """The same on a GPU: agreement with the CPU, and exact reversal with the integers on the device."""
 
 import catalogue
+import numpy as np
 import pytest
 import torch
 from catalogue import gap
@@ -23,10 +24,32 @@ def test_gpu_equals_cpu(solver, name):
         assert gap(solver(problem, hyper).grad.cpu(), expected.grad) < 1e-10
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")  # of compiled kernels with other bits
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("optimizer", [hg.Momentum(0.1, 0.9), hg.AdamW(1e-3, weight_decay=30.0)])
 def test_gpu_undoes_a_thousand_steps(optimizer, dtype):
     """close() compares every bit with the true start and raises otherwise."""
     problem = catalogue.noisy(hg.Torch("cuda", dtype), optimizer, steps=1000, n=300_000)
     assert float(hg.Reverse(hg.Reversible())(problem, [1.0]).grad[0]) == 1
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("n, steps", [(1000, 500), (2**17 + 3, 20)], ids=["plain", "compiled"])
+def test_gpu_buffer_has_the_bits_of_the_cpu(n, steps):
+    """There and back; kernels are compiled for long vectors, and warn if they have other bits."""
+    rng = np.random.default_rng(0)
+    start, kicks = rng.standard_normal(n), rng.standard_normal((7, n)).astype("float32")
+    decays = [0.9, 0.5, 1.0, 0.98, rng.uniform(0.3, 1, n), 0.1, 0.999]
+    ends = []
+    for place in (np.asarray, lambda x: torch.as_tensor(x, device="cuda")):
+        value, buffer = hg.FixedPoint(place(start)), hg.ReversalBuffer()
+        rates = [decay if np.ndim(decay) == 0 else place(decay) for decay in decays]
+        first = value.bits
+        for t in range(steps):
+            value.bits = buffer.multiply(value.bits, rates[t % 7])
+            value.add(place(kicks[t % 7]))
+        ends.append(np.array(torch.as_tensor(value.bits).cpu()))
+        for t in reversed(range(steps)):
+            value.subtract(place(kicks[t % 7]))
+            value.bits = buffer.divide(value.bits, rates[t % 7])
+        assert buffer.empty() and bool((value.bits == first).all())
+    assert np.array_equal(*ends)

@@ -35,6 +35,12 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: next(hg.descend(hg.Reverse, *bowl(b), **STILL)), "solver must be an object such as"),
     (lambda b: next(hg.realtime(*bowl(b), **STILL, solver=hg.Reverse())), "Forward.*got Reverse"),
     (lambda b: hg.AdamW(0.1, clip=0.0), "AdamW: clip must be positive, got 0"),
+    (lambda b: hg.Adam(0.1, epsilon=-1.0), "Adam: epsilon must be >= 0, got -1"),
+    (lambda b: limited(b, clip=lambda h, t: 2 - t), "clip must be positive, got 0 at step 2"),
+    (lambda b: limited(b, epsilon=lambda h, t: 2 - t), "epsilon must be >= 0, got -1 at step 3"),
+    (lambda b: hg.Shortcut(minibatches="last"), "'spread' or 'first', got 'last'"),
+    (lambda b: hg.Shortcut(ends=0.5), r"\[0, 0.5\), got 0.5"),
+    (lambda b: hg.Torch(dtype="float16"), "'float32' or 'float64', got 'float16'"),
     (lambda b: bowl(b, initial=None), "initial must be a vector .*, got None"),
     (lambda b: hg.Shortcut(share=0), r"share must lie in \(0, 1\].*got 0"),
     (lambda b: hg.Checkpointed(0), "states must be a whole number of states >= 1, got 0"),
@@ -49,6 +55,10 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: LAYOUT.join({"matrix": b.array(np.ones((2, 3)))}), "blocks must be .*'number'"),
     (lambda b: LAYOUT.join(BLOCKS | {"matrix": np.ones(4)}), r"'matrix' must have shape \(2, 3\)"),
 ]
+
+
+def limited(backend, **limit):
+    return hg.Forward()(*bowl(backend, optimizer=hg.Adam(0.1, **limit)))
 
 
 def box_l1(backend, low, high, radius):

@@ -10,6 +10,7 @@ import torch
 from catalogue import gap
 
 import hgcore as hg
+from hgcore.fixed_point import round_decay
 
 REVERSIBLE = hg.Reverse(hg.Reversible())
 
@@ -77,12 +78,40 @@ def test_truncated_is_reverse_mode_from_later(backend, last):
     assert gap(found, hg.Forward()(rest if first else problem, hyper).grad) < 1e-12
 
 
-def test_shortcut_replays_some_steps():
-    """As in the DrMAD paper, and as its authors released it."""
-    released = hg.Shortcut(0.1, "first", 0.001).places(30)
-    assert list(released) == [0, 1, 2] and gap([*released.values()], [0.001, 0.5, 0.999]) < 1e-15
-    assert hg.Shortcut().places(30) == {t: t / 30 for t in range(30)}
-    assert hg.Shortcut(1 / 3).places(30) == {3 * j: j / 10 for j in range(10)}
+def straight_line(problem, hyper, rate, decay, replayed, places):
+    """The recursion of the DrMAD paper, completed as in the authors' code."""
+    backend, objective = problem.backend, problem.objective(hyper)
+    first, last = problem.initial_state(hyper)[0], hg.train(problem, hyper)[0]
+    _, dw, grad = problem.outer_gradients(last, hyper)
+    dv = 0 * dw
+    for t, place in reversed(list(zip(replayed, places, strict=True))):
+        dv = dv + rate * dw
+        weights = (1 - place) * first + place * last
+        curvature, mixed = objective.linearize(backend.array(weights), t).product(dv)
+        dw, grad = dw - (1 - decay) * curvature, grad - (1 - decay) * mixed
+        dv = dv * decay
+    return grad
+
+
+RELEASED = {"share": 0.1, "minibatches": "first", "ends": 0.001}
+LINES = [  # options, steps replayed of 30, places on the line
+    ({}, range(30), [t / 30 for t in range(30)]),
+    ({"share": 1 / 3}, range(0, 30, 3), np.arange(10) / 10),
+    (RELEASED, range(3), np.linspace(0.001, 0.999, 3)),
+]
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.9])
+@pytest.mark.parametrize("options, replayed, places", LINES)
+def test_shortcut_is_the_recursion_of_its_paper(backend, options, replayed, places, decay):
+    def inner_loss(w, h, t):
+        return backend.xp.exp(h[0]) * ((w - h[1]) ** 4).sum() * (1 + (t or 0) / 300)
+
+    parts = {"optimizer": hg.Momentum(0.1, decay), "initial": np.linspace(-1, 2, 5)}
+    problem, hyper = catalogue.bowl(backend, steps=30, inner_loss=inner_loss, **parts)
+    hyper = backend.array(hyper)
+    expected = straight_line(problem, hyper, 0.1, round_decay(decay), replayed, places)
+    assert gap(hg.Reverse(hg.Shortcut(**options))(problem, hyper).grad, expected) < 1e-12
 
 
 @pytest.mark.parametrize("kind", [hg.Momentum, hg.HeavyBall])

@@ -188,3 +188,11 @@ def test_streams_have_an_address():
     expected = np.random.RandomState(0x7AE3E68B).rand(3).tolist()  # of the MD5 of "(0, 1, 2)"
     for where in ((0, 1, 2), (np.int64(0), 1, np.int32(2))):
         assert data.authors_rng(*where).rand(3).tolist() == expected
+
+
+def test_readme_gives_every_checksum():
+    text = (Path(__file__).parents[2] / "data/README.md").read_text()
+    for name, file in data.FILES.items():
+        assert f"| `{name}` | {file.size:,} | `{file.checksum[1]}` |" in text
+        assert all(folder in text for folder in file.folders)
+    assert data.MNIST_SMALL in text and data.BOSTON in text
