@@ -176,7 +176,10 @@ class Autograd(Backend):
     def traced(self, values):
         from autograd.tracer import isbox
 
-        return values if isbox(values) else self.xp.array(values, dtype=np.float64)
+        if isbox(values):
+            return values
+        require_real(values)
+        return self.xp.array(values, dtype=np.float64)
 
     def numpy(self, array) -> np.ndarray:
         return np.asarray(array)
