@@ -18,13 +18,14 @@ from hgcore.trajectory import Checkpointed, train
 
 ENTRIES = 20  # how many hyperparameters are moved one by one
 _BITS = "the gradient differs when computed twice: draw what is random from a seed made of t"
+_PADDED = " (an Embedding's padding_idx does so, too, and does no harm)"
 _GRADIENT = (
     "a hook, .detach(), .data, no_grad or an autograd.Function of your own changes it; to clip, use"
-    " the optimizer's clip="
+    f" the optimizer's clip={_PADDED}"
 )
 _TWICE = (
     "an autograd.Function of your own, or an operation that the backend differentiates wrongly"
-    " twice; write it in plain operations"
+    f" twice; write it in plain operations{_PADDED}"
 )
 _CUT = (
     "float(), .item(), .detach() or a NumPy function cuts a hyperparameter off; compute with"
