@@ -62,8 +62,8 @@ def realtime(
     """Train once and update hyper every `every` inner steps along the tangents so far.
 
     `steps` outer steps, so steps * every inner ones (problem.steps is not used). Tangents and
-    weights are never reset: the hypergradient mixes earlier hypers: it is biased, but needs no new
-    run. Other arguments as in `descend`. Implements: Franceschi et al. 2017, RTHO.
+    weights are never reset, so the hypergradient mixes earlier values of hyper: it is biased, but
+    needs no new run. Other arguments as in `descend`. Implements: Franceschi et al. 2017, RTHO.
     """
     solver = solver or Forward()
     require_instance("solver", solver, "advance", "hg.Forward()")

@@ -209,10 +209,10 @@ class Problem:
         return self.backend.gradients(self.outer_loss, weights, hyper)
 
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
-        """Return the smallest value of each decay, and of shrink, in each of `steps`.
+        """Return, for each of `steps`, the smallest value of each decay and of shrink.
 
-        Raises ValueError for one out of its range, or a limit (clip, epsilon), naming the step.
-        Looks at the device once.
+        Raises ValueError, naming the step, for one out of its range, and for a wrong clip or
+        epsilon. Reads from the device once.
         """
         optimizer, backend, rows = self.optimizer, self.backend, []
         steps = range(self.steps) if steps is None else steps

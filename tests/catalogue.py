@@ -17,6 +17,7 @@ OPTIMIZERS = ("descent", "momentum", "heavy ball", "rmsprop", "adam", "adamw")
 
 
 def gap(a, b) -> float:
+    """Return the largest difference over the largest size of b."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     return float(np.max(np.abs(a - b), initial=0) / np.max(np.abs(b), initial=1e-300))
 

@@ -143,7 +143,7 @@ class _Examination:
         yield self._compared("outer d/dhyper", line, by_hyper @ dh, _CUT)
 
     def _strangers(self, weights, t) -> Iterator[Finding]:
-        """Yield notes on losses of what neither weights nor hyper can change."""
+        """Yield a note on each loss that uses tensors which weights and hyper cannot change."""
         inner = lambda w, h: self.problem.inner_loss(w, h, t)  # noqa: E731
         for name, loss in (("inner_loss", inner), ("outer_loss", self.problem.outer_loss)):
             if count := self.problem.backend.strangers(loss, weights, self.hyper):
@@ -235,7 +235,7 @@ class _Examination:
         """
         here = line(0.0)
         scatter = np.array([_norm(a - b) for a, b in itertools.pairwise(slopes)])
-        least = self.precision * _norm(here)  # the longer a run, the more: see noise
+        least = self.precision * _norm(here)  # `noise` grows with the run
         noise = (scatter[-1] * steps[-1] + least) / steps
         errors = np.maximum(scatter[:-1], scatter[1:]) + noise[1:-1]
         sizes = np.array([_norm(slope) for slope in slopes])

@@ -48,9 +48,9 @@ def cifar100_pixels() -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _archived(archive: str, files: Sequence[str], labels: int) -> tuple:
-    """Return as `cifar10_pixels` the rows of these files of a tar archive, test images in the last.
+    """Return what `cifar10_pixels` does, from files of a tar archive; the last has the test images.
 
-    A row has so many labels, of which the last is taken, and the pixels of an image.
+    A row has `labels` bytes of labels, the last of which is used, and the pixels of an image.
     """
     found, width = {}, labels + FEATURES
     with refusing(f"{archive} does not hold rows of {width} bytes"):

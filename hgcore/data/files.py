@@ -1,8 +1,8 @@
 """Data files: where from, checksum, cache.
 
-Every byte that is read has passed its checksum. A file comes from the cache (HGCORE_DATA, else
-data/ of the repository), else from the folder HGCORE_DATA_MIRROR, gzipped or not, else from its
-public addresses. data/README.md has origins and terms.
+Every file of files.toml has passed its checksum before it is used. It comes from the cache
+(HGCORE_DATA, else data/ of the repository), else from the folder HGCORE_DATA_MIRROR, gzipped or
+not, else from its public addresses. data/README.md has origins and terms.
 """
 
 import contextlib
@@ -34,7 +34,10 @@ class DataError(RuntimeError):
 
 
 class File(NamedTuple):
-    """An entry of files.toml: what a file must be, and where it is."""
+    """An entry of files.toml. sha256: "" where only md5 is known. folders: where to download.
+
+    A folder ends in / and holds the file under its name; others are whole addresses.
+    """
 
     sha256: str
     size: int
@@ -111,7 +114,8 @@ def fetch(name: str) -> bytes:
         content = _verified(name, path, f"Delete it and run again: it then comes from {sources}")
     except OSError as error:
         raise DataError(
-            f"{path} cannot be written or read ({error}); set HGCORE_DATA to a folder that can"
+            f"{path} cannot be written or read ({error});"
+            " set HGCORE_DATA to a folder where you may write"
         ) from error
     note(name, FILES[name].sha256 or hashlib.sha256(content).hexdigest())
     return content

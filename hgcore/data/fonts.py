@@ -26,7 +26,7 @@ GRAIN = 3  # samples to a side of a pixel
 def font_alphabets(alphabets: Sequence[str], drawings=15, side=28) -> list[np.ndarray]:
     """One array (characters, drawings, side * side) float64 per alphabet: ink 1, paper 0.
 
-    Drawing d has face d of twelve, over and over, and its own turn, slant, size and place. Outlines
+    Drawing d has face d modulo 12, and its own turn, slant, size and place. Outlines
     are taken in whole font units, unhinted, so that no version of FreeType matters. A sample that
     falls on an outline may still differ between machines. `used()` tells what was drawn.
     """

@@ -84,9 +84,11 @@ def timit() -> Iterator[Utterance]:
         sound = next((s for s in (".wav", ".wav.wav") if name[:-4] + s in files), None)
         if sound is None:
             raise DataError(f"{name} has no .wav beside it")
-        contents = files[name](), files[name[:-4] + sound]()
+        with refusing(f"{name} or its sound cannot be read"):
+            contents = files[name](), files[name[:-4] + sound]()
+            utterance = _utterance(name, *contents)
         digest.update(b"".join([name.encode(), *contents]))
-        yield _utterance(name, *contents)
+        yield utterance
     if os.environ.get("HGCORE_TIMIT"):
         note("HGCORE_TIMIT", digest.hexdigest())
 
@@ -100,7 +102,7 @@ def _files() -> dict[str, Callable]:
         return {path.relative_to(root).as_posix().lower(): path.read_bytes for path in paths}
     else:
         content = root.read_bytes() if root.is_file() else b""
-    with refusing(f"HGCORE_TIMIT={own} is neither a folder nor a zip"):
+    with refusing(f"{own or 'the sample of TIMIT'} is neither a folder nor a zip"):
         archive = zipfile.ZipFile(io.BytesIO(content))
     return {name.lower(): partial(archive.read, name) for name in archive.namelist()}
 
@@ -114,6 +116,8 @@ def _utterance(name: str, marks: bytes, sound: bytes) -> Utterance:
     if not phones or (unknown := set(phones) - set(PHONES)):
         raise DataError(f"{name}: expected phones of TIMIT, found {unknown if phones else 'none'}")
     samples = _samples(name, sound)
+    if ends[-1] > len(samples) + RATE // 10:  # a little longer is usual
+        raise DataError(f"{name} ends at sample {ends[-1]}, its sound at {len(samples)}")
     return Utterance(part or "", int(region), speaker, sentence, samples, starts, ends, phones)
 
 

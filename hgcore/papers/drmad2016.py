@@ -1,4 +1,4 @@
-"""The MNIST experiment of Fu et al. 2016 (DrMAD), and the exact method of 2015."""
+"""MNIST of Fu et al. 2016 (DrMAD); Algorithm 3 of Maclaurin et al. 2015 with Python integers."""
 
 import sys
 from collections.abc import Sequence
@@ -97,7 +97,9 @@ def unit_penalties(
 ) -> Problem:
     """Return momentum training of `scaled` weights under the penalty exp(-4) |z|**2.
 
-    The layout of hyper is unit_layout(net). A hypergradient is the sum over the weights of a unit;
+    The layout of hyper is unit_layout(net). Inner loss: cross-entropy of the minibatch plus the
+    penalty; outer loss: that of all of `valid`. First z: normal, deviation exp(log_scale). A
+    hypergradient is the sum over the weights of a unit;
     the release takes the mean, of equal sign. Random streams of the release: the initial weights
     come from address = (seed, stage, k, "hyperloss"); the minibatch of step t, drawn with
     replacement, is the same for every outer step k. Source: Fu et al. 2016, experiment on MNIST.

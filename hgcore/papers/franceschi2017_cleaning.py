@@ -35,9 +35,9 @@ def regressions(weights, images, classes: int):
 def weighted_examples(backend, train: Split, valid: Split, *, steps, rates) -> Problem:
     """Return runs side by side of gradient descent from zero on (1/N) sum_i hyper_i NLL_i.
 
-    train: images (N, inputs), labels (runs, N, classes). valid: labels (N, classes). rates: of
-    each run. hyper (runs * N,). The outer loss is the sum over runs of the mean NLL of `valid`, so
-    that no run depends on another. For the weights see `regressions`.
+    train: images (N, inputs), labels (runs, N, classes). valid: images (M, inputs), labels
+    (M, classes). rates: of each run. hyper (runs * N,). The outer loss is the sum over runs of the
+    mean NLL of `valid`, so that no run depends on another. For the weights see `regressions`.
     """
     xp, (runs, count, classes) = backend.xp, train.labels.shape
     shape = train.images.shape[1] + 1, runs, classes
@@ -49,7 +49,8 @@ def weighted_examples(backend, train: Split, valid: Split, *, steps, rates) -> P
         return -xp.sum(hyper.reshape((runs, count)) * likelihoods) / count
 
     def outer(weights, hyper):
-        return -xp.sum(regressions(weights, valid.images, classes) * valid.labels) / len(valid[0])
+        likelihoods = regressions(weights, valid.images, classes) * valid.labels
+        return -xp.sum(likelihoods) / len(valid.images)
 
     return Problem(backend, inner, outer, GradientDescent(each), start, steps)
 

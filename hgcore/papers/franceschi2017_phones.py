@@ -36,10 +36,10 @@ class Frames(NamedTuple):
         """Return the inputs (len(rows), W * F) of a net."""
         return self.features[self.windows[rows]].reshape((len(rows), -1))
 
-    def accuracy(self, net: Callable, weights, backend, most: int | None = None) -> float:
-        """Return the percentage of right classes, of all frames or of at least `most` of them."""
+    def accuracy(self, net: Callable, weights, backend, least: int | None = None) -> float:
+        """Return the percentage of right classes, of all frames, or of `least` or more of them."""
         count = len(self.labels)
-        rows = np.arange(0, count, max(1, count // (most or count)))
+        rows = np.arange(0, count, max(1, count // (least or count)))
         right = 0
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
@@ -168,7 +168,8 @@ def phone_problem(
     """
     optimizer = HeavyBall(rate=lambda hyper, t: hyper[0], decay=lambda hyper, t: hyper[1])
     xp, start = backend.xp, backend.array(net.initial_weights((stream, 0)))
-    # vectors of the phones before and after; the sum of two has variance 1
+    # vectors of the phones before and after; the sum of two has variance 1 (the same random bits
+    # as the rows of stream 0 at k = 0, which does no harm)
     table = np.random.default_rng([0, 2]).normal(0, np.sqrt(0.5), (2 * phones, net.embedding))
     table = backend.array(table)
 
@@ -200,9 +201,10 @@ def draws(stream: int) -> Iterator[np.ndarray]:
 
 
 def is_settled(patience: int, gain: float) -> Callable:
-    """Return rows (looks, r) -> whether `patience` looks have not raised the first column's best.
+    """Return a function: rows (looks, r) -> whether the last `patience` looks gained too little.
 
-    By the fraction `gain` of it at least: early stopping as in the authors' code (10, 1 %).
+    None of them raised the best value of column 0 by the fraction `gain` of it: early stopping, as
+    in the authors' code (10 looks, 1 %).
     """
 
     def settled(rows: Sequence) -> bool:

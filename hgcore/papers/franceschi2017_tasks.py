@@ -88,10 +88,12 @@ def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[Split]:
     """Return random (train, valid, test): `train` and `valid` examples in all, the rest for test.
 
-    In both, all classes have the same number of examples. Features are shifted and scaled so that
-    in training their mean is zero and their mean square norm SQUARE.
+    In both, all classes have the same number of examples, or ValueError is raised. Features are
+    shifted and scaled so that in training their mean is zero and their mean square norm SQUARE.
     """
     order, classes = np.random.default_rng(seed).permutation(len(tasks.labels)), len(tasks.names)
+    if train % classes or valid % classes:
+        raise ValueError(f"train, valid must be multiples of {classes}, got {train}, {valid}")
     labels = tasks.labels[order]
     rank = np.empty(len(labels), int)  # how many examples of the same class come before
     for k in range(classes):
@@ -126,7 +128,7 @@ def tuning_and_final(backend, parts: Sequence[Split]) -> list[list[Split]]:
 
 
 def chosen(rows: np.ndarray) -> np.ndarray:
-    """Return hyper of the row (accuracy, loss, *hyper) of best accuracy, if equal of least loss."""
+    """Return the hyper of the row (accuracy, loss, *hyper) of best accuracy, then least loss."""
     return rows[np.lexsort((rows[:, 1], -rows[:, 0]))[0], 2:]
 
 

@@ -22,7 +22,7 @@ def rosenbrock_loss(first, second):
 
 
 def rosenbrock_layout(steps: int) -> Layout:
-    """Return the hyperparameters of `rosenbrock_problem`: a rate and a decay per step."""
+    """Return the hyperparameters of `rosenbrock_problem`: log rates, and logits of the decays."""
     return Layout({"log rates": (steps,), "decay logits": (steps,)})
 
 
@@ -52,7 +52,7 @@ LOGISTIC = DenseNet((784, 10))
 
 
 def schedule_layout(net: DenseNet, steps: int) -> Layout:
-    """Return a scale per block of weights of `net`, a rate and a momentum per step and block."""
+    """Return logs of a scale per block of `net` and of a rate, logits of a momentum, per step."""
     each = steps, len(net.layout)
     return Layout({"log scales": each[1:], "log rates": each, "momentum logits": each})
 
@@ -71,7 +71,8 @@ def schedule_problem(
 ) -> Problem:
     """Return momentum training of `net` with a learned schedule and learned scales (section 3.1).
 
-    hyper: as in schedule_layout(net, steps). Initial weights and minibatches, drawn with
+    hyper: as in schedule_layout(net, steps). Inner loss: cross-entropy of a minibatch of `batch`
+    examples. Initial weights and minibatches, drawn with
     replacement, come from the random streams of the authors' code: address = (seed, k). Outer loss:
     cross-entropy on all of `outer_data`.
     """
@@ -97,15 +98,16 @@ def schedule_problem(
 
 
 def tied_problem(problem: Problem, spread) -> Problem:
-    """Return the problem in fewer hyperparameters; spread(few) makes those of `problem`."""
+    """Return `problem` with fewer hyperparameters `few`; spread(few) gives those of `problem`."""
 
     def through(function):
         return (lambda few, *t: function(spread(few), *t)) if callable(function) else function
 
     optimizer = problem.optimizer
+    coefficients = {name: through(value) for name, value in vars(optimizer).items()}
     return replace(
         problem,
-        optimizer=replace(optimizer, rate=through(optimizer.rate), decay=through(optimizer.decay)),
+        optimizer=type(optimizer)(**coefficients),
         initial=through(problem.initial),
         inner_loss=lambda weights, few, t: problem.inner_loss(weights, spread(few), t),
         outer_loss=lambda weights, few: problem.outer_loss(weights, spread(few)),

@@ -83,7 +83,7 @@ def _parsed(text: str):
 
 
 def invalid(schema: str, value) -> str | None:
-    """Return in what `value` breaks the schema claims or record; None if it keeps it."""
+    """Return how `value` breaks the schema "claims" or "record", None if it does not."""
     from jsonschema.exceptions import best_match
 
     error = best_match(_validator(schema).iter_errors(value))
@@ -133,7 +133,7 @@ def interval(values: list, confidence: float) -> tuple[float, float]:
 
 
 def accepts(rule: dict, value) -> bool:
-    """Return whether a plain value keeps the rule: for all its numbers, or for their order."""
+    """Return whether a plain value, all its numbers or their order, meets the rule."""
     if "equals" in rule:
         same_kind = isinstance(value, bool) == isinstance(rule["equals"], bool)
         return same_kind and value == rule["equals"]

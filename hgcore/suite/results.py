@@ -140,7 +140,7 @@ def summary(root: Path) -> tuple[str, dict[str, str]]:
 
 
 def _results(root: Path, records: dict, rows: list[dict], count: str) -> str:
-    lines = ["# Results", "", count, ""]
+    lines = ["# Results", "", f"{count} The first edition is version 0.1 of this suite.", ""]
     lines += ["| notebook | figures | paper's claims that hold | profile | minutes |"]
     lines += ["|---" * 5 + "|"]
     for name in notebooks.discover(root):

@@ -12,7 +12,7 @@ TASK = baselines.Task((5, 4, 3), 6, 6)
 ALL = peers.THEIRS | peers.OURS
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "plain torch loop"])
 def test_entrants_agree(name):
     """Fixed point rounds at 2**-53 a step."""
     if library := peers.LIBRARIES.get(name.split(",")[0]):
