@@ -11,7 +11,7 @@ COLUMN, PAGE = 3.25, 6.75  # inches: one column, the full page
 PALETTE = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe and Ito
 LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DPI, LIMIT = 200, 200_000  # of a PNG: dots an inch, bytes
+DPI, LIMIT = 200, 400_000  # of a PNG: dots an inch, bytes
 DIGITS = 7  # of the series in a record
 
 
