@@ -87,7 +87,7 @@ def test_mirror_may_be_gzipped(cached, mirrored):
     assert data.used() == {NAME: sha(CONTENT)} and cached.stat().st_mode & 0o777 == 0o644
 
 
-def test_only_an_md5_may_be_known(cached, mirrored, monkeypatch):
+def test_file_known_by_md5_only(cached, mirrored, monkeypatch):
     md5 = hashlib.md5(CONTENT).hexdigest()
     monkeypatch.setattr(files, "FILES", {NAME: data.File("", len(CONTENT), (), md5=md5)})
     put(mirrored, FLIPPED)
@@ -136,7 +136,7 @@ def test_broken_download_never_looks_finished(cached, monkeypatch, error):
     assert seen == [False] and list(cached.parent.iterdir()) == []
 
 
-def test_at_once_without_disturbing_each_other(cached, mirrored):
+def test_concurrent_fetches_do_not_disturb_each_other(cached, mirrored):
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(data.fetch, 8 * [NAME])) == {CONTENT}
     assert list(cached.parent.iterdir()) == [cached]
