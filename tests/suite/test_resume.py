@@ -73,7 +73,7 @@ def test_a_killed_loop_goes_on(begin):
     assert len(seen) == 20
 
 
-def test_killed_before_its_last_file_it_still_has_its_state(begin, monkeypatch):
+def test_state_outlives_a_kill_before_the_last_file(begin, monkeypatch):
     def keep(file, step, rows, ended):
         if ended:
             raise KeyboardInterrupt
