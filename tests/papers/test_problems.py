@@ -109,7 +109,7 @@ def phone(backend):
     return phones.phone_problem(backend, phones.PhoneNet(24, [5, 4], 4, 3), *frames, **settings)(3)
 
 
-SCHEDULE = papers.schedule_layout(NET, 5)
+SCHEDULE, OF_2015 = papers.schedule_layout(NET, 5), hg.Reverse(papers.as_in_2015)
 CASES = {  # name: (problem of a backend, hyper)
     "rosenbrock": (partial(papers.rosenbrock_problem, steps=4), [-7.0] * 4 + [0.1, 0.3, 0.5, 0.7]),
     "schedule": (schedule, papers.constant_schedule(SCHEDULE, -1.0, 0.5, -1.0)),
@@ -132,11 +132,12 @@ def test_hypergradient_equals_the_unrolled_loop(make, hyper, backend):
     """1e-9: reversal rounds by 2**-53 a step."""
     problem = make(backend)
     value, slope = unrolled(problem, problem.as_hyper(hyper))
-    for solver in (*SOLVERS.values(), hg.Reverse(papers.as_in_2015)):
+    for solver in (*SOLVERS.values(), OF_2015):
         exact = isinstance(getattr(solver, "trajectory", None), hg.Reversible)
         if not exact or problem.optimizer.reversible:
             found = solver(problem, hyper)
-            assert gap(backend.numpy(found.value), value) < 1e-10
+            error = 1e-10 if solver is OF_2015 else 1e-11  # its divisions keep no guard bits
+            assert gap(backend.numpy(found.value), value) < error
             assert gap(backend.numpy(found.grad), slope) < 1e-9
 
 
