@@ -167,9 +167,8 @@ def plain(value):
 def check(run, measured: dict) -> None:
     """Print the verdict of every claim of this notebook and write the record of the run.
 
-    A claim that FAILS is a result. Only at quick, which stands in for a test, a failing check of
-    our own raises AssertionError, after the record is written. With overrides nothing is decided:
-    the acceptances belong to the original.
+    A paper's claim that FAILS is a result. A failing suite check raises AssertionError after the
+    record is written. With overrides nothing is decided: the acceptances belong to the original.
     """
     entries = ledger(run.root).get(run.name, [])
     ids = {entry["id"] for entry in entries}
@@ -183,7 +182,7 @@ def check(run, measured: dict) -> None:
         verdict = NOT_DECIDED if run.overrides else decide(entry, run.profile, value)
         lines.append({"id": name, "measured": value, "verdict": verdict})
         print(f"{verdict:<12} {name:<{max(map(len, ids))}}  {entry['statement']}")
-        if verdict == FAILS and entry["kind"] == "suite" and run.profile == "quick":
+        if verdict == FAILS and entry["kind"] == "suite":
             failed.append(f"{name}: {value} is not {entry['accept'][run.profile]}")
     if not entries:
         lines = [{"id": name, "measured": value} for name, value in values.items()]

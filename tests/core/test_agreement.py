@@ -58,8 +58,31 @@ def test_solvers_equal_unrolled(name, backend):
         if reversible and not problem.optimizer.reversible:
             continue
         # with epsilon = 1e-8, the unit of its second moments counts
-        error = 1e-7 if reversible and getattr(problem.optimizer, "epsilon", 1) == 1e-8 else 1e-10
-        error = 1e-3 if backend == SINGLE else error
+        wide = reversible and getattr(problem.optimizer, "epsilon", 1) == 1e-8
+        errors = (1e-9, 1e-7) if wide else (1e-11, 1e-10)  # of value, of hypergradient
+        errors = (1e-4, 1e-4) if backend == SINGLE else errors
         result = solver(problem, hyper)
-        assert gap(backend.numpy(result.value), value) < error / 10, solver
-        assert gap(backend.numpy(result.grad), slope) < error, solver
+        assert gap(backend.numpy(result.value), value) < errors[0], solver
+        assert gap(backend.numpy(result.grad), slope) < errors[1], solver
+
+
+def test_same_call_gives_same_bits(backend):
+    problem, hyper = catalogue.everything(backend, "adamw")
+    for solver in catalogue.SOLVERS.values():
+        results = zip(solver(problem, hyper), solver(problem, hyper), strict=True)
+        assert all(np.array_equal(a, b) for a, b in results)
+
+
+def test_forward_calls_the_loss_once_a_step(backend):
+    """A hundred hyperparameters share the graph of one gradient."""
+    calls = []
+
+    def inner_loss(w, hyper, t):
+        calls.append(t)
+        return backend.xp.sum(backend.xp.exp(hyper) * w**2)
+
+    start, hyper = (lambda hyper: hyper + 1), np.linspace(-2, 0, 100)
+    problem, _ = catalogue.bowl(backend, n=100, steps=3, inner_loss=inner_loss, initial=start)
+    found = hg.Forward()(problem, hyper).grad
+    assert len(calls) <= 2 * problem.steps
+    assert gap(found, hg.Reverse()(problem, hyper).grad) < 1e-13

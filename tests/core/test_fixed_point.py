@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hgcore as hg
-from hgcore.fixed_point import DENOMINATOR, WIDE_UNIT, as_decay, pack, unpack
+from hgcore.fixed_point import DENOMINATOR, WIDE_UNIT, as_decay, pack, round_decay, unpack
 
 N = 6
 RNG = np.random.default_rng(0)
@@ -119,3 +119,11 @@ def test_sum_out_of_range_is_reported(amount, place):
     inside = hg.FixedPoint(place(np.array([0.0, 2000.0])))
     assert float(inside.add(place(np.array([-2047.0, 47.0])))) < 2048
     assert np.array_equal(np.asarray(inside.floats()), [-2047.0, 2047.0])
+
+
+def test_rounding_a_decay_is_the_same_everywhere():
+    decays = np.random.default_rng(3).uniform(2**-16, 1, 1000)
+    exact = [Fraction(round(Fraction(d) * DENOMINATOR), DENOMINATOR) for d in decays]
+    assert [Fraction(d) for d in round_decay(decays)] == exact
+    assert [Fraction(d) for d in round_decay(torch.as_tensor(decays)).tolist()] == exact
+    assert [int(x) for x in as_decay(decays).numerator] == [d * DENOMINATOR for d in exact]

@@ -9,7 +9,7 @@ import pytest
 from catalogue import gap
 
 import hgcore as hg
-from hgcore.linear import columns, gaussian
+from hgcore.linear import columns, gaussian, largest_eigenvalue
 
 
 def matrix(eigenvalues):
@@ -133,6 +133,23 @@ def test_neumann_finds_a_rate(backend):
     b[0] = 3
     found = solved(backend, hg.Neumann(2000), a, b, calls)
     assert gap(found, np.linalg.solve(a, b)) < 1e-9 and len(calls) == 2020
+    held = backend.array(a)
+    assert 0.9 < largest_eigenvalue(lambda v: held @ v, held[0]) / 40 <= 1 + 1e-12
+    with pytest.raises(hg.Diverged, match="zero or not finite"):
+        solved(backend, hg.Neumann(3), 0 * a, b)
+
+
+SOLVES = (
+    hg.Neumann(5, 0.1),
+    hg.ConjugateGradient(),
+    hg.Identity(0.3),
+    hg.DenseSolve(),
+    hg.Nystrom(2),
+)
+
+
+def test_solve_of_zero_is_zero(backend):
+    assert not any(solved(backend, solve, np.eye(3), np.zeros(3)).any() for solve in SOLVES)
 
 
 @pytest.mark.parametrize("seed", range(4))
