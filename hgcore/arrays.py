@@ -78,5 +78,6 @@ def require_arguments(name: str, function, *arguments: str) -> None:
 
 def require_real(values) -> None:
     """Raise TypeError for complex numbers: their imaginary parts would be dropped."""
-    if "complex" in str(getattr(values, "dtype", type(values))):
+    kind = getattr(values, "dtype", values)
+    if isinstance(kind, complex) or getattr(kind, "is_complex", getattr(kind, "kind", "f") == "c"):
         raise TypeError("numbers must be real, got complex ones; give both parts as real numbers")

@@ -235,6 +235,8 @@ class Decay(NamedTuple):
 
 def round_decay(decay):
     """Return round(decay * 2**16) / 2**16, a float or an array of either backend."""
+    if isinstance(decay, float):
+        return round(decay * DENOMINATOR) / DENOMINATOR
     return namespace(decay).round(decay * DENOMINATOR) / DENOMINATOR
 
 
@@ -246,8 +248,8 @@ def as_decay(decay, least: float | None = None) -> Decay:
     if isinstance(decay, Decay):
         return decay
     if getattr(decay, "ndim", 0) == 0:
-        numerator = round(require_decay("decay", float(decay)) * DENOMINATOR)
-        return Decay(numerator, numerator)
+        least = require_decay("decay", float(decay)) if least is None else least
+        return Decay(round(least * DENOMINATOR), round(least * DENOMINATOR))
     if least is None:
         for least in float(decay.max()), float(decay.min()):
             require_decay("decay", least)

@@ -126,7 +126,8 @@ def fault(outputs) -> str | None:
 
     Looks at each operation in their graph, at most 1 microsecond for one.
     """
-    return next(filter(None, (_fault_of(type(node)) for node in _nodes(outputs))), None)
+    kinds = dict.fromkeys(map(type, _nodes(outputs)))
+    return next(filter(None, map(_fault_of, kinds)), None)
 
 
 def leaves(output) -> list:
@@ -142,7 +143,7 @@ def _nodes(outputs) -> Iterator:
         if node not in seen:
             yield node
             seen.add(node)
-            nodes.extend(before for before, _ in node.next_functions)
+            nodes.extend([before for before, _ in node.next_functions])
 
 
 def require_right_twice(output) -> None:
