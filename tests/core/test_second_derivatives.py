@@ -18,6 +18,7 @@ from hgcore.checks.second_derivatives import MISSING, WRONG
 STEP = 1e-5
 LISTED = {name: limit for limit in (*WRONG, *MISSING) for name in limit.modules + limit.functions}
 NOT_SLOPES = ("Gamma",)  # torch's gradients average over draws, here they are fixed
+NEWER = ("aminmax", "grid_sample")  # torch 2.11 has no second derivative of them, and says so
 KINDS = {limit: "wrong" for limit in WRONG} | {limit: "missing" for limit in MISSING}
 
 
@@ -73,6 +74,8 @@ def verdict(name, numerical, direction) -> str:
 @pytest.mark.parametrize("name", samples.NAMES)
 def test_derivatives_are_right_or_refused(name):
     """By central differences of the loss and its gradient. What is not finite raises Diverged."""
+    if name.split()[0] in NEWER and torch.__version__ < "2.13":
+        pytest.skip(f"torch {torch.__version__} does not differentiate it twice")
     (loss, at), backend, limit = loss_of(name), hg.Torch(), LISTED.get(name.split()[0])
     direction = torch.as_tensor(np.random.default_rng(0).standard_normal(len(at)))
     ends = [gradient(loss, at + sign * STEP * direction) for sign in (-1, 1)]
