@@ -13,7 +13,6 @@ differentiate them as if they were not rounded.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -68,7 +67,7 @@ class Optimizer:
             what = f"{type(self).__name__}: {name} must be {rule}"
             raise ValueError(f"{what}, got {least:.3g}{where}")
 
-    @functools.cached_property
+    @property
     def _coefficients(self) -> list[str]:
         others = ("velocity", "fade", *(["clip"] if self.clip is None else []))
         return [f.name for f in fields(self) if f.name not in others]
