@@ -243,13 +243,14 @@ def round_decay(decay):
 def as_decay(decay, least: float | None = None) -> Decay:
     """Return `decay`, a number, (n,) or a Decay, as a Decay.
 
-    least: its smallest value, if it is known and in the range; saves a look at the array.
+    least: its smallest value, if it is known and in the range; saves a look at an array.
     """
     if isinstance(decay, Decay):
         return decay
     if getattr(decay, "ndim", 0) == 0:
-        least = require_decay("decay", float(decay)) if least is None else least
-        return Decay(round(least * DENOMINATOR), round(least * DENOMINATOR))
+        value = float(decay)  # not `least`: a decay that differs on the way back must be noticed
+        numerator = round((value if least else require_decay("decay", value)) * DENOMINATOR)
+        return Decay(numerator, numerator)
     if least is None:
         for least in float(decay.max()), float(decay.min()):
             require_decay("decay", least)

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import NamedTuple
 
 from hgcore.arrays import require_count, require_instance
-from hgcore.checks.causes import require_connected
+from hgcore.checks.causes import examined_steps, require_connected
 from hgcore.fixed_point import ReversalError
 from hgcore.hypergradient import Forward, Implicit, Reverse
 from hgcore.optimizers import Optimizer
@@ -72,7 +72,8 @@ def realtime(
     def step(now: Problem, k: int, hyper, *carry) -> tuple:
         state, tangents = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
         steps = range(k * every, (k + 1) * every)
-        carry = solver.advance(now, hyper, now.split_state(state), tangents, steps)
+        with examined_steps(now, hyper, state, steps):
+            carry = solver.advance(now, hyper, now.split_state(state), tangents, steps)
         result = solver.hypergradient(now, hyper, *carry)
         if k == 0:
             require_connected(now, hyper, result)
@@ -100,7 +101,9 @@ def alternate(
 
     def step(now: Problem, k: int, hyper, state: tuple | None = None) -> tuple:
         if isinstance(solver, Implicit):
-            state = train(now, hyper, state, range(k * every, (k + 1) * every))
+            steps = range(k * every, (k + 1) * every)
+            with examined_steps(now, hyper, state, steps):
+                state = train(now, hyper, state, steps)
             return solver(now, hyper, state), (state,)
         state = now.initial_state(hyper) if state is None else now.split_state(state)
         try:

@@ -44,7 +44,8 @@ _TOO_LARGE = (
 class Reversible:
     """Keeps what decays lose, log2(1/decay) bits a weight, slot and step: exact.
 
-    State and sums are fixed point, so a run differs from a Stored one by rounding, 2**-52 a step.
+    State and sums are fixed point, so a run differs from a Stored one by rounding, 2**-52 a step:
+    scale a loss whose gradients are below 1e-7.
     Needs an inner loss that always gives the same bits: one thread count, no unseeded randomness.
     The rewound start is compared with the true one bit for bit; a difference raises ReversalError.
     graphs: of how many steps, the last ones, the graph is kept, as in Stored. joint: train with the

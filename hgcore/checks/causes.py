@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -45,6 +46,18 @@ def examined(cause: Callable) -> Callable:
         return method
 
     return decorator
+
+
+@contextlib.contextmanager
+def examined_steps(problem: Problem, hyper, state: tuple | None, steps: range) -> Iterator[None]:
+    """Name the cause of a Diverged in these steps of training, by a second run of them."""
+    try:
+        yield
+    except OutOfRange:
+        raise
+    except Diverged as error:
+        found, _ = _training(problem, hyper, state, steps)
+        raise type(error)(found or str(error)) from error
 
 
 @quiet
@@ -166,13 +179,14 @@ def of_optimum(solver, problem: Problem, hyper, state=None) -> str | None:
     return None
 
 
-def _training(problem: Problem, hyper) -> tuple:
+@quiet
+def _training(problem: Problem, hyper, state=None, steps: range | None = None) -> tuple:
     """Return (what is not finite in training or None, the trained weights)."""
-    start = state = problem.initial_state(hyper)
+    start = state = problem.initial_state(hyper) if state is None else state
     for name, vector in zip(("weights", "velocity"), state, strict=False):
         if not _finite(problem, vector):
             return f"the initial {name} are not finite in {_where(problem, vector)}", None
-    for t in range(problem.steps):
+    for t in range(problem.steps) if steps is None else steps:
         gradient = problem.objective(hyper).gradient(state[0], t)
         after = problem.step(state, gradient, hyper, t)
         if not all(_finite(problem, x) for x in (gradient, *after)):
@@ -191,10 +205,11 @@ def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
 
     value, magnitude = loss(weights), float(abs(weights).max())
     if not math.isfinite(value):
-        found = f"the inner loss is {value:.3g}"
-        if not any(math.isfinite(loss(place)) for place in (start, 0.9 * start + 0.01)):
+        found, size = f"the inner loss is {value:.3g}", float(abs(start).max())
+        places = start, 0.9 * start + 0.01, start / max(1.0, size)
+        if not any(math.isfinite(loss(place)) for place in places):
             return f"{found}, {_DATA}"
-        if magnitude > 100 * float(abs(start).max()):
+        if magnitude > 100 * min(size, 1e4):
             return f"{found}, at weights up to {magnitude:.3g}: {_RATE}"
         return f"{found}: {_DOMAIN}"
     if not _finite(problem, gradient):

@@ -17,7 +17,7 @@ from hgcore.reversible import Reversible
 from hgcore.trajectory import Checkpointed, train
 
 ENTRIES = 20  # how many hyperparameters are moved one by one
-_BITS = "the gradient differs when computed twice: draw what is random from a seed made of t"
+_BITS = "{} differs when computed twice: draw what is random from a seed made of t"
 _PADDED = " (an Embedding's padding_idx does so, too, and does no harm)"
 _GRADIENT = (
     "a hook, .detach(), .data, no_grad or an autograd.Function of your own changes it; to clip, use"
@@ -110,10 +110,21 @@ class _Examination:
     def _gradient(self, weights, hyper, t):
         return self.problem.objective(hyper).gradient(weights, t)
 
+    @quiet
     def _bits(self, weights, t) -> Finding:
-        first, again = (self._gradient(weights, self.hyper, t) for _ in range(2))
-        same = bool((first == again).all())
-        return Finding("ok" if same else "WRONG", "same bits", "yes" if same else _BITS)
+        problem, hyper = self.problem, self.hyper
+
+        def parts() -> Iterator[tuple]:
+            yield "the gradient", self._gradient(weights, hyper, t)
+            yield from (("the outer loss", x) for x in problem.outer_gradients(weights, hyper))
+            if problem.steps:
+                c = problem.backend.evaluate(problem.coefficients, weights, hyper, t)
+                yield from ((name, x) for name, x in vars(c).items() if name != "t")
+
+        for (name, first), (_, again) in zip(parts(), parts(), strict=True):
+            if not np.array_equal(*map(problem.backend.numpy, (first, again)), equal_nan=True):
+                return Finding("WRONG", "same bits", _BITS.format(name))
+        return Finding("ok", "same bits", "yes")
 
     @quiet
     def _inner(self, weights, t) -> Iterator[Finding]:

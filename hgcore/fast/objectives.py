@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -192,9 +193,9 @@ class _CrossEntropyObjective(_OneRoutine):
         return linearized.gradient, lambda dw, dh: linearized.hvp(dw)
 
     def _batch(self, weights, t) -> tuple:
-        """Return (inputs, labels); raise TypeError unless they are like the weights."""
+        """Return (inputs, labels); raise unless they are like the weights and fit the net."""
         _require_all_blocks(self.loss.layout, weights)
-        batch = self.loss.batch(t)
+        sizes, batch = self.loss.net.sizes, self.loss.batch(t)
         for name, part in zip(("inputs", "labels"), batch, strict=True):
             kind = getattr(part, "dtype", type(part).__name__), getattr(part, "device", None)
             if kind != (weights.dtype, weights.device):
@@ -203,6 +204,12 @@ class _CrossEntropyObjective(_OneRoutine):
                     f" {weights.device}; its {name} are {kind[0]} on {kind[1]}: convert them with"
                     " backend.array first"
                 )
+        inputs, labels = (tuple(part.shape) for part in batch)
+        if inputs[1:] != (sizes[0],) or labels != (inputs[0], sizes[-1]) or not inputs[0]:
+            raise ValueError(
+                f"batch({t}) must give inputs (examples, {sizes[0]}) and labels (examples,"
+                f" {sizes[-1]}), at least one example, got {inputs} and {labels}"
+            )
         return batch
 
 
@@ -239,7 +246,12 @@ class Compiled:
         def product(weights, hyper, t, q):
             return torch.func.vjp(lambda w, h: gradient(w, h, t), weights, hyper)[1](q)
 
-        return tuple(torch.compile(f, fullgraph=True) for f in (gradient, product))
+        def own(f):  # torch counts compilations of a code object, and refuses the ninth
+            return types.FunctionType(
+                f.__code__.replace(), f.__globals__, None, None, f.__closure__
+            )
+
+        return tuple(torch.compile(own(f), fullgraph=True) for f in (gradient, product))
 
 
 class _CompiledObjective(_OneRoutine):

@@ -99,7 +99,9 @@ FAULTS = [  # changes of the problem, words
     ({"outer_loss": lambda w, h: (w * w.detach()).sum()}, "outer d/dw:"),
     ({"outer_loss": lambda w, h: (w * w).sum() * h[0].item() * h[1]}, "outer d/dhyper:"),
     ({"optimizer": hg.GradientDescent(lambda h, t: 0.1 * h[0].item() * h[1])}, "hyper[0]:"),
-    ({"inner_loss": lambda w, h, t: torch.rand(()).double() * (w * w).sum()}, "same bits:"),
+    ({"inner_loss": lambda w, h, t: torch.rand(()).double() * (w * w).sum()}, "same bits: the gr"),
+    ({"outer_loss": lambda w, h: torch.rand(()).double() * w.sum()}, "same bits: the outer loss"),
+    ({"optimizer": hg.HeavyBall(lambda h, t: torch.rand(()) * h[0], 0.9)}, "same bits: rate"),
     ({"inner_loss": lambda w, h, t: (w * w).sum() * {0: 1.0}[t]}, "KeyError"),
     ({"outer_loss": lambda w, h: (w > 0).double().mean()}, "ValueError: outer_loss has no deriv"),
 ]
@@ -231,6 +233,19 @@ CAUSES = [  # changes, words of the error
 def test_cause_of_what_is_not_finite(solver, changes, words):
     with pytest.raises(hg.Diverged, match=words), np.errstate(all="ignore"):
         solver(*bowl(**changes))
+
+
+@pytest.mark.parametrize("way", ["realtime", hg.Implicit(hg.Identity()), hg.Reverse()])
+def test_cause_in_loops(way):
+    """Also in a later part of training, whose first weights are large already."""
+    optimizer = {"optimizer": hg.Adam(0.1), "steps": 5, "every": 4}
+    problem = bowl(
+        inner_loss=lambda w, h, t: ((w - h[0]) ** 4).sum(), optimizer=hg.HeavyBall(5.0, 0.9)
+    )
+    with pytest.raises(hg.Diverged, match="outer step 1: .* the inner loss is inf, .* lower the"):
+        if way == "realtime":
+            list(hg.realtime(*problem, **optimizer))
+        list(hg.alternate(way, *problem, **optimizer))
 
 
 def test_cause_in_implicit():

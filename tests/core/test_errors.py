@@ -31,6 +31,7 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Reverse()(bowl(b)[0], [0.1, math.nan]), "hyper holds"),
     (lambda b: hg.Reverse()(bowl(b)[0], np.array([0.1 + 1j, 0.3])), "must be real, got complex"),
     (lambda b: hg.Reverse()(*bowl(b, initial=b.xp.asarray([1 + 1j] * 5))), "be real, got complex"),
+    (lambda b: hg.Reverse()(bowl(b)[0], [np.complex128(0.1 + 1j), 0.3]), "be real, got complex"),
     (lambda b: hg.Reverse()(*bowl(b, inner_loss=lambda w, h, t: b.xp.asarray(1j))), "must be real"),
     (lambda b: next(hg.descend(hg.Reverse, *bowl(b), **STILL)), "solver must be an object such as"),
     (lambda b: next(hg.realtime(*bowl(b), **STILL, solver=hg.Reverse())), "Forward.*got Reverse"),
@@ -160,6 +161,17 @@ def test_loss_that_does_not_take_none_is_named(backend):
 
 UNSEEDED = [(hg.Reversible(), name) for name in ("initial", "optimizer", "inner_loss")]
 UNSEEDED += [(way, "inner_loss") for way in (hg.Stored(), hg.Checkpointed(), hg.Truncated(3))]
+
+
+@pytest.mark.parametrize(
+    "optimizer", [hg.HeavyBall, lambda rate, decay: hg.RMSProp(rate, decay=decay)]
+)
+def test_unseeded_decay_raises(backend, optimizer):
+    """Also where no gradient changes with the decay, so that the weights come back."""
+    rng = np.random.default_rng(0)
+    optimizer = optimizer(0.02, lambda h, t: 0.5 + 0.4 * rng.random() + 0 * h[0])
+    with pytest.raises(hg.ReversalError):
+        hg.Reverse(hg.Reversible())(*bowl(backend, optimizer=optimizer))
 
 
 @pytest.mark.parametrize("way, name", UNSEEDED)
