@@ -7,10 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+from sphinx.errors import ExtensionError
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hgcore.suite import results  # noqa: E402  the path comes first
+from hgcore.suite import notebooks, results  # noqa: E402  the path comes first
 
 project, author, copyright = "hgcore", "The hgcore authors", "The hgcore authors"
 root_doc = "docs/index"
@@ -30,8 +32,6 @@ html_copy_source = html_show_sourcelink = False
 
 # Notebooks as they are committed. Nothing that a notebook, ledger or record says may execute.
 nb_execution_mode = "off"
-nb_mime_priority_overrides = [("html", "text/html", None), ("html", "application/javascript", None)]
-nb_output_stderr = "remove"
 myst_enable_extensions = ["dollarmath"]
 myst_disable_syntax = ["html_block", "html_inline"]
 suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
@@ -41,8 +41,10 @@ autodoc_typehints = "none"
 
 POLICY = (
     "default-src 'self' file: data:; style-src 'self' file: 'unsafe-inline';"
-    " script-src 'self' file: {}"
+    " script-src 'self' file: {}; frame-src 'none'; object-src 'none'; base-uri 'none'"
 )
+MARKUP = re.compile(r"(?:`{3,}|~{3,})[ \t]*\{|\{[\w:.+-]+\}`")  # a directive or role of MyST
+SHOWN = {"image/png", "text/plain"}
 SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
 NAME = "DOCUMENTATION_OPTIONS.pagename = '{}'"
 
@@ -63,6 +65,33 @@ def gallery(paper: str) -> str:
 def add_galleries(app, docname: str, source: list) -> None:
     """Replace `GALLERY paper` in a page by the pictures of the paper."""
     source[0] = re.sub(r"^GALLERY (\w+)$", lambda m: gallery(m[1]), source[0], flags=re.MULTILINE)
+
+
+def show_only(app, docname: str, source: list) -> None:
+    """Keep of a notebook text, code, printed output and PNG; refuse directives outside of docs/."""
+    if docname.startswith("docs/"):
+        return
+    text = source[0]
+    if docname.startswith("notebooks/"):
+        nb = json.loads(text)
+        for cell in nb["cells"]:
+            cell["metadata"] = {}
+            cell["source"] = "".join(cell["source"])
+            for output in cell.get("outputs", ()):
+                data = output.get("data", {})
+                output |= {"data": {k: data[k] for k in data if k in SHOWN}} if data else {}
+            cell |= {"attachments": {}} if "attachments" in cell else {}
+        source[0] = json.dumps(nb | {"metadata": notebooks.METADATA})
+        text = "\n".join(c["source"] for c in nb["cells"] if c["cell_type"] != "code")
+    if found := MARKUP.search(text):
+        raise ExtensionError(f"{docname}: {found[0]!r} is a directive or role, which may execute")
+
+
+def stay_inside(app, env) -> None:
+    """Refuse pictures and files from outside of the repository."""
+    for name in (*env.images, *env.dlfiles):
+        if not (ROOT / name).resolve().is_relative_to(ROOT):
+            raise ExtensionError(f"{name} lies outside of the repository")
 
 
 def protect(app, error) -> None:
@@ -94,4 +123,6 @@ def setup(app) -> None:
     """Connect the functions above."""
     app.connect("autodoc-process-docstring", as_written)
     app.connect("source-read", add_galleries)
+    app.connect("source-read", show_only)
+    app.connect("env-check-consistency", stay_inside)
     app.connect("build-finished", protect)

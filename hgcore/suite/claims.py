@@ -39,7 +39,7 @@ def load(file: Path) -> list[dict]:
     """Return the claims of a claims.yml; raise ValueError that names the file and the claim."""
     try:
         entries = _parsed(file.read_text(encoding="utf-8")) or []
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: not YAML: {error}") from None
     if problem := invalid("claims", entries):
         raise ValueError(f"{file}: {problem}")
@@ -57,8 +57,9 @@ def _problem(entry: dict, file: Path, before: list[str]) -> str | None:
     if not name.exists() or not name.as_posix().endswith(f"notebooks/{entry['notebook']}.ipynb"):
         return f"there is no notebook {entry['notebook']} beside the file"
     for rule in filter(None, entry["accept"].values()):
-        if rule.get("min", -math.inf) > rule.get("max", math.inf):
-            return f"min lies above max: {rule}"
+        ends = [rule[end] for end in ("min", "max") if end in rule]
+        if ends != sorted(ends) or not all(map(math.isfinite, ends)):
+            return f"min and max must be numbers, and min not above max: {rule}"
     return None
 
 
@@ -149,7 +150,7 @@ def accepts(rule: dict, value) -> bool:
 
 def _are_numbers(values) -> bool:
     kinds = isinstance(values, list) and {type(x) for x in values}
-    return bool(kinds) and kinds <= {int, float}
+    return bool(kinds) and kinds <= {int, float} and all(map(math.isfinite, values))
 
 
 def plain(value):

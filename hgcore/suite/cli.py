@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         option("--backend", choices=("autograd", "torch"), default="torch", help=default)
         option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
         option("--seed", type=int, default=0, metavar="N", help=default)
-        option("--jobs", type=int, default=2, metavar="N", help=f"notebooks at a time {default}")
+        option("--jobs", type=_count, default=2, metavar="N", help=f"notebooks at a time {default}")
         return option
 
     option = add_with_parameters(run, "run the notebooks that have no record of their present code")
@@ -61,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of notebooks >= 1, got {text!r}")
+    return int(text)
+
+
 def _setting(text: str) -> tuple:
     """Return (key, value) of KEY=VALUE; VALUE is a Python literal or text."""
     key, equals, value = text.partition("=")
@@ -68,6 +75,10 @@ def _setting(text: str) -> tuple:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, for example steps=20")
     with contextlib.suppress(ValueError, SyntaxError):
         value = ast.literal_eval(value)
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers, text or lists") from None
     return key, value
 
 
@@ -97,8 +108,14 @@ def run(args, root: Path) -> int:
 def verify(args, root: Path) -> int:
     """Run into a temporary folder and compare with the committed records."""
     jobs, wrong = _jobs(args, root), 0
-    for job in jobs:
-        results.load(job.record(root))  # raises before anything runs
+    for job in jobs:  # before anything runs
+        if not job.record(root).exists():
+            raise ValueError(f"{job.name} has no record at {job.profile}; `list` shows which exist")
+        try:
+            results.load(job.record(root))
+        except ValueError as error:
+            print(f"hgcore: {error}", file=sys.stderr)
+            return 1
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for outcome in run_all(jobs, root, args.jobs, out=out):
@@ -120,7 +137,7 @@ def show(args, root: Path) -> None:
 def report(args, root: Path) -> int:
     """Write RESULTS.md and the README's table, or check them and every record."""
     if wrong := list(results.problems(root)):
-        wrong.insert(0, "restore these files from git, or run their notebooks:")
+        wrong.insert(0, "restore these files from git, delete them, or run their notebooks:")
     else:
         headline, texts = results.summary(root)
         for name, text in texts.items():

@@ -41,7 +41,7 @@ def _named(word: str, names: list[str]) -> list[str]:
     both = [(name, part) for name in names for part in (name, name.rpartition("/")[2])]
     exact = [name for name, part in both if part == word]
     loose = [n for n, part in both if part.startswith(word) or fnmatch.fnmatchcase(part, word)]
-    if exact or loose:
+    if word and (exact or loose):
         return exact or loose
     close = difflib.get_close_matches(word, [part for _, part in both], 3, 0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "nothing is like it."
@@ -52,7 +52,8 @@ def read(file: Path) -> dict:
     """Return a notebook as JSON, the source of each cell as one string."""
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
-        cells = [{**cell, "source": "".join(cell["source"])} for cell in nb["cells"]]
+        parts = [(cell, cell["metadata"], "".join(cell["source"])) for cell in nb["cells"]]
+        cells = [cell | {"metadata": data, "source": source} for cell, data, source in parts]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a notebook: {error}") from None
     return {**nb, "cells": cells}
@@ -119,8 +120,8 @@ def write(nb: dict, file: Path) -> None:
 
 def copy(name: str, new: str, root: Path) -> Path:
     """Write notebooks/own/<new>.ipynb, a copy of a notebook that has no claims."""
-    if not new.isidentifier():
-        raise ValueError(f"the name must be letters, digits and _, got {new!r}")
+    if not new.isidentifier() or new[0] == "_":
+        raise ValueError(f"the name must be letters, digits and _, a letter first, got {new!r}")
     nb, target = read(path(name, root)), path(f"own/{new}", root)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name")

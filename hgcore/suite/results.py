@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ START, END = "<!-- results -->\n", "<!-- end of results -->\n"
 def load(file: Path) -> dict:
     """Return the record in `file`; raise ValueError unless it and its pictures are whole."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
         record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
     if problem := invalid("record", record):
         raise ValueError(f"{file}: {problem}")
@@ -56,9 +59,10 @@ def state(job: Job, root: Path, out: Path | None = None) -> str:
 
 
 def files(root: Path, *profiles: str) -> list[Path]:
-    """Return the files of all committed records of these profiles, in this order."""
+    """Return the files of all records in figures/ of these profiles, in this order."""
     names = notebooks.discover(root)
-    found = [Job(name, profile).record(root) for profile in profiles for name in names]
+    jobs = [Job(name, profile) for profile in profiles for name in names]
+    found = [job.record(root) for job in jobs if not job.own]
     return [file for file in found if file.exists()]
 
 
@@ -76,8 +80,9 @@ def problems(root: Path) -> Iterator[str]:
         known |= {file.with_name(f"{n}.{s}") for n in record["figures"] for s in ("png", "pdf")}
         for problem in _unlike_ledger(record, entries.get(record["notebook"], [])):
             yield f"{file}: {problem}"
-        if file.stem != record["notebook"].rpartition("/")[2] or record["notebook"] not in names:
-            yield f"{file}: it is the record of {record['notebook']}"
+        job = Job(record["notebook"], *(record[k] for k in Job("").parameters))
+        if file != job.record(root) or job.name not in names:
+            yield f"{file}: it is the record of {job}"
     for file in sorted(Path(root, "figures").rglob("*.*")):
         quick = file.is_relative_to(Path(root, "figures/quick"))  # not committed
         if file.suffix in (".json", ".png", ".pdf") and not quick and file not in known:
@@ -108,6 +113,8 @@ def decided(root: Path, records: dict[str, dict]) -> list[dict]:
     """Return every claim of the ledger with its measured value and verdict, or "not run"."""
     rows = []
     for name, entries in ledger(root).items():
+        if Job(name).own:
+            continue
         claims = {claim["id"]: claim for claim in records.get(name, {"claims": []})["claims"]}
         missing = {"measured": None, "verdict": "not run"}
         rows += [entry | missing | claims.get(entry["id"], {}) for entry in entries]
@@ -144,15 +151,16 @@ def _results(root: Path, records: dict, rows: list[dict], count: str) -> str:
     lines += ["| notebook | figures | paper's claims that hold | profile | minutes |"]
     lines += ["|---" * 5 + "|"]
     for name in notebooks.discover(root):
-        own = [row for row in rows if row["notebook"] == name]
-        lines += [] if name.startswith("own/") else [_row(name, records.get(name), _held(own))]
+        held = _held([row for row in rows if row["notebook"] == name])
+        lines += [] if Job(name).own else [_row(root, name, records.get(name), held)]
     titles = {FAILS: "What does not hold", NOT_DECIDED: "Not decided", ERRATUM: "Errata"}
     for verdict, title in titles.items():
         lines += ["", f"## {title}", ""]
         lines += [_claim(row) for row in rows if row["verdict"] == verdict]
     lines += ["", "## Changed after a run", ""]
     changes = [(row["id"], change) for row in rows for change in row.get("changed", ())]
-    lines += [f"- {i} ({c['what']}, {c['date']}): {c['reason']}" for i, c in changes]
+    for name, one in changes:
+        lines.append(f"- {name} ({one['what']}, {one['date']}): {' '.join(one['reason'].split())}")
     return "\n".join(lines) + "\n"
 
 
@@ -161,7 +169,7 @@ def _held(rows: list[dict]) -> str:
     return f"{verdicts.count(HOLDS)} of {len(verdicts)}"
 
 
-def _row(name: str, record: dict | None, held: str) -> str:
+def _row(root: Path, name: str, record: dict | None, held: str) -> str:
     title = f"[{name}](notebooks/{name}.ipynb)"
     if record is None:
         return f"| {title} | | not run | | |"
@@ -169,6 +177,8 @@ def _row(name: str, record: dict | None, held: str) -> str:
     shown = ", ".join(f"[{f}]({folder}/{f}.png)" for f in record["figures"])
     made_by, minutes = record["versions"]["hgcore"], record["seconds"] / 60
     profile = record["profile"] + (f", hgcore {made_by}" if made_by != __version__ else "")
+    if state(Job(name, record["profile"]), root) != "done":
+        profile += ", older cells"
     return f"| {title} | {shown} | {held} | {profile} | {minutes:.1f} |"
 
 
@@ -197,8 +207,11 @@ def brief(value) -> str:
     if isinstance(value, dict):
         return f"nothing: {value.get('undecided')}"
     if isinstance(value, list) and len(value) > 6:
-        numbers = np.ravel(np.array(value, dtype=object))
-        return f"{len(numbers)} numbers from {brief(min(numbers))} to {brief(max(numbers))}"
+        given = np.ravel(np.array(value, dtype=object)).tolist()
+        numbers = [x for x in given if isinstance(x, (int, float))] or [math.nan]
+        ends = f"from {brief(min(numbers))} to {brief(max(numbers))}"
+        odd = f", {len(given) - len(numbers)} of them not finite" * (len(numbers) < len(given))
+        return f"{len(given)} numbers {ends}{odd}"
     if isinstance(value, list):
         return ", ".join(map(brief, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -215,7 +228,7 @@ def differences(file: Path, other: Path) -> Iterator[str]:
         yield f"figures: {sorted(ours['figures'])}, now {sorted(theirs['figures'])}"
         return
     for name, figure in ours["figures"].items():
-        again, rtol = theirs["figures"][name]["series"], figure["rtol"]
+        again, rtol = (theirs["figures"][name][key] for key in ("series", "rtol"))
         if set(figure["series"]) != set(again):
             yield f"{name}: series {sorted(set(figure['series']) ^ set(again))}"
         for series in set(figure["series"]) & set(again) if rtol is not None else ():

@@ -27,6 +27,7 @@ def resumable(run, name: str, loop: Callable, measure: Callable, stop: Callable 
     record. They are used again only by a run with the same cells, parameters and package source.
     """
     file = folder(run) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.npz"
+    run.loops.add(file)
     rows, last, ended = _kept(file, run.backend)
     start = due = time.monotonic()
     for step in () if ended else loop(last):
@@ -53,17 +54,15 @@ def folder(run) -> Path:
     else:  # a cell that is executed again resumes, too
         cells = list(dict.fromkeys(session.inputs()[run.first_input :]))
     content = json.dumps([cells, run.parameters, _package()])
-    return _place(run) / hashlib.sha256(content.encode()).hexdigest()[:16]
+    out = Path(os.environ.get("HGCORE_OUT", run.root))
+    place = Path(out, "runs", "resume", run.profile, run.name)
+    return place / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def clear(run) -> None:
-    """Delete the files of all runs of the notebook at this profile; for when its record exists."""
-    shutil.rmtree(_place(run), ignore_errors=True)
-
-
-def _place(run) -> Path:
-    out = Path(os.environ.get("HGCORE_OUT", run.root))
-    return Path(out, "runs", "resume", run.profile, run.name)
+    """Delete the files of this run's loops; for when its record exists."""
+    for file in run.loops:
+        shutil.rmtree(file.parent, ignore_errors=True)
 
 
 @cache

@@ -5,8 +5,10 @@ A job that was killed at any moment left nothing half-done; the next run does on
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
@@ -47,12 +49,14 @@ def run_all(
         try:
             for future in as_completed(futures):
                 if error := future.exception():
-                    yield Outcome(futures[future], "FAILED", 0, repr(error))
+                    yield Outcome(futures[future], "FAILED", 0, _said(error))
                 else:
                     yield future.result()
         except KeyboardInterrupt:
             for future in futures:
                 future.cancel()
+            for process in list(_running):
+                process.terminate()
             raise
 
 
@@ -64,8 +68,14 @@ def _executor(workers: int, dask: str | None) -> Executor:
     return Client(dask).get_executor(pure=False, retries=2)
 
 
+_running: set[subprocess.Popen] = set()  # the processes of jobs
+
+
 def in_process(job: Job, given: dict) -> Outcome:
-    """Run the job in a process of its own, which takes its output to the job's log."""
+    """Run the job in a process of its own, which takes its output to the job's log.
+
+    It ends when this one does, at the latest: then its standard input closes.
+    """
     log = job.executed(given["HGCORE_OUT"]).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
@@ -75,13 +85,22 @@ def in_process(job: Job, given: dict) -> Outcome:
     env.pop("MPLBACKEND", None)  # the inline one puts the figures into the notebook
     command, start = [sys.executable, "-m", "hgcore.suite.runner"], time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
-        text = json.dumps(asdict(job))
-        code = subprocess.run([*command, text], stdout=file, stderr=file, env=env).returncode
+        streams = {"stdin": subprocess.PIPE, "stdout": file, "stderr": file}
+        with subprocess.Popen([*command, json.dumps(asdict(job))], **streams, env=env) as process:
+            _running.add(process)
+            code = process.wait()
+            _running.discard(process)
     seconds = time.perf_counter() - start
     if code == 0:
         return Outcome(job, "done", seconds)
     lines = log.read_text(encoding="utf-8").strip().splitlines() or [f"ended with status {code}"]
-    return Outcome(job, "FAILED", seconds, f"{lines[-1][:400]}\nsee {log}")
+    said = lines[-1][:400] if code > 0 else f"killed by {signal.Signals(-code).name}"
+    return Outcome(job, "FAILED", seconds, f"{said}\nsee {log}")
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's kind and message; that of a file names it, which repr does not."""
+    return f"{type(error).__name__}: {error}"
 
 
 def execute(job: Job, root: Path, out: Path) -> None:
@@ -95,12 +114,15 @@ def execute(job: Job, root: Path, out: Path) -> None:
     options = {"kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
     options |= {"record_timing": False, "start_timeout": 300, "iopub_timeout": 60}
     options |= {"resources": {"metadata": {"path": str(root)}}}
+    if not any(f'"{job.name}"' in cell for cell in notebooks.code(job.name, root)):
+        raise ValueError(f"suite.start in {source} must be given its name, {job.name!r}")
     with FileLock(target.with_suffix(".lock")):
-        if results.state(job, root, out) == "done" and job.record(out).stat().st_mtime > start:
-            return  # another runner did it while this one waited
-        papermill.execute_notebook(*paths, job.parameters, **options)
+        done = results.state(job, root, out) == "done"
+        if not done or job.record(out).stat().st_mtime < start:  # else another runner did it
+            papermill.execute_notebook(*paths, job.parameters, **options)
         if results.state(job, root, out) != "done":
-            raise RuntimeError(f"{job.name} left no whole record: it must end with suite.check")
+            rule = "its first cell sets the five parameters only, its last calls suite.check"
+            raise RuntimeError(f"{job.name} left no whole record: {rule}")
         if job.update:
             notebooks.write(notebooks.normalized(notebooks.read(target)), source)
 
@@ -108,13 +130,20 @@ def execute(job: Job, root: Path, out: Path) -> None:
 def main() -> None:
     """Run the job that the command line has as JSON; the last line says what went wrong."""
     root, out = (Path(os.environ[name]) for name in ("HGCORE_ROOT", "HGCORE_OUT"))
+    threading.Thread(target=_end_with_the_runner, daemon=True).start()
     try:
         execute(Job(**json.loads(sys.argv[1])), root, out)
     except Exception as error:  # noqa: BLE001  whatever a notebook may raise
         cell, name = getattr(error, "exec_count", None), getattr(error, "ename", None)
         print(error)
-        where = f"cell In [{cell}]: {name}: {error.evalue}" if name else f"{error!r}"
+        where = f"cell In [{cell}]: {name}: {error.evalue}" if name else _said(error)
         sys.exit(" ".join(where.split()))
+
+
+def _end_with_the_runner() -> None:
+    """End this process when the one that started it has ended; its kernel then ends, too."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 if __name__ == "__main__":

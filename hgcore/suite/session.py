@@ -1,5 +1,6 @@
 """One execution of a notebook: its scale, its backend, and the record that it leaves."""
 
+import ast
 import difflib
 import hashlib
 import json
@@ -45,13 +46,19 @@ class Job:
         given = {"profile": self.profile, "backend": self.backend_name, "device": self.device}
         return given | {"seed": self.seed, "overrides": self.overrides}
 
+    @property
+    def own(self) -> str:
+        """The folder below runs/ of a copy, or of other settings; "" for figures/."""
+        changed = self.overrides or self.seed or self.backend_name != "torch"
+        return "overrides" if changed else "own" if self.name.startswith("own/") else ""
+
     def folder(self, out: Path, own: str = "") -> Path:
         """Return the folder of figures and record; out: the repository or another for results.
 
-        Below runs/ if there are overrides, or for results of our `own`.
+        own: the folder below runs/ in place of figures/.
         """
         group = self.name.split("/")[0] if "/" in self.name else "tour"
-        if own := "overrides" if self.overrides else own:
+        if own := self.own or own:
             return Path(out, "runs", own, self.profile, group)
         return Path(out, "figures", "" if self.profile == "paper" else self.profile, group)
 
@@ -61,8 +68,7 @@ class Job:
 
     def executed(self, out: Path) -> Path:
         """Return the file of the executed notebook; its log lies beside it."""
-        own = "overrides" if self.overrides else ""
-        return Path(out, "runs", own, self.profile, f"{self.name}.ipynb")
+        return Path(out, "runs", self.own, self.profile, f"{self.name}.ipynb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,7 @@ class Run(Job):
     """A running notebook.
 
     scale: the table of its profile; figures: by name (files by suffix, entry of the record).
+    loops: the files from which its loops would resume.
     """
 
     scale: SimpleNamespace
@@ -77,6 +84,7 @@ class Run(Job):
     first_input: int | None  # of the kernel's inputs, the cell that called suite.start
     clock: float = field(default_factory=time.perf_counter)
     figures: dict = field(default_factory=dict)
+    loops: set[Path] = field(default_factory=set)
 
     @cached_property
     def backend(self):
@@ -84,18 +92,19 @@ class Run(Job):
         return make_backend(self.backend_name, self.device, getattr(self.scale, "dtype", "float64"))
 
     def _as_saved(self) -> bool:
-        """Return whether the cells executed since suite.start are those of the file, in order."""
+        """Return whether the kernel ran cells of the file only, and since suite.start in order."""
         if self.first_input is None:
             return False
-        executed = [source.strip() for source in inputs()[self.first_input :] if source.strip()]
-        return executed == notebooks.code(self.name, self.root)[: len(executed)]
+        cells, executed = notebooks.code(self.name, self.root), [x.strip() for x in inputs()]
+        before = set(executed[: self.first_input]).difference(cells, [""])
+        since = list(filter(None, executed[self.first_input :]))
+        return all(map(_sets_parameters, before)) and since == cells[: len(since)]
 
     def write_record(self, claims: list[dict]) -> None:
         """Write all figures of the run, then its record: not below figures/ if it is our own."""
         if not self.figures:
             raise ValueError(f"{self.name} saved no figure: call suite.save before suite.check")
-        own = "overrides" if self.overrides else "" if self._as_saved() else "unsaved"
-        if own:
+        if own := self.own or ("" if self._as_saved() else "unsaved"):
             print(f"{own}: figures and record go to runs/{own}, not to figures/")
         file = self.record(Path(os.environ.get("HGCORE_OUT", self.root)), own)
         for name, (files, _) in self.figures.items():
@@ -124,6 +133,20 @@ class Run(Job):
         file = Path("/proc/cpuinfo")
         names = re.findall(r"model name\s*: (.*)", file.read_text() if file.exists() else "")
         return names[0] if names else platform.processor() or platform.machine()
+
+
+def _sets_parameters(source: str) -> bool:
+    """Return whether a cell only gives literal values to the parameters of a notebook."""
+    try:
+        statements = ast.parse(source).body
+        for one in statements:
+            (target,) = one.targets if isinstance(one, ast.Assign) else [one.target]
+            ast.literal_eval(one.value)
+            if target.id not in Job("").parameters:
+                return False
+    except (SyntaxError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def make_backend(name: str, device: str = "cpu", dtype: str = "float64"):
@@ -182,7 +205,16 @@ def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
         if type(None) not in kinds and _kind(value) not in kinds:
             like = f"like {tables[profile][name]!r}"
             raise ValueError(f"override {name} must be {like}, got {value!r}")
+        if all(map(_is_some, (table[name] for table in tables.values()))) and not _is_some(value):
+            raise ValueError(f"override {name} must be positive and not empty, got {value!r}")
     return tables[profile] | overrides
+
+
+def _is_some(value) -> bool:
+    """Return whether a number is positive, and a list not empty and of such."""
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(_is_some, value))
+    return not isinstance(value, (int, float)) or isinstance(value, bool) or value > 0
 
 
 def _kind(value) -> type:

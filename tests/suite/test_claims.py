@@ -18,7 +18,7 @@ GOOD = """- id: a.b
   accept: {quick: null, paper: {min: 0, max: 1}}
 """
 RULES = [  # rule, values that hold, values that fail
-    ({"max": 1.0}, [1, -3.0, [0.5, 1.0], [[0], [1]]], [1.1, [0.5, 1.1], True, "0", None, []]),
+    ({"max": 1.0}, [1, -3.0, [0.5, 1.0], [[0], [1]]], [1.1, [-math.inf], True, "0", None, []]),
     ({"min": 0, "max": 1}, [0, 1.0, [0.5]], [-0.1, [1, 2], "nan", "inf", [0.5, "nan"]]),
     ({"equals": 3}, [3, 3.0], [4, "3", True, [3], None]),
     ({"equals": True}, [True], [1, "True", None, [True]]),
@@ -30,7 +30,9 @@ WRONG = [  # in the ledger above: old, new, message
     ("kind: paper", "kind: ours", "claim a.b: "),
     ("  figure: one\n", "", "'figure' is a required property"),
     ("toy/one", "toy/two", "there is no notebook toy/two"),
-    ("max: 1", "max: -1", "min lies above max"),
+    ("max: 1", "max: -1", "min not above max"),
+    ("max: 1", "max: .inf", "must be numbers"),
+    (GOOD, "- {[1]: 2}", "not YAML"),
     ("max: 1", "most: 1", "not valid"),
     ("max: 1", "max: 1e-3", "'1e-3' is not of type 'number'"),  # YAML reads that as text
     ('known: "read in the paper"', 'known: "somewhere"', "is not one of"),

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 from matplotlib.image import imsave
 
-from hgcore.suite import results, session
+from hgcore.suite import notebooks, results, session
 
 
 def edit(file, old, new):
@@ -15,10 +16,10 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new))
 
 
-def sign_again(file):
-    """Forge a measured value and sign the record as the suite does."""
-    record = json.loads(file.read_text())
-    record["claims"][0]["measured"] = 2.0
+def sign_again(file, measured=0.25, **changes):
+    """Forge a record and sign it as the suite does."""
+    record = json.loads(file.read_text()) | changes
+    record["claims"][0]["measured"] = measured
     file.write_text(session.signed(record))
 
 
@@ -35,7 +36,12 @@ FORGED = [  # what was done to (the record f, the toy repository), message
     (lambda f, toy: edit(f, "0.25", "0.125"), "the digest does not fit"),
     (lambda f, toy: edit(f, "HOLDS", "FAILS"), "the digest does not fit"),
     (lambda f, toy: edit(f, "2.0", "2.5"), "the digest does not fit"),
-    (lambda f, toy: sign_again(f), "has HOLDS, the ledger gives FAILS"),
+    (lambda f, toy: sign_again(f, 2.0), "has HOLDS, the ledger gives FAILS"),
+    (lambda f, toy: sign_again(f, profile="quick"), "one.json: it is the record of"),
+    (lambda f, toy: sign_again(f, seed=7), "one.json: it is the record of"),
+    (lambda f, toy: f.unlink() or os.mkfifo(f), "it is no file"),
+    (lambda f, toy: f.write_text("[" * 100_000), "not JSON"),
+    (lambda f, toy: toy.add("one", compute="value = 0.5"), "RESULTS.md is not what"),
     (lambda f, toy: edit(f, '"seed": 0,', ""), "'seed' is a required property"),
     (lambda f, toy: edit(f, '"paper"', '"poster"'), "is not one of"),
     (lambda f, toy: f.write_text(f.read_text()[:99]), "not JSON"),
@@ -76,8 +82,20 @@ def test_results_text(toy):
 
 
 def test_brief_values():
-    shown = [results.brief(x) for x in (1 / 3, [1, 2.0], list(range(9)), {"undecided": "no GPU"})]
-    assert shown == ["0.3333", "1, 2", "9 numbers from 0 to 8", "nothing: no GPU"]
+    values = 1 / 3, [1, 2.0], list(range(9)), {"undecided": "no GPU"}, [1, "nan"] * 4
+    shown = ["0.3333", "1, 2", "9 numbers from 0 to 8", "nothing: no GPU"]
+    shown.append("8 numbers from 1 to 1, 4 of them not finite")
+    assert list(map(results.brief, values)) == shown
+
+
+def test_copies_do_not_count(file, toy, run):
+    """Neither their records nor their claims change the results."""
+    assert run("copy", "one", "mine")[0] == 0
+    own = notebooks.path("own/mine", toy.root)
+    assert session.Job("own/mine", "paper").record(toy.root).is_relative_to(toy.root / "runs")
+    text = toy.ledger.read_text().replace("toy/one", "own/mine").replace("one.small", "mine.small")
+    own.with_name("claims.yml").write_text(text)
+    assert run("report", "--check") == (0, "")
 
 
 def test_differences(toy):

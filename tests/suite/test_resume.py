@@ -65,6 +65,9 @@ def test_a_killed_loop_goes_on(begin):
     rows, same = resume.resumable(again, "a loop", loop(run.backend), watched)
     assert np.array_equal(rows, expected) and not seen  # it had ended
     assert np.array_equal(same.state, last.state) and same.value == last.value
+    resume.clear(begin())  # a run without this loop
+    resume.resumable(again, "a loop", loop(run.backend), watched)
+    assert not seen
     begin.cells.append("changed")
     resume.resumable(again, "a loop", loop(run.backend), watched)
     assert len(seen) == 10

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hgcore.suite import cli, results, session
+from hgcore.suite import cli, notebooks, results, session
 
 SLOW = """import pathlib, time
 pathlib.Path("started").touch()
@@ -65,8 +65,19 @@ def test_settings_of_the_command_line(toy, run):
     assert record["overrides"] == {"steps": 7, "sizes": [3, 4]}
     assert not (toy.root / "figures").exists()
     assert run("run", "nothing")[0] == run("run", "--update", "--seed", "1")[0] == 2
-    with pytest.raises(SystemExit):
-        run("run", "--set", "steps")
+    for wrong in (("--set", "steps"), ("--set", "sizes={1}"), ("--jobs", "0")):
+        with pytest.raises(SystemExit):
+            run("run", *wrong)
+    assert run("run", "")[0] == run("copy", "one", "_mine")[0] == 2
+
+
+def test_a_copied_file_is_refused(toy, run):
+    toy.add("one")
+    file = notebooks.path("toy/one", toy.root)
+    file.with_name("two.ipynb").write_bytes(file.read_bytes())
+    status, text = run("run", "two")
+    assert status == 1 and "must be given its name, 'toy/two'" in text
+    assert not (toy.root / "figures").exists()
 
 
 def test_verify(toy, run):
@@ -81,7 +92,10 @@ def test_verify(toy, run):
     file.write_text(session.signed(record))
     status, text = run("verify", "one", "--profile", "paper")
     assert status == 1 and "line differs by 0.0033" in text
-    assert run("verify", "one")[0] == 2  # there is no record of profile quick
+    file.write_text(file.read_text().replace("3.01", "3.02"))
+    assert run("verify", "one", "--profile", "paper")[0] == 1
+    status, text = run("verify", "one")
+    assert status == 2 and "toy/one has no record at quick" in text
 
 
 @kills
@@ -98,8 +112,7 @@ def test_killed_runner_kernel_and_job(toy, run):
         out, _ = process.communicate(timeout=60)
         assert process.returncode == (1 if word else -9)
         assert ("DeadKernelError" in out) == (victim == "kernel")
-        for child in () if word else children:
-            child.kill()
+        assert ("killed by SIGKILL" in out) == (victim == "job")
         assert not (toy.root / "figures").exists()
         wait_for(lambda gone=children: not any(psutil.pid_exists(child.pid) for child in gone))
     (toy.root / "fast").touch()
@@ -107,11 +120,12 @@ def test_killed_runner_kernel_and_job(toy, run):
 
 
 def test_two_runners_at_once(toy, run):
-    """The second waits for the first and then has nothing to do."""
+    """The second waits for the first and then has only its outputs to write."""
     toy.add("one", compute=SLOW.replace("60", "5"))
     first = begin(toy)
     (toy.root / "started").unlink()
-    assert run("run")[0] == 0
+    assert run("run", "--update")[0] == 0
+    assert "HOLDS" in notebooks.path("toy/one", toy.root).read_text()
     assert "done" in first.communicate(timeout=60)[0] and first.returncode == 0
     assert not (toy.root / "started").exists()
 

@@ -24,6 +24,8 @@ WRONG = [
     ({"overrides": {"steps": "3"}}, "override steps must be like 5, got '3'"),
     ({"overrides": {"steps": 2.5}}, "override steps must be like 5"),
     ({"overrides": {"sizes": 3}}, "override sizes must be like"),
+    ({"overrides": {"sizes": []}}, "override sizes must be positive and not empty"),
+    ({"overrides": {"steps": -5}}, "override steps must be positive and not empty, got -5"),
     ({"reduced": {"steps": 1}}, "reduced and quick differ in"),
     ({"quik": QUICK}, "table must be one of .* meant quick"),
 ]
@@ -33,7 +35,7 @@ WRONG = [
 def start(toy, monkeypatch):
     """suite.start of the toy notebook; start.executed is what the kernel executed."""
     toy.add("one")
-    inputs = ["parameters", *session.notebooks.code("toy/one", toy.root)]
+    inputs = ["seed: int = 0  # base", *session.notebooks.code("toy/one", toy.root)]
     executed = inputs[:2]
     monkeypatch.setattr(session, "inputs", lambda: executed)
 
@@ -103,18 +105,20 @@ def test_check_refuses_other_claims_or_no_figure(start, toy):
     assert not (toy.root / "figures").exists()
 
 
-@pytest.mark.parametrize("edit", ["overrides", "changed", "added", "no kernel"])
+@pytest.mark.parametrize("edit", ["overrides", "seed", "changed", "added", "before", "no kernel"])
 def test_own_runs_go_to_runs(start, toy, record, edit, monkeypatch, capsys):
-    """Those with overrides, undecided; those whose cells are not the saved ones."""
+    """Those with overrides, undecided; other settings; those whose cells are not the saved ones."""
     if edit == "no kernel":
         monkeypatch.setattr(session, "inputs", list)
-    run = start(overrides={"steps": 7} if edit == "overrides" else {})
+    if edit == "before":
+        start.executed[0] += "\nimport hgcore"
+    run = start(overrides={"steps": 7} if edit == "overrides" else {}, seed=7 * (edit == "seed"))
     if edit == "changed":
         start.executed[2] = "value = 0.5"
     elif edit == "added":
         start.executed.insert(3, "value = 0.5")
     suite.check(run, {"one.small": 0.25})
-    folder = "overrides" if edit == "overrides" else "unsaved"
+    folder = "overrides" if edit in ("overrides", "seed") else "unsaved"
     assert not record.exists() and (toy.root / f"runs/{folder}/quick/toy/one.json").exists()
     assert ("NOT DECIDED" in capsys.readouterr().out) == (edit == "overrides")
 

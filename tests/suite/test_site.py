@@ -1,6 +1,7 @@
 """The site in a real browser: whole, readable on a phone, and nothing planted in it runs."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,8 @@ EVIL = f"""# Title {PLANTED}
 [link](javascript:window.planted=1) $x {PLANTED}$ {PLANTED}
 
 $$y {PLANTED}$$
-
-```{{raw}} html
-{PLANTED}
-```
 """
+MARKUP = "```{raw} html", "> ~~~ {eval-rst}", "- ````{include} /etc/passwd", "a {download}`b`"
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,10 @@ def site(tmp_path_factory):
     shutil.copytree(ROOT, root, ignore=ignored)
     name = "00_tour"
     nb = notebooks.read(notebooks.path(name, root))
-    html = {"output_type": "display_data", "data": {"text/html": PLANTED}, "metadata": {}}
+    kinds = "text/html", "text/markdown", "image/svg+xml", "text/latex"
+    html = {"output_type": "display_data", "data": dict.fromkeys(kinds, PLANTED), "metadata": {}}
     script = html | {"data": {"application/javascript": "window.planted = 1"}}
+    nb["metadata"] |= {"mystnb": {"execution_mode": "force"}, "myst": {"disable_syntax": []}}
     text = {"output_type": "stream", "name": "stdout", "text": PLANTED}
     cell = {"cell_type": "markdown", "id": "evil", "metadata": {}, "source": EVIL}
     code = {"cell_type": "code", "id": "more", "outputs": [html, script, text]}
@@ -47,6 +47,18 @@ def site(tmp_path_factory):
     command = [sys.executable, "-m", "sphinx", "-q", "-c", "docs", ".", "site"]
     subprocess.run(command, cwd=root, check=True)
     return root / "site"
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_directives_are_refused(text):
+    """They could execute, or copy files of the machine into the site."""
+    errors = pytest.importorskip("sphinx.errors", reason="pip install .[docs]")
+    conf = runpy.run_path(str(ROOT / "docs/conf.py"))
+    nb = {"cells": [{"cell_type": "markdown", "metadata": {}, "source": [text]}]}
+    for name, source in (("RESULTS", text), ("notebooks/00_tour", json.dumps(nb))):
+        with pytest.raises(errors.ExtensionError, match=f"{name}: .* directive or role"):
+            conf["show_only"](None, name, [source])
+    conf["show_only"](None, "docs/api", [text])
 
 
 @pytest.fixture(scope="module")
