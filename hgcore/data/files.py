@@ -98,7 +98,7 @@ def cache() -> Path:
 
 def in_reach(name: str) -> bool:
     """Whether the cache or the mirror has a file of this name."""
-    return any(path.exists() for path in (cache() / name, *_mirrored(name)))
+    return any(map(os.path.exists, (cache() / name, *_mirrored(name))))
 
 
 def fetch(name: str) -> bytes:
@@ -115,7 +115,7 @@ def fetch(name: str) -> bytes:
     except OSError as error:
         raise DataError(
             f"{path} cannot be written or read ({error});"
-            " set HGCORE_DATA to a folder where you may write"
+            " check the permissions, or set HGCORE_DATA to a folder where you may write"
         ) from error
     note(name, FILES[name].sha256 or hashlib.sha256(content).hexdigest())
     return content

@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
-from hgcore.arrays import namespace
+from hgcore.arrays import namespace, require_count
 from hgcore.modules.draws import drawn_from
 
 
@@ -42,6 +42,7 @@ class _Kept:
     def __call__(self, t):
         if t is None:
             return _each(_joined, *self.batches)
+        require_count("t", t)
         return self.batches[t % len(self.batches)]
 
 
@@ -77,6 +78,8 @@ class _Drawn:
         self.source, self.size = source, size
 
     def __call__(self, t):
+        if t is not None:
+            require_count("t", t)
         indices = np.arange(self.count) if t is None else self._indices(t)
         if isinstance(self.source, tuple):
             return _on(self.backend, tuple(array[indices] for array in self.source))

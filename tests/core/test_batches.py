@@ -33,6 +33,10 @@ def test_kept_batches_come_again():
     assert sorted(kept(None)["labels"].tolist()) == list(range(10))
     with pytest.raises(ValueError, match="at least one batch"):
         hg.batches.keep([])
+    for batch in (hg.batches.keep([INPUTS]), hg.batches.draw((INPUTS,), size=2)):
+        for t in (-1, 1.5, torch.tensor(1)):
+            with pytest.raises(ValueError, match="t must be a whole number of steps >= 0, got"):
+                batch(t)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
