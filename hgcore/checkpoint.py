@@ -18,7 +18,7 @@ def save(path: str | Path, step: OuterStep) -> None:
     for step in hg.descend(..., resume=hg.load(path, backend) if path.exists() else None):
         hg.save(path, step)
     """
-    require_instance("step", step, OuterStep, "one of hg.descend's")
+    require_instance("step", step, OuterStep, "those that hg.descend yields")
     arrays, file = {}, io.BytesIO()
     tree = json.dumps(_to_json(tuple(step), arrays))
     kinds = {str(array.dtype) for array in arrays.values() if array.dtype.kind == "f"}

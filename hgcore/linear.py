@@ -19,6 +19,7 @@ def rounding(b) -> float:
 class Neumann:
     """rate * sum_{j <= terms} (I - rate A)^j b, an approximation of A^-1 b; one product a term.
 
+    terms: those after the first, so 0 gives rate * b.
     Converges if 0 < rate < 2 / largest eigenvalue and A is positive definite. Equals unrolling
     terms + 1 steps of gradient descent from the optimum (Theorem 2). rate=None takes 1 / largest
     eigenvalue, by 20 more products. Raises Diverged, with the rate to use, if the squared length of

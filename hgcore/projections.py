@@ -12,11 +12,13 @@ def box(low, high) -> Callable:
     """Return the projection onto low <= hyper <= high (numbers or vectors)."""
     for name, bound in (("low", low), ("high", high)):
         if bound is None:
-            raise TypeError(f"{name} must be a number or a vector, got None; -inf and inf are none")
+            raise TypeError(
+                f"{name} must be a number or a vector, got None; use -inf or inf for no bound"
+            )
     lows, highs = np.broadcast_arrays(_host(low), _host(high))
     if (wrong := lows > highs).any():
         excess = (lows - highs)[wrong].max()
-        raise ValueError(f"low must be <= high, but exceeds it by {excess:.6g}")
+        raise ValueError(f"low must not exceed high, and does by {excess:.6g}")
 
     def project(hyper):
         if "float" not in str(getattr(hyper, "dtype", type(hyper))):

@@ -31,8 +31,8 @@ RANGE = 2.0**63 * UNIT
 _MISSED = (
     "the run backwards missed its start in {wrong} of {size} numbers: the inner loss did not give"
     " the same bits twice. Keep one thread count, draw what is random from a seed made from t, on a"
-    " GPU ask for deterministic algorithms; if the gradient alone rounds otherwise than with a"
-    " graph, use Reversible(joint=True)"
+    " GPU ask for deterministic algorithms; if the gradient rounds differently with and"
+    " without a graph, use Reversible(joint=True)"
 )
 _TOO_LARGE = (
     "a weight or slot reached {number:.4g} {where}; fixed point holds magnitudes below {limit:.0f}:"

@@ -111,8 +111,9 @@ def require_graph(problem: Problem, name: str, loss: Callable, *args) -> None:
         )
     if not problem.backend.has_graph(loss, *args):
         raise ValueError(
-            f"{name} has no derivative: it counts, as an accuracy does, or float(), .detach() or"
-            " NumPy cuts it off; use a loss such as hg.nets.cross_entropy, made with backend.xp"
+            f"{name} has no derivative: it is piecewise constant, as an accuracy is, or float(),"
+            " .detach() or NumPy cuts it off; use a loss such as hg.nets.cross_entropy, made with"
+            " backend.xp"
         )
 
 
@@ -143,8 +144,8 @@ def _require_derivative(problem: Problem, name: str, f: Callable, x, slope, here
     if all(bool((moved * abs(a - b)).sum() < 0.1 * abs(moved * (a + b)).sum()) for a, b in lines):
         raise ValueError(
             f"{name} changes with its arguments but a derivative is cut off: float(), .item(),"
-            " .detach() or a NumPy function lost the graph; compute with backend.xp (hg.check tells"
-            " what is wrong)"
+            " .detach() or a NumPy function cut the graph; compute with backend.xp (hg.check says"
+            " where)"
         )
 
 

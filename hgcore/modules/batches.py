@@ -74,7 +74,9 @@ class _Drawn:
             hint = (
                 "; arrays go in a tuple, a list is a data set" if isinstance(source, list) else ""
             )
-            raise ValueError(f"size must lie in 1..{self.count}, the examples, got {size}{hint}")
+            raise ValueError(
+                f"size=, the examples of a batch, must lie in 1..{self.count}, got {size}{hint}"
+            )
         self.source, self.size = source, size
 
     def __call__(self, t):

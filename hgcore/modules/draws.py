@@ -41,7 +41,7 @@ def set_seed(seed, cuda=None) -> None:
         sequence = np.random.SeedSequence(seed)
     except (TypeError, ValueError) as error:
         what = f"seed must be whole numbers >= 0 such as (t,), got {seed!r}"
-        raise ValueError(f"{what}; for t=None take a fixed one") from error
+        raise ValueError(f"{what}; for t=None use a fixed seed") from error
     number = int(sequence.generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(number)  # torch.manual_seed looks for devices first
     if cuda:

@@ -17,7 +17,7 @@ from hgcore.suite.session import PROFILES, Job
 EXAMPLES = """examples:
   python -m hgcore run                                  every notebook, profile quick
   python -m hgcore run maclaurin2015/fig10_chaos --profile paper
-  python -m hgcore run fig04 --set seeds=100            your own settings, kept in runs/overrides/
+  python -m hgcore run fig04_initial --set seeds=100    your own settings, kept in runs/overrides/
   python -m hgcore verify fig01_meta --profile paper    does the committed figure come out again?
   python -m hgcore copy maclaurin2015/fig10_chaos mine  a notebook of your own, without claims
 """
@@ -49,13 +49,17 @@ def parser() -> argparse.ArgumentParser:
     option = add_with_parameters(run, "run the notebooks that have no record of their present code")
     setting = {"dest": "overrides", "type": _setting, "action": "append", "default": []}
     option("--set", **setting, metavar="KEY=VALUE", help="replace a setting of the scale table")
-    option("--force", action="store_true", help="run what has a record, too")
+    option("--force", action="store_true", help="also run notebooks that have a record")
     option("--update", action="store_true", help="run all, and write the outputs into notebooks/")
     option("--dask", metavar="ADDRESS", help="send the jobs to the dask cluster at ADDRESS")
     add_with_parameters(verify, "run again elsewhere and compare; changes nothing")
     add(show, "list notebooks and the state of their records", "list")("names", **names)
     option = add(report, "write RESULTS.md and the README's table from the records")
-    option("--check", action="store_true", help="write nothing; 1 if anything is wrong")
+    option(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with status 1 if anything is wrong",
+    )
     option = add(copy, "copy a notebook, without its claims, to notebooks/own/")
     option("name")
     option("new")
@@ -144,7 +148,7 @@ def report(args, root: Path) -> int:
             if not args.check:
                 write_atomically(root / name, text.encode())
             elif not (root / name).exists() or (root / name).read_text("utf-8") != text:
-                wrong.append(f"{name} is not what the records say; python -m hgcore report")
+                wrong.append(f"{name} does not match the records; run python -m hgcore report")
         if not args.check:
             print(headline)
     print(*wrong, sep="\n  ", end="\n" if wrong else "", file=sys.stderr)

@@ -44,7 +44,7 @@ def _named(word: str, names: list[str]) -> list[str]:
     if word and (exact or loose):
         return exact or loose
     close = difflib.get_close_matches(word, [part for _, part in both], 3, 0.4)
-    hint = f"did you mean {' or '.join(close)}?" if close else "nothing is like it."
+    hint = f"did you mean {' or '.join(close)}?" if close else "no name is similar."
     raise ValueError(f"no notebook is called {word!r}; {hint} `python -m hgcore list` shows all")
 
 

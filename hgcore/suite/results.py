@@ -28,7 +28,7 @@ def load(file: Path) -> dict:
     """Return the record in `file`; raise ValueError unless it and its pictures are whole."""
     try:
         if file.exists() and not file.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         record = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
@@ -82,7 +82,7 @@ def problems(root: Path) -> Iterator[str]:
             yield f"{file}: {problem}"
         job = Job(record["notebook"], *(record[k] for k in Job("").parameters))
         if file != job.record(root) or job.name not in names:
-            yield f"{file}: it is the record of {job}"
+            yield f"{file}: it belongs to another run: {job}"
     for file in sorted(Path(root, "figures").rglob("*.*")):
         quick = file.is_relative_to(Path(root, "figures/quick"))  # not committed
         if file.suffix in (".json", ".png", ".pdf") and not quick and file not in known:
@@ -92,7 +92,7 @@ def problems(root: Path) -> Iterator[str]:
 def _unlike_ledger(record: dict, entries: list[dict]) -> Iterator[str]:
     measured = {claim["id"]: claim for claim in record["claims"]}
     if odd := sorted(set(measured) ^ {entry["id"] for entry in entries}):
-        yield f"record and ledger do not have the same claims: {odd}; run the notebook"
+        yield f"the record and claims.yml have different claims: {odd}; run the notebook"
     for entry in entries:
         if entry["figure"] not in record["figures"]:
             yield f"claim {entry['id']}: the run has no figure {entry['figure']}"
@@ -132,9 +132,9 @@ def headline(records: dict[str, dict], rows: list[dict]) -> str:
         f"Of {count.total()} claims of the papers {count[HOLDS]} hold, {count[FAILS]} fail,"
         f" {count[NOT_DECIDED]} are not decided, {count[ERRATUM]} are errata and"
         f" {count['not run']} were not run. {profiles.count('reduced')} of {len(profiles)}"
-        f" notebooks ran at a reduced scale. {len(changed)} entries were changed after a run,"
-        f" {held} of them claims of the papers that hold. Of {checks.total()} checks of our own"
-        f" {checks[FAILS]} fail."
+        f" notebooks ran at a reduced scale. {len(changed)} claims and checks were changed after a"
+        f" run, {held} of them claims of the papers that hold. Of {checks.total()} checks of our"
+        f" own {checks[FAILS]} fail."
     )
 
 

@@ -122,7 +122,7 @@ def execute(job: Job, root: Path, out: Path) -> None:
             papermill.execute_notebook(*paths, job.parameters, **options)
         if results.state(job, root, out) != "done":
             rule = "its first cell sets the five parameters only, its last calls suite.check"
-            raise RuntimeError(f"{job.name} left no whole record: {rule}")
+            raise RuntimeError(f"{job.name} wrote no whole record; the rule: {rule}")
         if job.update:
             notebooks.write(notebooks.normalized(notebooks.read(target)), source)
 

@@ -189,7 +189,7 @@ def start(
 def _require(what: str, value, allowed: list) -> None:
     if value not in allowed:
         close = difflib.get_close_matches(str(value), allowed, n=1)
-        meant = f", meant {close[0]}?" if close else ""
+        meant = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"{what} must be one of {', '.join(allowed)}; got {value!r}{meant}")
 
 

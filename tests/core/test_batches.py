@@ -89,7 +89,7 @@ def test_batches_of_other_kinds():
 REPLACED = data.RandomSampler(Augmented(), replacement=True)
 WEIGHTED = data.WeightedRandomSampler([1.0], 10)
 SOURCES = [  # arguments of draw, words of the error
-    (((INPUTS, LABELS), 11), r"size must lie in 1\.\.10, .* got 11"),
+    (((INPUTS, LABELS), 11), r"size=, .* must lie in 1\.\.10, got 11"),
     (((INPUTS, LABELS),), "got None"),
     (((INPUTS, LABELS[:3]), 2), r"one length, got \[10, 3\]"),
     ((data.ChainDataset([]), 2), "use keep for a stream"),

@@ -13,21 +13,24 @@ PAPER = {"steps": 50, "rate": 1.0, "sizes": [1], "label": "x"}
 GIVEN = {"name": "toy/one", "profile": "quick", "backend": "torch", "device": "cpu", "seed": 0}
 GIVEN |= {"overrides": {}, "quick": QUICK, "paper": PAPER}
 WRONG = [
-    ({"profile": "papper"}, "profile must be one of quick, paper; got 'papper', meant paper?"),
+    (
+        {"profile": "papper"},
+        "profile must be one of quick, paper; got 'papper'; did you mean paper?",
+    ),
     ({"profile": "reduced"}, "profile must be one of quick, paper"),
     ({"backend": "jax"}, "backend must be one of torch, autograd"),
     ({"device": "tpu"}, "device must be one of"),
     ({"name": "toy/two"}, "notebook must be one of toy/one"),
     ({"seed": -1}, "seed must be an integer >= 0"),
     ({"seed": True}, "seed must be an integer >= 0"),
-    ({"overrides": {"step": 3}}, "override must be one of .* meant steps"),
+    ({"overrides": {"step": 3}}, "override must be one of .* did you mean steps"),
     ({"overrides": {"steps": "3"}}, "override steps must be like 5, got '3'"),
     ({"overrides": {"steps": 2.5}}, "override steps must be like 5"),
     ({"overrides": {"sizes": 3}}, "override sizes must be like"),
     ({"overrides": {"sizes": []}}, "override sizes must be positive and not empty"),
     ({"overrides": {"steps": -5}}, "override steps must be positive and not empty, got -5"),
     ({"reduced": {"steps": 1}}, "reduced and quick differ in"),
-    ({"quik": QUICK}, "table must be one of .* meant quick"),
+    ({"quik": QUICK}, "table must be one of .* did you mean quick"),
 ]
 
 
