@@ -33,8 +33,8 @@ html_copy_source = html_show_sourcelink = False
 # Notebooks as they are committed. Nothing that a notebook, ledger or record says may execute.
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
-myst_disable_syntax = ["html_block", "html_inline"]
-suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type"]
+myst_disable_syntax = ["html_block", "html_inline", "myst_role"]
+suppress_warnings = ["myst.header", "myst.xref_missing"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -43,7 +43,7 @@ POLICY = (
     "default-src 'self' file: data:; style-src 'self' file: 'unsafe-inline';"
     " script-src 'self' file: {}; frame-src 'none'; object-src 'none'; base-uri 'none'"
 )
-MARKUP = re.compile(r"(?:`{3,}|~{3,})[ \t]*\{|\{[\w:.+-]+\}`")  # a directive or role of MyST
+MARKUP = re.compile(r"(?:`{3,}|~{3,})[^\S\n]*\{")  # a directive of MyST
 SHOWN = {"image/png", "text/plain"}
 SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
 NAME = "DOCUMENTATION_OPTIONS.pagename = '{}'"
@@ -78,13 +78,13 @@ def show_only(app, docname: str, source: list) -> None:
             cell["metadata"] = {}
             cell["source"] = "".join(cell["source"])
             for output in cell.get("outputs", ()):
-                data = output.get("data", {})
-                output |= {"data": {k: data[k] for k in data if k in SHOWN}} if data else {}
-            cell |= {"attachments": {}} if "attachments" in cell else {}
+                for kind in set(output.get("data", ())) - SHOWN:
+                    del output["data"][kind]
+            cell.pop("attachments", None)
         source[0] = json.dumps(nb | {"metadata": notebooks.METADATA})
         text = "\n".join(c["source"] for c in nb["cells"] if c["cell_type"] != "code")
     if found := MARKUP.search(text):
-        raise ExtensionError(f"{docname}: {found[0]!r} is a directive or role, which may execute")
+        raise ExtensionError(f"{docname}: {found[0]!r} is a directive, which may execute")
 
 
 def stay_inside(app, env) -> None:

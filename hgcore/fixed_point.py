@@ -248,8 +248,7 @@ def as_decay(decay, least: float | None = None) -> Decay:
     if isinstance(decay, Decay):
         return decay
     if getattr(decay, "ndim", 0) == 0:
-        value = float(decay)  # not `least`: a decay that differs on the way back must be noticed
-        numerator = round((value if least else require_decay("decay", value)) * DENOMINATOR)
+        numerator = round(require_decay("decay", float(decay)) * DENOMINATOR)
         return Decay(numerator, numerator)
     if least is None:
         for least in float(decay.max()), float(decay.min()):

@@ -97,7 +97,7 @@ class _Examination:
         self.precision = float(np.finfo(problem.backend.dtype).eps)
 
     def all(self) -> Iterator[Finding]:
-        """Yield the findings; none after the first if the gradient is not the same again."""
+        """Yield the findings; none after the first if something is not the same again."""
         t, weights = max(0, self.problem.steps - 1), train(self.problem, self.hyper)[0]
         bits = self._bits(weights, t)
         yield bits

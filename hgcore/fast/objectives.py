@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -246,12 +245,9 @@ class Compiled:
         def product(weights, hyper, t, q):
             return torch.func.vjp(lambda w, h: gradient(w, h, t), weights, hyper)[1](q)
 
-        def own(f):  # torch counts compilations of a code object, and refuses the ninth
-            return types.FunctionType(
-                f.__code__.replace(), f.__globals__, None, None, f.__closure__
-            )
-
-        return tuple(torch.compile(own(f), fullgraph=True) for f in (gradient, product))
+        for f in (gradient, product):  # torch refuses the ninth compilation of a code object
+            f.__code__ = f.__code__.replace()
+        return tuple(torch.compile(f, fullgraph=True) for f in (gradient, product))
 
 
 class _CompiledObjective(_OneRoutine):

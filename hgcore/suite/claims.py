@@ -58,8 +58,8 @@ def _problem(entry: dict, file: Path, before: list[str]) -> str | None:
         return f"there is no notebook {entry['notebook']} beside the file"
     for rule in filter(None, entry["accept"].values()):
         ends = [rule[end] for end in ("min", "max") if end in rule]
-        if ends != sorted(ends) or not all(map(math.isfinite, ends)):
-            return f"min and max must be numbers, and min not above max: {rule}"
+        if ends != sorted(ends) or not all(abs(end) < math.inf for end in ends):
+            return f"min and max must be finite, and min not above max: {rule}"
     return None
 
 
@@ -150,7 +150,7 @@ def accepts(rule: dict, value) -> bool:
 
 def _are_numbers(values) -> bool:
     kinds = isinstance(values, list) and {type(x) for x in values}
-    return bool(kinds) and kinds <= {int, float} and all(map(math.isfinite, values))
+    return bool(kinds) and kinds <= {int, float} and all(abs(x) < math.inf for x in values)
 
 
 def plain(value):

@@ -37,11 +37,11 @@ def select(words: list[str], root: Path) -> list[str]:
 
 
 def _named(word: str, names: list[str]) -> list[str]:
-    word = word.removeprefix("./").removeprefix("notebooks/").removesuffix(".ipynb")
+    given, word = word, word.removeprefix("./").removeprefix("notebooks/").removesuffix(".ipynb")
     both = [(name, part) for name in names for part in (name, name.rpartition("/")[2])]
     exact = [name for name, part in both if part == word]
     loose = [n for n, part in both if part.startswith(word) or fnmatch.fnmatchcase(part, word)]
-    if word and (exact or loose):
+    if given and (exact or loose):
         return exact or loose
     close = difflib.get_close_matches(word, [part for _, part in both], 3, 0.4)
     hint = f"did you mean {' or '.join(close)}?" if close else "no name is similar."
@@ -52,8 +52,10 @@ def read(file: Path) -> dict:
     """Return a notebook as JSON, the source of each cell as one string."""
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
-        parts = [(cell, cell["metadata"], "".join(cell["source"])) for cell in nb["cells"]]
-        cells = [cell | {"metadata": data, "source": source} for cell, data, source in parts]
+        cells = [
+            {**cell, "metadata": cell["metadata"], "source": "".join(cell["source"])}
+            for cell in nb["cells"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a notebook: {error}") from None
     return {**nb, "cells": cells}

@@ -58,6 +58,10 @@ def state(job: Job, root: Path, out: Path | None = None) -> str:
     return "older" if file.exists() else "-"
 
 
+def _job(record: dict) -> Job:
+    return Job(record["notebook"], *(record[name] for name in Job("").parameters))
+
+
 def files(root: Path, *profiles: str) -> list[Path]:
     """Return the files of all records in figures/ of these profiles, in this order."""
     names = notebooks.discover(root)
@@ -80,7 +84,7 @@ def problems(root: Path) -> Iterator[str]:
         known |= {file.with_name(f"{n}.{s}") for n in record["figures"] for s in ("png", "pdf")}
         for problem in _unlike_ledger(record, entries.get(record["notebook"], [])):
             yield f"{file}: {problem}"
-        job = Job(record["notebook"], *(record[k] for k in Job("").parameters))
+        job = _job(record)
         if file != job.record(root) or job.name not in names:
             yield f"{file}: it belongs to another run: {job}"
     for file in sorted(Path(root, "figures").rglob("*.*")):
@@ -176,9 +180,11 @@ def _row(root: Path, name: str, record: dict | None, held: str) -> str:
     folder = Job(name, record["profile"]).folder(Path()).as_posix()
     shown = ", ".join(f"[{f}]({folder}/{f}.png)" for f in record["figures"])
     made_by, minutes = record["versions"]["hgcore"], record["seconds"] / 60
-    profile = record["profile"] + (f", hgcore {made_by}" if made_by != __version__ else "")
-    if state(Job(name, record["profile"]), root) != "done":
-        profile += ", older cells"
+    profile = record["profile"]
+    if made_by != __version__:
+        profile += f", hgcore {made_by}"
+    elif state(_job(record), root) != "done":
+        profile += ", older cells or data"
     return f"| {title} | {shown} | {held} | {profile} | {minutes:.1f} |"
 
 

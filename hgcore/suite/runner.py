@@ -114,7 +114,8 @@ def execute(job: Job, root: Path, out: Path) -> None:
     options = {"kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
     options |= {"record_timing": False, "start_timeout": 300, "iopub_timeout": 60}
     options |= {"resources": {"metadata": {"path": str(root)}}}
-    if not any(f'"{job.name}"' in cell for cell in notebooks.code(job.name, root)):
+    quoted = f'"{job.name}"', f"'{job.name}'"
+    if not any(name in cell for cell in notebooks.code(job.name, root) for name in quoted):
         raise ValueError(f"suite.start in {source} must be given its name, {job.name!r}")
     with FileLock(target.with_suffix(".lock")):
         done = results.state(job, root, out) == "done"

@@ -105,7 +105,8 @@ class Run(Job):
         if not self.figures:
             raise ValueError(f"{self.name} saved no figure: call suite.save before suite.check")
         if own := self.own or ("" if self._as_saved() else "unsaved"):
-            print(f"{own}: figures and record go to runs/{own}, not to figures/")
+            cure = "; restart the kernel and run the saved cells in order" * (own == "unsaved")
+            print(f"{own}: figures and record go to runs/{own}, not to figures/{cure}")
         file = self.record(Path(os.environ.get("HGCORE_OUT", self.root)), own)
         for name, (files, _) in self.figures.items():
             for suffix, content in files.items():
@@ -206,15 +207,15 @@ def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
             like = f"like {tables[profile][name]!r}"
             raise ValueError(f"override {name} must be {like}, got {value!r}")
         if all(map(_is_some, (table[name] for table in tables.values()))) and not _is_some(value):
-            raise ValueError(f"override {name} must be positive and not empty, got {value!r}")
+            raise ValueError(f"override {name} must be neither negative nor empty, got {value!r}")
     return tables[profile] | overrides
 
 
 def _is_some(value) -> bool:
-    """Return whether a number is positive, and a list not empty and of such."""
+    """Return whether a whole number is not negative, and a list not empty and of such."""
     if isinstance(value, (list, tuple)):
         return len(value) > 0 and all(map(_is_some, value))
-    return not isinstance(value, (int, float)) or isinstance(value, bool) or value > 0
+    return not isinstance(value, int) or value >= 0
 
 
 def _kind(value) -> type:

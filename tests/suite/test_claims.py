@@ -31,7 +31,7 @@ WRONG = [  # in the ledger above: old, new, message
     ("  figure: one\n", "", "'figure' is a required property"),
     ("toy/one", "toy/two", "there is no notebook toy/two"),
     ("max: 1", "max: -1", "min not above max"),
-    ("max: 1", "max: .inf", "must be numbers"),
+    ("max: 1", "max: .inf", "must be finite"),
     (GOOD, "- {[1]: 2}", "not YAML"),
     ("max: 1", "most: 1", "not valid"),
     ("max: 1", "max: 1e-3", "'1e-3' is not of type 'number'"),  # YAML reads that as text

@@ -92,7 +92,10 @@ def test_copies_do_not_count(file, toy, run):
     """Neither their records nor their claims change the results."""
     assert run("copy", "one", "mine")[0] == 0
     own = notebooks.path("own/mine", toy.root)
-    assert session.Job("own/mine", "paper").record(toy.root).is_relative_to(toy.root / "runs")
+    record = session.Job("own/mine", "paper").record(toy.root)
+    assert record.is_relative_to(toy.root / "runs")
+    record.parent.mkdir(parents=True)
+    record.write_text("no record")
     text = toy.ledger.read_text().replace("toy/one", "own/mine").replace("one.small", "mine.small")
     own.with_name("claims.yml").write_text(text)
     assert run("report", "--check") == (0, "")

@@ -27,8 +27,8 @@ WRONG = [
     ({"overrides": {"steps": "3"}}, "override steps must be like 5, got '3'"),
     ({"overrides": {"steps": 2.5}}, "override steps must be like 5"),
     ({"overrides": {"sizes": 3}}, "override sizes must be like"),
-    ({"overrides": {"sizes": []}}, "override sizes must be positive and not empty"),
-    ({"overrides": {"steps": -5}}, "override steps must be positive and not empty, got -5"),
+    ({"overrides": {"sizes": []}}, "override sizes must be neither negative nor empty"),
+    ({"overrides": {"steps": -5}}, "override steps must be neither .*, got -5"),
     ({"reduced": {"steps": 1}}, "reduced and quick differ in"),
     ({"quik": QUICK}, "table must be one of .* did you mean quick"),
 ]

@@ -19,9 +19,9 @@ EVIL = f"""# Title {PLANTED}
 
 [link](javascript:window.planted=1) $x {PLANTED}$ {PLANTED}
 
-$$y {PLANTED}$$
+$$y {PLANTED}$$ {{raw}}`{PLANTED}` {{download}}`/etc/passwd`
 """
-MARKUP = "```{raw} html", "> ~~~ {eval-rst}", "- ````{include} /etc/passwd", "a {download}`b`"
+MARKUP = "```{raw} html", "> ~~~ {eval-rst}", "- ````{include} /etc/passwd", "```\u00a0{include} x"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_directives_are_refused(text):
     conf = runpy.run_path(str(ROOT / "docs/conf.py"))
     nb = {"cells": [{"cell_type": "markdown", "metadata": {}, "source": [text]}]}
     for name, source in (("RESULTS", text), ("notebooks/00_tour", json.dumps(nb))):
-        with pytest.raises(errors.ExtensionError, match=f"{name}: .* directive or role"):
+        with pytest.raises(errors.ExtensionError, match=f"{name}: .* directive, which"):
             conf["show_only"](None, name, [source])
     conf["show_only"](None, "docs/api", [text])
 
