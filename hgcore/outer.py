@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
 
-from hgcore.arrays import require_count, require_instance
+from hgcore.arrays import require_arguments, require_count, require_instance
 from hgcore.checks.causes import examined_steps, require_connected
 from hgcore.fixed_point import ReversalError
 from hgcore.hypergradient import Forward, Implicit, Reverse
@@ -48,7 +48,7 @@ def descend(
     hyper for the weights and k for t. project: hyper -> the nearest allowed one. resume: an earlier
     OuterStep of the same loop to go on from. Raises Diverged naming the outer and the inner step.
     """
-    require_instance("solver", solver, Callable, "hg.Reverse()")
+    require_instance("solver", solver, Callable, "hg.Reverse(hg.Reversible())")
 
     def step(now: Problem, k: int, hyper) -> tuple:
         return solver(now, hyper), ()
@@ -160,6 +160,8 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
             raise ValueError(f"{kind}: {decay} must lie in [0, 1], Adam's below 1, got {value}")
     if getattr(optimizer, "velocity", None) is not None:
         raise ValueError(f"{kind}: an outer velocity starts at zero; leave velocity out")
+    if callable(problem):
+        require_arguments("problem", problem, "k")
     at = problem if callable(problem) else lambda k: problem
     if resume is None:
         first, hyper, carry = 0, at(0).as_hyper(hyper), ()

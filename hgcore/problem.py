@@ -90,9 +90,11 @@ class Problem:
         if isinstance(self.backend, type) or not hasattr(self.backend, "linearize"):
             raise TypeError(f"backend must be hg.Torch() or hg.Autograd(), got {self.backend!r}")
         require_instance("optimizer", self.optimizer, Optimizer, "hg.Momentum(0.1, 0.9)")
-        if hasattr(self.initial, "parameters"):
-            what = "initial must be a vector (n,) or a function of hyper, got a module"
-            raise TypeError(f"{what}; hg.nets.functional gives its weights")
+        several = isinstance(self.initial, (list, tuple)) and any(map(np.ndim, self.initial))
+        if several or hasattr(self.initial, "parameters"):
+            found = "several arrays" if several else "a module"
+            what = f"initial must be a vector (n,) or a function of hyper, got {found}"
+            raise TypeError(f"{what}; hg.nets.functional gives the weights of a module")
         for name, function in self._initials.items():
             require_arguments(name, function, "hyper")
         if self.initial is None:

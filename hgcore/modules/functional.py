@@ -58,8 +58,12 @@ class ModuleFunction:
             state = self._parameters(weights)
             state |= {name: b.clone() for name, b in self.module.named_buffers()}
             return torch.func.functional_call(self.module, state, inputs, named)
-        if not isinstance(weights, torch.Tensor):
-            raise TypeError(f"weights must be a tensor (n,), got {type(weights).__name__}")
+        shape = (
+            tuple(weights.shape) if isinstance(weights, torch.Tensor) else type(weights).__name__
+        )
+        if shape != (self.layout.size,):
+            what = f"weights must be a tensor ({self.layout.size},), got {shape}"
+            raise TypeError(f"{what}; call it as function(weights, *inputs)")
         if self.modes != [part.training for part in self.parts]:
             kind = type(self.module).__name__
             raise ValueError(f"{kind}: train() or eval() changed the mode; call functional again")

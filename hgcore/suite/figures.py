@@ -23,9 +23,13 @@ def use_style() -> None:
 
 
 def styles(n: int) -> list[dict[str, str]]:
-    """Return n keyword sets for `plot`, all different in color, dash or marker for n <= 28."""
+    """Return n keyword sets for `plot`, all different in color or marker for n <= 49."""
     return [
-        {"color": PALETTE[i % 7], "linestyle": LINESTYLES[i % 4], "marker": MARKERS[i % 7]}
+        {
+            "color": PALETTE[i % 7],
+            "linestyle": LINESTYLES[i % 4],
+            "marker": MARKERS[(i + i // 7) % 7],
+        }
         for i in range(n)
     ]
 

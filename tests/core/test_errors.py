@@ -23,6 +23,7 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: replace(bowl(b)[0], backend=type(b)), r"must be hg.Torch\(\) or hg.Autograd\(\)"),
     (lambda b: bowl(b, inner_loss=lambda w, h: 1), r"inner_loss must take \(weights, hyper, t\): "),
     (lambda b: bowl(b, initial=torch.nn.Linear(2, 2)), "got a module; hg.nets.functional gives"),
+    (lambda b: bowl(b, initial=[np.zeros(2), np.zeros((2, 2))]), "function of hyper, got several"),
     (lambda b: hg.Adam(lambda h: h[0]), r"Adam: rate must take \(hyper, t\): too many positional"),
     (lambda b: hg.Implicit(hg.DenseSolve(), 8), r"must be values of t such as range\(8\)"),
     (lambda b: hg.Reverse(hg.Reversible), "trajectory must be an object such as"),
@@ -34,6 +35,10 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Reverse()(bowl(b)[0], [np.complex128(0.1 + 1j), 0.3]), "be real, got complex"),
     (lambda b: hg.Reverse()(*bowl(b, inner_loss=lambda w, h, t: b.xp.asarray(1j))), "must be real"),
     (lambda b: next(hg.descend(hg.Reverse, *bowl(b), **STILL)), "solver must be an object such as"),
+    (
+        lambda b: next(hg.descend(hg.Reverse(), lambda: 0, [0.1], **STILL)),
+        r"problem must take \(k\)",
+    ),
     (lambda b: next(hg.realtime(*bowl(b), **STILL, solver=hg.Reverse())), "Forward.*got Reverse"),
     (lambda b: hg.AdamW(0.1, clip=0.0), "AdamW: clip must be positive, got 0"),
     (lambda b: hg.Adam(0.1, epsilon=-1.0), "Adam: epsilon must be >= 0, got -1"),
