@@ -176,6 +176,10 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
         if k == first and resume is not None and resume.loop != loop:
             whose = f"resume is a step of {resume.loop or 'no loop'}"
             raise ValueError(f"{whose}, this is {loop}; go on with the same")
+        if k == first and carry:
+            found, n = len(carry[0][0]), len(now.initial_state(hyper)[0])
+            if found != n:
+                raise ValueError(f"resume has {found} weights, the problem {n}")
         try:
             result, carry = step(now, k, hyper, *carry)
         except Diverged as error:

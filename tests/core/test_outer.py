@@ -171,3 +171,9 @@ def test_resume_takes_a_step_of_the_same_loop_only(name, backend):
     for other in others:
         with pytest.raises(ValueError, match=f"resume is a step of {name}.* with .*, this is "):
             list(other(steps=2, resume=step))
+    longer = dataclasses.replace(
+        problem, initial=np.ones(len(problem.split_state(step.state)[0]) + 1)
+    )
+    if name != "descend":
+        with pytest.raises(ValueError, match="resume has .* weights, the problem "):
+            list(loops(backend, name, longer, hyper, optimizer=STILL)(steps=2, resume=step))
