@@ -14,6 +14,7 @@ from hgcore.problem import Diverged, OutOfRange, Problem, quiet
 from hgcore.trajectory import Checkpointed
 
 _DATA = "at other weights too: look for values that are not finite in the data of this batch"
+_HYPER = "with a hyperparameter beyond 1e6: lower the outer rate, or use project="
 _DOMAIN = "a logarithm or root of a negative number, or a division by zero"
 _KINK = "a root, norm or power at zero has no finite derivative; add a small constant inside"
 _RATE = "lower the rate"
@@ -209,7 +210,7 @@ def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
         found, size = f"the inner loss is {value:.3g}", float(abs(start).max())
         places = start, 0.9 * start + 0.01, start / max(1.0, size)
         if not any(math.isfinite(loss(place)) for place in places):
-            return f"{found}, {_DATA}"
+            return f"{found}, {_HYPER if bool((abs(hyper) > 1e6).any()) else _DATA}"
         if magnitude > 100 * min(size, 1e4):
             return f"{found}, at weights up to {magnitude:.3g}: {_RATE}"
         return f"{found}: {_DOMAIN}"

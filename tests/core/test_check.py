@@ -248,6 +248,14 @@ def test_cause_in_loops(way):
         list(hg.alternate(way, *problem, **optimizer))
 
 
+def test_cause_in_hyper():
+    problem, _ = bowl(inner_loss=lambda w, h, t: (w * w).sum() * h[0] * 1e300)
+    with pytest.raises(
+        hg.Diverged, match="is inf, with a hyperparameter beyond 1e6: lower the out"
+    ):
+        hg.Reverse()(problem, [1e9, 0.1])
+
+
 def test_cause_in_implicit():
     for changes, words in (
         (
