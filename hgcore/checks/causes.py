@@ -32,13 +32,8 @@ def examined(cause: Callable) -> Callable:
         def method(self, problem: Problem, hyper, *args, **kwargs):
             require_instance("problem", problem, Problem, "hg.Problem(...)")
             hyper = problem.as_hyper(hyper)
-            try:
+            with _named(lambda: cause(self, problem, hyper, *args, **kwargs)):
                 result = solve(self, problem, hyper, *args, **kwargs)
-            except OutOfRange:
-                raise
-            except Diverged as error:
-                found = cause(self, problem, hyper, *args, **kwargs)
-                raise type(error)(found or str(error)) from error
             if not getattr(problem, "first", 0):  # later parts of a run have the same functions
                 batches = getattr(self, "inner_batches", None)
                 require_connected(problem, hyper, result, batches)
@@ -49,16 +44,20 @@ def examined(cause: Callable) -> Callable:
     return decorator
 
 
+def examined_steps(problem: Problem, hyper, state: tuple | None, steps: range):
+    """Return a context: a Diverged in these steps names its cause, by a second run of them."""
+    return _named(lambda: _training(problem, hyper, state, steps)[0])
+
+
 @contextlib.contextmanager
-def examined_steps(problem: Problem, hyper, state: tuple | None, steps: range) -> Iterator[None]:
-    """Name the cause of a Diverged in these steps of training, by a second run of them."""
+def _named(cause: Callable) -> Iterator[None]:
+    """Give a Diverged the words of cause(), if there are any."""
     try:
         yield
     except OutOfRange:
         raise
     except Diverged as error:
-        found, _ = _training(problem, hyper, state, steps)
-        raise type(error)(found or str(error)) from error
+        raise type(error)(cause() or str(error)) from error
 
 
 @quiet

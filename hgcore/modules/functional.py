@@ -58,11 +58,9 @@ class ModuleFunction:
             state = self._parameters(weights)
             state |= {name: b.clone() for name, b in self.module.named_buffers()}
             return torch.func.functional_call(self.module, state, inputs, named)
-        shape = (
-            tuple(weights.shape) if isinstance(weights, torch.Tensor) else type(weights).__name__
-        )
-        if shape != (self.layout.size,):
-            what = f"weights must be a tensor ({self.layout.size},), got {shape}"
+        kind, shape = type(weights).__name__, tuple(getattr(weights, "shape", ()))
+        if not isinstance(weights, torch.Tensor) or shape != (self.layout.size,):
+            what = f"weights must be a tensor ({self.layout.size},), got {kind} {shape}"
             raise TypeError(f"{what}; call it as function(weights, *inputs)")
         if self.modes != [part.training for part in self.parts]:
             kind = type(self.module).__name__

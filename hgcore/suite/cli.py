@@ -55,11 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add_with_parameters(verify, "run again elsewhere and compare; changes nothing")
     add(show, "list notebooks and the state of their records", "list")("names", **names)
     option = add(report, "write RESULTS.md and the README's table from the records")
-    option(
-        "--check",
-        action="store_true",
-        help="write nothing; exit with status 1 if anything is wrong",
-    )
+    option("--check", action="store_true", help="write nothing; status 1 if anything is wrong")
     option = add(copy, "copy a notebook, without its claims, to notebooks/own/")
     option("name")
     option("new")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,7 +213,9 @@ def brief(value) -> str:
         return f"nothing: {value.get('undecided')}"
     if isinstance(value, list) and len(value) > 6:
         given = np.ravel(np.array(value, dtype=object)).tolist()
-        numbers = [x for x in given if isinstance(x, (int, float))] or [math.nan]
+        numbers = [x for x in given if isinstance(x, (int, float))]
+        if not numbers:
+            return f"{len(given)} values, none a finite number"
         ends = f"from {brief(min(numbers))} to {brief(max(numbers))}"
         odd = f", {len(given) - len(numbers)} of them not finite" * (len(numbers) < len(given))
         return f"{len(given)} numbers {ends}{odd}"

@@ -206,15 +206,17 @@ def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
         if type(None) not in kinds and _kind(value) not in kinds:
             like = f"like {tables[profile][name]!r}"
             raise ValueError(f"override {name} must be {like}, got {value!r}")
-        if all(map(_is_some, (table[name] for table in tables.values()))) and not _is_some(value):
+        if all(
+            map(_not_negative, (table[name] for table in tables.values()))
+        ) and not _not_negative(value):
             raise ValueError(f"override {name} must be neither negative nor empty, got {value!r}")
     return tables[profile] | overrides
 
 
-def _is_some(value) -> bool:
+def _not_negative(value) -> bool:
     """Return whether a whole number is not negative, and a list not empty and of such."""
     if isinstance(value, (list, tuple)):
-        return len(value) > 0 and all(map(_is_some, value))
+        return len(value) > 0 and all(map(_not_negative, value))
     return not isinstance(value, int) or value >= 0
 
 

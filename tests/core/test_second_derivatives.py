@@ -74,10 +74,12 @@ def verdict(name, numerical, direction) -> str:
 @pytest.mark.parametrize("name", samples.NAMES)
 def test_derivatives_are_right_or_refused(name):
     """By central differences of the loss and its gradient. What is not finite raises Diverged."""
-    if name.split()[0] in NEWER and torch.__version__ < "2.13":
-        pytest.skip(f"torch {torch.__version__} does not differentiate it twice")
     (loss, at), backend, limit = loss_of(name), hg.Torch(), LISTED.get(name.split()[0])
     direction = torch.as_tensor(np.random.default_rng(0).standard_normal(len(at)))
+    if name.split()[0] in NEWER and torch.__version__ < "2.12":
+        with pytest.raises(RuntimeError, match="torch cannot differentiate"):
+            backend.linearize(loss, at, at[:1]).hvp(direction)
+        return
     ends = [gradient(loss, at + sign * STEP * direction) for sign in (-1, 1)]
     (_, low, behind), (_, high, ahead) = ends
     numerical = (ahead - behind) / (2 * STEP)

@@ -18,7 +18,11 @@ GOOD = """- id: a.b
   accept: {quick: null, paper: {min: 0, max: 1}}
 """
 RULES = [  # rule, values that hold, values that fail
-    ({"max": 1.0}, [1, -3.0, [0.5, 1.0], [[0], [1]]], [1.1, [-math.inf], True, "0", None, []]),
+    (
+        {"max": 1.0},
+        [1, -3.0, [0.5, 1.0], [[0], [1]]],
+        [1.1, [0.5, 1.1], -math.inf, True, "0", None, []],
+    ),
     ({"min": 0, "max": 1}, [0, 1.0, [0.5]], [-0.1, [1, 2], "nan", "inf", [0.5, "nan"]]),
     ({"equals": 3}, [3, 3.0], [4, "3", True, [3], None]),
     ({"equals": True}, [True], [1, "True", None, [True]]),

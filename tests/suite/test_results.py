@@ -82,9 +82,10 @@ def test_results_text(toy):
 
 
 def test_brief_values():
-    values = 1 / 3, [1, 2.0], list(range(9)), {"undecided": "no GPU"}, [1, "nan"] * 4
+    values = 1 / 3, [1, 2.0], list(range(9)), {"undecided": "no GPU"}, [1, "nan"] * 4, ["a"] * 7
     shown = ["0.3333", "1, 2", "9 numbers from 0 to 8", "nothing: no GPU"]
     shown.append("8 numbers from 1 to 1, 4 of them not finite")
+    shown.append("7 values, none a finite number")
     assert list(map(results.brief, values)) == shown
 
 
