@@ -39,8 +39,8 @@ def pieces(vector, sizes: list[int]):
 
 def root(square):
     """Return the square root of `square` >= 0, elementwise, with derivative 0 where it is 0."""
-    xp, positive = namespace(square), square > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, square, 1 + 0 * square)), 0 * square)
+    xp, zero = namespace(square), square <= 0  # not for NaN
+    return xp.where(zero, 0.0, xp.sqrt(xp.where(zero, 1.0, square)))
 
 
 @functools.cache
