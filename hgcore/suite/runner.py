@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -110,7 +110,7 @@ def execute(job: Job, root: Path, out: Path) -> None:
 
     source, target, start = notebooks.path(job.name, root), job.executed(out), time.time()
     braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
-    paths = (str(file).translate(braces) for file in (source, target))
+    paths = [str(file).translate(braces) for file in (source, target)]
     options = {"kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
     options |= {"record_timing": False, "start_timeout": 300, "iopub_timeout": 60}
     options |= {"resources": {"metadata": {"path": str(root)}}}
@@ -120,12 +120,22 @@ def execute(job: Job, root: Path, out: Path) -> None:
     with FileLock(target.with_suffix(".lock")):
         done = results.state(job, root, out) == "done"
         if not done or job.record(out).stat().st_mtime < start:  # else another runner did it
-            papermill.execute_notebook(*paths, job.parameters, **options)
+            _with_kernel(lambda: papermill.execute_notebook(*paths, job.parameters, **options))
         if results.state(job, root, out) != "done":
             rule = "its first cell sets the five parameters only, its last calls suite.check"
             raise RuntimeError(f"{job.name} wrote no whole record; the rule: {rule}")
         if job.update:
             notebooks.write(notebooks.normalized(notebooks.read(target)), source)
+
+
+def _with_kernel(call: Callable) -> None:
+    """Call it again, twice at most, if another process took a port of the kernel meanwhile."""
+    for last in (False, False, True):
+        try:
+            return call()
+        except RuntimeError as error:
+            if last or "died before replying" not in str(error):
+                raise
 
 
 def main() -> None:

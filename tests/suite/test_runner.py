@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import papermill
 import psutil
 import pytest
 
-from hgcore.suite import cli, notebooks, results, session
+from hgcore.suite import cli, notebooks, results, runner, session
 
 SLOW = """import pathlib, time
 pathlib.Path("started").touch()
@@ -128,6 +129,23 @@ def test_two_runners_at_once(toy, run):
     assert "HOLDS" in notebooks.path("toy/one", toy.root).read_text()
     assert "done" in first.communicate(timeout=60)[0] and first.returncode == 0
     assert not (toy.root / "started").exists()
+
+
+def test_port_of_a_kernel_taken(toy, monkeypatch):
+    """Another process took the port that jupyter_client had chosen: the kernel starts again."""
+    execute = papermill.execute_notebook
+    errors = [RuntimeError("Kernel died before replying to kernel_info")] * 2
+
+    def unlucky(*arguments, **options):
+        if errors:
+            raise errors.pop()
+        return execute(*arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", unlucky)
+    toy.add("one")
+    job = session.Job("toy/one")
+    runner.execute(job, toy.root, toy.root)
+    assert results.state(job, toy.root) == "done"
 
 
 @kills
