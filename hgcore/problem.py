@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hgcore.arrays import pieces, require_arguments, require_count, require_instance
+from hgcore.arrays import fast_module, pieces, require_arguments, require_count, require_instance
 from hgcore.backend import Backend, Linearized
 from hgcore.fixed_point import require_decay, round_decay
 from hgcore.optimizers import Optimizer
@@ -194,10 +194,17 @@ class Problem:
 
         linearized: the inner loss at that state; adjoint: that of the state after the step.
         """
-        _, pull = self.backend.vjp(self._step_at(t), hyper, linearized.gradient, *before)
-        part, direction, weights_adjoint, *slots_adjoint = pull(adjoint)
+        pulled = self._pull_step(before, linearized.gradient, hyper, t, adjoint)
+        part, direction, weights_adjoint, *slots_adjoint = pulled
         curvature, mixed = linearized.product(direction)
         return (weights_adjoint + curvature, *slots_adjoint), part + mixed
+
+    def _pull_step(self, before: tuple, gradient, hyper, t: int, adjoint: tuple) -> tuple:
+        """Return the cotangents of hyper (m,), gradient, weights and slots, each (n,)."""
+        fast = fast_module("steps")
+        if fast and fast.fits(self.optimizer, self.backend):
+            return fast.pull_step(self, before, gradient, hyper, t, adjoint)
+        return self.backend.vjp(self._step_at(t), hyper, gradient, *before)[1](adjoint)
 
     def jvp_step(self, before: tuple, gradient, hyper, t: int) -> tuple:
         """Return (state after step t, push: tangents of hyper, gradient and state -> its own)."""
