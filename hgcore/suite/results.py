@@ -126,17 +126,21 @@ def decided(root: Path, records: dict[str, dict]) -> list[dict]:
 
 def headline(records: dict[str, dict], rows: list[dict]) -> str:
     """Return a count of the verdicts of the papers' claims, in words."""
-    profiles = [record["profile"] for record in records.values()]
     count = Counter(row["verdict"] for row in rows if row["kind"] == "paper")
     checks = Counter(row["verdict"] for row in rows if row["kind"] == "suite")
     changed = [row for row in rows if "changed" in row]
     held = sum(row["kind"] == "paper" and row["verdict"] == HOLDS for row in changed)
+    doubtful = ("remembered", "second-hand")
+    unread = sum(row["paper"]["known"].startswith(doubtful) for row in rows if "paper" in row)
+    reduced = {name for name, record in records.items() if record["profile"] == "reduced"}
+    small = sum(row["kind"] == "paper" and row["notebook"] in reduced for row in rows)
     return (
         f"Of {count.total()} claims of the papers {count[HOLDS]} hold, {count[FAILS]} fail,"
         f" {count[NOT_DECIDED]} are not decided, {count[ERRATUM]} are errata and"
-        f" {count['not run']} were not run. {profiles.count('reduced')} of {len(profiles)}"
-        f" notebooks ran at a reduced scale. {len(changed)} claims and checks were changed after a"
-        f" run, {held} of them claims of the papers that hold. Of {checks.total()} checks of our"
+        f" {count['not run']} were not run. {len(reduced)} of {len(records)} notebooks ran at a"
+        f" reduced scale; {small} of the claims belong to them. {unread} of the papers' values are"
+        f" remembered or second-hand. {len(changed)} claims and checks were changed after a run,"
+        f" {held} of them claims of the papers that hold. Of {checks.total()} checks of our"
         f" own {checks[FAILS]} fail."
     )
 
@@ -198,7 +202,7 @@ def _readme(root: Path, records: dict, rows: list[dict], count: str) -> str:
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"README.md needs the lines {START.strip()} and {END.strip()}")
-    lines = ["| paper | figures and tables | claims that hold |", "| --- | --- | --- |"]
+    lines = ["| paper | pictures | claims that hold |", "| --- | --- | --- |"]
     for paper, title in PAPERS.items():
         drawn = sum(len(r["figures"]) for name, r in records.items() if name.startswith(paper))
         held = _held([row for row in rows if row["notebook"].startswith(paper)])

@@ -72,7 +72,7 @@ def test_results_text(toy):
     text = results.summary(toy.root)[1]["RESULTS.md"]
     for part in (
         "Of 4 claims of the papers 1 hold, 1 fail, 1 are not decided, 0 are errata and 1 were not"
-        " run. 1 of 3 notebooks ran at a reduced scale.",
+        " run. 1 of 3 notebooks ran at a reduced scale; 1 of the claims belong to them. 0 of the",
         "| [toy/four](notebooks/toy/four.ipynb) | | not run | | |",
         "[one](figures/toy/one.png) | 1 of 1 | paper | 1.5 |",
         "[three](figures/reduced/toy/three.png) | 0 of 1 | reduced | 1.5 |",
