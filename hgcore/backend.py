@@ -57,6 +57,7 @@ class Backend:
     """What both backends provide. Functions `f` take and return its arrays.
 
     array(values): without a graph; traced(values): with it; numpy(array): NumPy's copy or view
+    constant(values): a copy without a graph, which no function may change
     host_view(array): NumPy's view if it lies in this machine's memory (a scalar: a float), else
         the array itself
     gradients(f, *args): (value, one gradient for each argument) of a scalar function
@@ -180,6 +181,11 @@ class Autograd(Backend):
             return values
         require_real(values)
         return self.xp.array(values, dtype=np.float64)
+
+    def constant(self, values) -> np.ndarray:
+        copy = np.array(self.array(values))
+        copy.flags.writeable = False  # what is changed in place has no derivative
+        return copy
 
     def numpy(self, array) -> np.ndarray:
         return np.asarray(array)

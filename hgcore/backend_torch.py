@@ -1,7 +1,8 @@
 """The torch backend: PyTorch on any device, in float32 or float64."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -10,6 +11,22 @@ import numpy as np
 from hgcore.arrays import require_real
 from hgcore.backend import Backend, require_scalar, reverse_mode
 from hgcore.checks import second_derivatives
+
+
+@contextlib.contextmanager
+def _unchanged(args: Sequence) -> Iterator[None]:
+    """Raise ValueError if tensors are changed in place: the state of training shares their memory.
+
+    By torch's count of changes, which does not see .data.
+    """
+    tensors = [x for x in args if hasattr(x, "_version")]
+    before = [x._version for x in tensors]
+    yield
+    if before != [x._version for x in tensors]:
+        raise ValueError(
+            "a function changes its weights or hyper in place (clamp_, copy_, max_norm), which has"
+            " no derivative: compute a new tensor, or use project= for hyper"
+        )
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,13 @@ class Torch(Backend):
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
         torch = self.xp
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            kind = torch.device(self.device).type
+        except (RuntimeError, TypeError):
+            raise ValueError(
+                f"device must be 'cpu', 'cuda' or 'cuda:1', got {self.device!r}"
+            ) from None
+        if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 f"torch {torch.__version__} sees no GPU for {self.device!r}; use 'cpu'"
             )
@@ -44,7 +67,12 @@ class Torch(Backend):
             raise RuntimeError(
                 "cannot differentiate inside torch.inference_mode(); use torch.no_grad() instead"
             )
+        if self.xp.is_autocast_enabled(self.device.split(":")[0]):
+            raise RuntimeError("hgcore has one dtype: use torch.autocast inside of a loss only")
         return self.traced(values).detach()
+
+    def constant(self, values):
+        return self.array(values).clone()
 
     def traced(self, values):
         torch = self.xp
@@ -78,7 +106,7 @@ class Torch(Backend):
         return functools.partial(self.xp.set_num_threads, self.xp.get_num_threads())
 
     def evaluate(self, f, *args):
-        with self.xp.no_grad():
+        with self.xp.no_grad(), _unchanged(args):
             return f(*args)
 
     def gradients(self, f, *args) -> tuple:
@@ -139,14 +167,14 @@ class Torch(Backend):
     def _outputs(self, f, args) -> tuple[list, tuple]:
         """Return (leaves like `args`, the outputs of f there, with their graph)."""
         leaves = [x.detach().requires_grad_() for x in args]
-        with self.xp.enable_grad():
+        with self.xp.enable_grad(), _unchanged(leaves):
             return leaves, tuple(map(self.traced, f(*leaves)))
 
     def _loss(self, f, leaves):
         """Return the scalar f(*leaves) with its graph."""
         token = reverse_mode.set(True)
         try:
-            with self.xp.enable_grad():
+            with self.xp.enable_grad(), _unchanged(leaves):
                 value = require_scalar(f(*leaves))
             if not hasattr(value, "detach"):
                 found = f"got {type(value).__name__}: NumPy cut its graph off; use backend.xp"

@@ -9,6 +9,8 @@ import numpy as np
 from hgcore.arrays import like, namespace, require_count
 from hgcore.problem import Diverged
 
+_INSTEAD = "use a few terms of Neumann with growth=math.inf, which does not look at this"
+
 
 def rounding(b) -> float:
     """Return the part of the largest eigenvalue below which others are zero but for rounding."""
@@ -65,7 +67,7 @@ class Neumann:
             )
         return (
             f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
-            " positive definite; train on to a minimum, add a penalty, or take fewer terms"
+            f" positive definite; train on to a minimum, add a penalty, or take {_INSTEAD[4:]}"
         )
 
 
@@ -98,7 +100,7 @@ class ConjugateGradient:
     tolerance: float = 1e-15
 
     def __post_init__(self):
-        require_count("iterations", self.iterations, what="products")
+        require_count("iterations", self.iterations, least=1, what="products")
 
     def __call__(self, apply: Callable, b):
         unit = 2.0 ** math.frexp(float(abs(b).max()))[1]  # squares must not overflow
@@ -114,7 +116,7 @@ class ConjugateGradient:
             largest = max(largest, relative)
             if not relative > rounding(b) * largest:
                 found = f"conjugate gradients met curvature {relative:.3g}"
-                raise Diverged(f"{found}: the inner Hessian is not positive definite; use Neumann")
+                raise Diverged(f"{found}: the inner Hessian is not positive definite; {_INSTEAD}")
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
             square, previous = float(residual @ residual), square
@@ -138,8 +140,8 @@ class Nystrom:
 
     `rank` products that do not depend on each other, about 4 k n numbers, and no rate. Differs
     from (A + rho I)^-1 b by at most e / (rho (rho + e)) |b|, e = |A - A_k|, for A positive
-    semidefinite. seed: a number or a list such as [seed, k], the address of the draw. Not for
-    single precision with rank = n and condition numbers above 1e3.
+    semidefinite, and by rounding, some |A| eps / rho of it or more: use double precision unless
+    |A| / rho is below 1e3. seed: a number or a list such as [seed, k], the address of the draw.
     Implements: Hataya and Yamada 2023 (draw=columns); Frangella et al. 2023 (draw=gaussian).
     """
 

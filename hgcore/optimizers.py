@@ -19,6 +19,8 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from hgcore.arrays import namespace, require_arguments, root
 
 Coefficient = float | Sequence[float] | Callable
@@ -54,10 +56,13 @@ class Optimizer:
             if not fits or isinstance(value, (bool, type)):
                 what = f"{type(self).__name__}: {name} must be a number, a vector or a function"
                 raise TypeError(f"{what} (hyper, t), got {value!r:.60}")
+            if getattr(value, "requires_grad", False):
+                what = f"{type(self).__name__}: {name} is a tensor that requires a gradient"
+                raise TypeError(f"{what}: make it a function of hyper, such as lambda h, t: h[0]")
             if callable(value):
                 require_arguments(f"{type(self).__name__}: {name}", value, "hyper", "t")
             elif name in ("clip", "epsilon"):
-                least = min(map(float, value)) if hasattr(value, "__len__") else float(value)
+                least = min(map(float, value)) if np.ndim(value) else float(value)
                 self.require_limit(name, least)
 
     def require_limit(self, name: str, least: float, where: str = "") -> None:
@@ -75,7 +80,8 @@ class Optimizer:
     @property
     def reversible(self) -> bool:
         """Whether a step can be undone: its drift needs only slots, and their decays are not 0."""
-        return 0 < len(self.slots) == len(self.decays) and self.fade == 1
+        ours = type(self).step is Optimizer.step
+        return ours and 0 < len(self.slots) == len(self.decays) and self.fade == 1
 
     def coefficients(self, backend, weights, hyper, t: int, names=None) -> SimpleNamespace:
         """Return the coefficients of step t, or those in `names`, with their graph, not rounded.

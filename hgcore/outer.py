@@ -46,7 +46,8 @@ def descend(
 
     problem: a Problem, or k -> Problem (new seeds, new batches). optimizer: as for training, with
     hyper for the weights and k for t. project: hyper -> the nearest allowed one. resume: an earlier
-    OuterStep of the same loop to go on from. Raises Diverged naming the outer and the inner step.
+    OuterStep of the same loop, to go on from; it counts in `steps`. Raises Diverged naming the
+    outer and the inner step.
     """
     require_instance("solver", solver, Callable, "hg.Reverse(hg.Reversible())")
 
@@ -104,13 +105,17 @@ def alternate(
             steps = range(k * every, (k + 1) * every)
             with examined_steps(now, hyper, state, steps):
                 state = train(now, hyper, state, steps)
-            return solver(now, hyper, state), (state,)
+            result = solver(now, hyper, state)
+            if k == 0:
+                require_connected(now, hyper, result, solver.inner_batches)
+            return result, (state,)
         state = now.initial_state(hyper) if state is None else now.split_state(state)
         try:
             result = solver(_Part.of(now, state, k * every, every), hyper)
         except (Diverged, ReversalError) as error:
             raise type(error)(f"counted from inner step {k * every}: {error}") from error
-        return result, (now.split_state(result.state, len(state[0])),)
+        state = now.split_state(result.state, len(state[0]))
+        return result, (tuple(1 * vector for vector in state),)
 
     return _loop(
         f"alternate(every={every})", step, problem, hyper, optimizer, steps, project, resume
@@ -149,10 +154,9 @@ class _Part(Problem):
         return super().smallest_decays(hyper, state, moved)
 
 
-def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iterator[OuterStep]:
-    """Yield outer steps. step: (problem, k, hyper, *carry) -> (result, new carry)."""
+def _require_outer(optimizer: Optimizer) -> None:
+    """Raise unless it can be used on hyperparameters; its decays are not rounded."""
     require_instance("optimizer", optimizer, Optimizer, "hg.Adam(0.1)")
-    require_count("steps", steps)
     kind = type(optimizer).__name__
     for decay in optimizer.decays:
         value = getattr(optimizer, decay)
@@ -160,26 +164,46 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
             raise ValueError(f"{kind}: {decay} must lie in [0, 1], Adam's below 1, got {value}")
     if getattr(optimizer, "velocity", None) is not None:
         raise ValueError(f"{kind}: an outer velocity starts at zero; leave velocity out")
+
+
+def _require_same(resume: OuterStep, loop: str, carry: list, problem: Problem, hyper) -> None:
+    """Raise ValueError unless `resume` is a step of this loop."""
+    if resume.loop != loop:
+        whose = f"resume is a step of {resume.loop or 'no loop'}"
+        raise ValueError(f"{whose}, this is {loop}; go on with the same")
+    pairs = {"hyperparameters": (len(resume.updated), len(hyper))}
+    if carry:
+        pairs["weights"] = len(carry[0][0]), len(problem.initial_state(resume.updated)[0])
+    for what, (found, expected) in pairs.items():
+        if found != expected:
+            raise ValueError(f"resume has {found} {what}, the problem {expected}")
+
+
+def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iterator[OuterStep]:
+    """Yield outer steps. step: (problem, k, hyper, *carry) -> (result, new carry)."""
+    _require_outer(optimizer)
+    require_count("steps", steps)
     if callable(problem):
         require_arguments("problem", problem, "k")
-    at = problem if callable(problem) else lambda k: problem
+
+    def at(k: int) -> Problem:
+        now = problem(k) if callable(problem) else problem
+        require_instance("problem", now, "as_hyper", "hg.Problem(...)")
+        return now
+
+    first, given, carry = 0, hyper, ()
     if resume is None:
-        first, hyper, carry = 0, at(0).as_hyper(hyper), ()
+        hyper = at(0).as_hyper(hyper)
         slots = tuple(0 * hyper for _ in optimizer.slots)
     else:
         require_instance("resume", resume, OuterStep, "hg.load(path, backend)")
         first, hyper, (*carry, slots) = resume.k + 1, resume.updated, resume.carry
     for k in progress(range(first, steps), "outer step"):
         now = at(k)
-        inner = type(getattr(now, "optimizer", None)).__name__
+        inner, kind = type(getattr(now, "optimizer", None)).__name__, type(optimizer).__name__
         loop = f"{name} over {inner} with {kind} in {now.backend.dtype}"
-        if k == first and resume is not None and resume.loop != loop:
-            whose = f"resume is a step of {resume.loop or 'no loop'}"
-            raise ValueError(f"{whose}, this is {loop}; go on with the same")
-        if k == first and carry:
-            found, n = len(carry[0][0]), len(now.initial_state(hyper)[0])
-            if found != n:
-                raise ValueError(f"resume has {found} weights, the problem {n}")
+        if k == first and resume is not None:
+            _require_same(resume, loop, carry, now, given)
         try:
             result, carry = step(now, k, hyper, *carry)
         except Diverged as error:
@@ -187,7 +211,8 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
         c = optimizer.coefficients(now.backend, hyper, hyper, k)
         updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), result.grad, c)
         updated = updated if project is None else _projected(project, updated)
-        yield OuterStep(k, hyper, *result, updated, (*carry, tuple(slots)), loop)
+        # a copy: the caller may change it
+        yield OuterStep(k, hyper, *result, 1 * updated, (*carry, tuple(slots)), loop)
         hyper = updated
 
 

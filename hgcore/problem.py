@@ -108,9 +108,10 @@ class Problem:
     def as_hyper(self, hyper):
         """Return `hyper` as a vector (m,) of the backend; raise unless it is flat and finite."""
         flat = "hyper must be a flat vector (m,), got {}; use Layout.join, or [x] for one number"
-        if hyper is None or isinstance(hyper, dict):
+        several = isinstance(hyper, (list, tuple)) and any(map(np.ndim, hyper))
+        if hyper is None or several or callable(hyper) or isinstance(hyper, dict):
             raise TypeError(flat.format(type(hyper).__name__))
-        hyper = self.backend.array(hyper)
+        hyper = self.backend.constant(hyper)
         if hyper.ndim != 1:
             raise ValueError(flat.format(f"shape {tuple(hyper.shape)}"))
         if not bool(self.backend.xp.isfinite(hyper).all()):
@@ -121,7 +122,9 @@ class Problem:
         """Return the coefficients of step 0 and the initial vectors that are functions of hyper."""
         given = vars(self.optimizer).items() if self.steps else ()
         functions = {name: lambda h, f=f: f(h, 0) for name, f in given if callable(f)}
-        return functions | self._initials
+        functions |= self._initials
+        traced = self.backend.traced
+        return {name: lambda h, f=f: traced(f(h)) for name, f in functions.items()}
 
     @property
     def _initials(self) -> dict[str, Callable]:

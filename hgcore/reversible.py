@@ -29,10 +29,10 @@ from hgcore.trajectory import Gradients, Trajectory
 
 RANGE = 2.0**63 * UNIT
 _MISSED = (
-    "the run backwards missed its start in {wrong} of {size} numbers: the inner loss did not give"
-    " the same bits twice. Keep one thread count, draw what is random from a seed made from t, on a"
-    " GPU ask for deterministic algorithms; if the gradient rounds differently with and"
-    " without a graph, use Reversible(joint=True)"
+    "the run backwards missed its start in {wrong} of {size} numbers: inner_loss, initial or a"
+    " coefficient did not give the same bits twice. Keep one thread count, draw what is random from"
+    " a seed made from t, on a GPU ask for deterministic algorithms; if the gradient rounds"
+    " differently with and without a graph, use Reversible(joint=True)"
 )
 _TOO_LARGE = (
     "a weight or slot reached {number:.4g} {where}; fixed point holds magnitudes below {limit:.0f}:"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +14,10 @@ from hgcore.arrays import like, require_instance
 from hgcore.problem import Diverged, OutOfRange, Problem, quiet
 from hgcore.trajectory import Checkpointed
 
-_DATA = "at other weights too: look for values that are not finite in the data of this batch"
+_DATA = (
+    "at other weights too: look for values that are not finite in the data of this batch, or for a"
+    " logarithm or root of a hyperparameter"
+)
 _HYPER = "with a hyperparameter beyond 1e6: lower the outer rate, or use project="
 _DOMAIN = "a logarithm or root of a negative number, or a division by zero"
 _KINK = "a root, norm or power at zero has no finite derivative; add a small constant inside"
@@ -36,7 +40,7 @@ def examined(cause: Callable) -> Callable:
                 result = solve(self, problem, hyper, *args, **kwargs)
             if not getattr(problem, "first", 0):  # later parts of a run have the same functions
                 batches = getattr(self, "inner_batches", None)
-                require_connected(problem, hyper, result, batches)
+                require_connected(problem, hyper, result, batches, not (args or kwargs))
             return result
 
         return method
@@ -61,22 +65,28 @@ def _named(cause: Callable) -> Iterator[None]:
 
 
 @quiet
-def require_connected(problem: Problem, hyper, result, inner_batches=None) -> None:
+def require_connected(problem: Problem, hyper, result, inner_batches=None, whole=True) -> None:
     """Raise ValueError if a function changes with a hyperparameter but passes no derivative on.
 
     Losses are looked at where the Hypergradient `result` is zero, at its weights and also by them.
-    inner_batches: those of Implicit, which does not differentiate training, and costs so little
-    that only a hypergradient of zeros is worth a look.
+    inner_batches: those of Implicit, which does not differentiate training: a warning if something
+    else than the losses depends on hyper. whole: False to look at a hypergradient of zeros only.
     """
-    functions = problem.functions_of_hyper() if inner_batches is None else {}
-    for name, f in functions.items():
+    grad, (weights, *slots) = result.grad, problem.split_state(result.state)
+    for name, f in problem.functions_of_hyper().items() if whole else ():
         (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
-        _require_derivative(problem, name, f, hyper, pull((_random_like(value),))[0], value)
-    grad = result.grad
-    idle = (grad == 0).any() if inner_batches is None else (grad == 0).all()
-    if not bool(idle):
+        slope = pull((_random_like(value),))[0]
+        _require_derivative(problem, name, f, hyper, slope, value)
+        if inner_batches is not None and (left := (slope != 0) & (grad == 0)).any():
+            entries = np.flatnonzero(problem.backend.numpy(left)).tolist()
+            words = f"hyper{entries[:5]} the derivative 0: an optimum does not depend on {name}"
+            warnings.warn(f"Implicit gives {words}; use Reverse or Forward for it", stacklevel=4)
+    if not bool((grad == 0).any() if whole else (grad == 0).all()):
+        if slots and problem.steps and not any(map(bool, (slot.any() for slot in slots))):
+            inner = lambda w: problem.inner_loss(w, hyper, 0)  # noqa: E731
+            require_graph(problem, "inner_loss", inner, weights)  # it never moved the slots
         return
-    weights, t = problem.split_state(result.state)[0], 0 if not inner_batches else inner_batches[0]
+    t = inner_batches[0] if inner_batches else 0
     value, outer, by_hyper = problem.outer_gradients(weights, hyper)
     if not outer.any():
         require_graph(problem, "outer_loss", problem.outer_loss, weights, hyper)
@@ -136,10 +146,11 @@ def _require_derivative(problem: Problem, name: str, f: Callable, x, slope, here
     def sides(step: float) -> tuple:
         return value(x + step * unit) - here, here - value(x - step * unit)
 
-    up, down = sides(1e-3)
+    step = np.finfo(backend.dtype).eps ** (1 / 3)  # short: few kinks lie so near
+    up, down = sides(step)
     if not bool((moved := abs(up + down) > noise).any()):
         return
-    tenth_up, tenth_down = sides(1e-4)
+    tenth_up, tenth_down = sides(step / 10)
     lines = (up, down), (tenth_up, tenth_down), (up, 10 * tenth_up), (down, 10 * tenth_down)
     if all(bool((moved * abs(a - b)).sum() < 0.1 * abs(moved * (a + b)).sum()) for a, b in lines):
         raise ValueError(
@@ -177,7 +188,14 @@ def of_optimum(solver, problem: Problem, hyper, state=None) -> str | None:
         if not _finite(problem, curvature):
             where = _where(problem, curvature)
             return f"second derivatives of the inner loss are not finite in {where}: {_KINK}"
+        if not _finite(problem, mixed := linearized.mixed(_random_like(weights))):
+            return f"at the trained weights {_mixed(problem, mixed)}"
     return None
+
+
+def _mixed(problem: Problem, mixed) -> str:
+    where = _where(problem, mixed, "hyper")
+    return f"the derivative of the inner loss by {where} is not finite: {_KINK}"
 
 
 @quiet
@@ -258,6 +276,9 @@ def _backward(problem: Problem, hyper) -> str | None:
             where = _where(problem, curvature)
             what = f"second derivatives of the inner loss at step {t} are not finite"
             return f"{what} in {where}: {_KINK}"
+        mixed = linearized.mixed(adjoint[0] / size)
+        if not _finite(problem, mixed):
+            return f"at step {t} {_mixed(problem, mixed)}"
         adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
         if not all(_finite(problem, x) for x in (*adjoint, part)):
             return f"adjoints grew to {size:.3g} at step {t}: shorten the run or {_RATE}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.arrays import like
+from hgcore.arrays import like, require_instance
 from hgcore.checks.causes import require_graph
 from hgcore.hypergradient import Forward, Reverse
 from hgcore.problem import OutOfRange, Problem, quiet
@@ -72,10 +73,11 @@ def check(problem: Problem, hyper, steps: int = 10, seed: int = 0) -> Report:
 
     Gradients of both losses against differences of the losses; products with second derivatives
     against differences of the gradient; the same bits twice; the hypergradient by two solvers, and
-    against differences of the whole run, one hyperparameter at a time (20 drawn from `seed` if
-    there are more). About 50 short runs. Never raises for what is wrong with the problem. Not for
-    losses with jumps; kinks (ReLU) make it less sharp.
+    against differences of the whole run, one hyperparameter at a time (of more than 20: all along
+    a random direction, and 20 drawn from `seed`). About 50 short runs. Never raises for what is
+    wrong with the problem. Not for losses with jumps; kinks (ReLU) make it less sharp.
     """
+    require_instance("problem", problem, Problem, "hg.Problem(...)")
     findings = []
     try:
         short = replace(problem, steps=min(problem.steps, steps))
@@ -106,6 +108,7 @@ class _Examination:
             yield from self._outer(weights)
             yield from self._run()
             yield from self._strangers(weights, t)
+            yield from self._rates(weights)
 
     def _gradient(self, weights, hyper, t):
         return self.problem.objective(hyper).gradient(weights, t)
@@ -117,6 +120,7 @@ class _Examination:
         def parts() -> Iterator[tuple]:
             yield "the gradient", self._gradient(weights, hyper, t)
             yield from (("the outer loss", x) for x in problem.outer_gradients(weights, hyper))
+            yield from (("initial", x) for x in problem.initial_state(hyper))
             if problem.steps:
                 c = problem.backend.evaluate(problem.coefficients, weights, hyper, t)
                 yield from ((name, x) for name, x in vars(c).items() if name != "t")
@@ -161,6 +165,13 @@ class _Examination:
                 words = f"uses {count} other tensors that require a gradient, {_STRANGERS}"
                 yield Finding("note", name, words)
 
+    def _rates(self, weights) -> Iterator[Finding]:
+        """Yield a note if the rate of the first step is negative."""
+        c = self.problem.optimizer.coefficients(self.problem.backend, weights, self.hyper, 0)
+        if (least := float(c.rate.min())) < 0:
+            words = f"{least:.3g} at step 0, so the loss grows; if hyper is its logarithm, take exp"
+            yield Finding("note", "rate", words)
+
     def _outer_loss(self, weights, hyper):
         return self.problem.backend.evaluate(self.problem.outer_loss, weights, hyper)
 
@@ -184,17 +195,24 @@ class _Examination:
         found = "ok" if gap < 1e4 * self.precision**0.5 else "WRONG"
         words = f"a relative difference of {gap:.1e}"
         yield Finding(found, f"Stored, {name}", words if found == "ok" else f"{words}: {_RUN}")
-        for i in sorted(self.rng.permutation(len(hyper))[:ENTRIES].tolist()):
+
+        def line(e, unit):
+            moved = hyper + e * unit
+            return self._outer_loss(self._trained(moved), moved)
+
+        if len(hyper) > ENTRIES:
+            unit = self._direction(hyper)
+            slope = stored.grad @ unit
+            yield self._compared("all of hyper", functools.partial(line, unit=unit), slope, _CUT)
+        drawn = self.rng.permutation(len(hyper))
+        acting = problem.backend.numpy(stored.grad)[drawn] != 0
+        for i in sorted([*drawn[acting], *drawn[~acting]][:ENTRIES]):
             unit = like(np.eye(1, len(hyper), i)[0], hyper) * (1 + abs(float(hyper[i])))
-
-            def line(e, unit=unit):
-                moved = hyper + e * unit
-                return self._outer_loss(self._trained(moved), moved)
-
-            if float(stored.grad[i]) == 0 and float(line(0.1)) == float(line(-0.1)):
-                idle.append(i)
+            along = functools.partial(line, unit=unit)
+            if float(stored.grad[i]) == 0 and float(along(0.1)) == float(along(-0.1)):
+                idle.append(int(i))
             else:
-                yield self._compared(f"hyper[{i}]", line, stored.grad @ unit, _CUT)
+                yield self._compared(f"hyper[{i}]", along, stored.grad @ unit, _CUT)
         if idle:
             yield Finding("note", f"hyper{idle}", f"no effect within {problem.steps} steps")
 

@@ -167,7 +167,7 @@ class LogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights, inputs, layout):
         ctx.run = Forward(weights, inputs, layout)
-        ctx.save_for_backward(weights)
+        ctx.save_for_backward(weights, inputs)
         # detached, here and below: a node that keeps its own output is freed late
         return torch.as_tensor(ctx.run.log_probabilities).detach()
 
@@ -178,15 +178,15 @@ class LogProbabilities(torch.autograd.Function):
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, cotangent, weights, run):
+    def forward(ctx, cotangent, weights, inputs, run):
         ctx.back = Backward(run, numbers(cotangent), weights)
-        ctx.save_for_backward(weights)
+        ctx.save_for_backward(weights, inputs)
         return ctx.back.gradient.detach()
 
     @staticmethod
     def backward(ctx, q):
         if torch.is_grad_enabled():  # a graph of what follows is asked for
             raise RuntimeError("the hand-written nets.DenseNet can be differentiated twice only")
-        ctx.saved_tensors  # noqa: B018  raises if the weights, of which it has views, were changed
+        ctx.saved_tensors  # noqa: B018  raises if one, of which it has views, was changed
         output, product = ctx.back.along(q)
-        return torch.as_tensor(output), product, None
+        return torch.as_tensor(output), product, None, None

@@ -180,9 +180,11 @@ class _CrossEntropyObjective(_OneRoutine):
         inputs, labels = self._batch(weights, t)
         run = dense_net.Forward(weights, inputs, self.loss.layout)
         back = dense_net.Backward(run, dense_net.numbers(labels) / -len(labels), weights)
-        nothing = 0 * self.hyper
+        nothing, version = 0 * self.hyper, inputs._version
 
         def hvp(q):
+            if inputs._version != version:
+                raise RuntimeError(f"the inputs of batch({t}) were changed: give other tensors")
             return back.along(q)[1]
 
         return Linearized(back.gradient, lambda q: (hvp(q), nothing), hvp, lambda q: nothing)

@@ -92,7 +92,7 @@ class ModuleFunction:
                 " trained weights with it; in a loss use the function itself, of a module whose"
                 " dropout layers are in eval()"
             )
-        own = dict(module.named_parameters())
+        own, count = dict(module.named_parameters()), 0
         with torch.no_grad():
             for name, block in self._parameters(weights).items():
                 own[name].copy_(block)
@@ -103,6 +103,8 @@ class ModuleFunction:
                     what = type(batch).__name__
                     raise TypeError(f"batches must be tuples of inputs such as (x,), got {what}")
                 module(*batch)
+        if layers and not count:
+            raise ValueError("the module has batch statistics: give batches to take the means of")
         return ModuleFunction(module.eval())
 
     def _parameters(self, weights) -> dict:

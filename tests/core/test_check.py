@@ -267,3 +267,96 @@ def test_cause_in_implicit():
     ):
         with pytest.raises(hg.Diverged, match=words), np.errstate(all="ignore"):
             hg.Implicit(hg.ConjugateGradient())(*bowl(**changes))
+
+
+def test_check_finds_one_cut_among_many():
+    """20 of 501 are moved one by one; all together along a random direction."""
+    half = lambda h: (h[500] / 2).exp() * (h[500] / 2).exp().detach()  # noqa: E731
+    whole = lambda h: h[500].exp()  # noqa: E731
+    hyper = np.append(np.linspace(-1, 1, 500), -2.0)
+    for rate, ok in ((whole, True), (half, False)):
+        report = hg.check(
+            bowl(
+                inner_loss=lambda w, h, t: (h[:500].reshape(-1, 5) @ w - 1).square().mean(),
+                initial=torch.zeros(5),
+                optimizer=hg.Momentum(lambda h, t, f=rate: f(h), 0.9),
+            )[0],
+            hyper,
+        )
+        assert report.ok == ok and ("WRONG all of hyper" in str(report)) != ok, str(report)
+
+
+def test_check_moves_hyperparameters_that_act_first():
+    problem, _ = bowl(initial=lambda h: h[100] + torch.zeros(5).double())
+    report = hg.check(problem, np.linspace(0, 1, 101))
+    assert "hyper[0]:" in str(report) and "hyper[100]:" in str(report)
+
+
+def test_check_names_a_random_start_and_a_negative_rate():
+    report = hg.check(*bowl(initial=lambda h: torch.randn(5).double()))
+    assert not report.ok and "initial differs when computed twice" in str(report)
+    report = hg.check(*bowl(optimizer=hg.Adam(lambda h, t: h[0] - 5.8)))
+    assert report.ok and "rate: -5.7 at step 0, so the loss grows" in str(report)
+
+
+def implicit(problem, hyper):
+    return hg.Implicit(hg.DenseSolve())(problem, hyper)
+
+
+def alternate(problem, hyper):
+    solver = hg.Implicit(hg.DenseSolve())
+    return next(hg.alternate(solver, problem, hyper, optimizer=hg.Adam(0.1), steps=1))
+
+
+@pytest.mark.parametrize("solver", [implicit, alternate])
+def test_implicit_sees_one_cut_of_several(solver):
+    inner_loss = lambda w, h, t: (w - float(h[0])).square().sum() + h[1].exp() * w @ w  # noqa: E731
+    with pytest.raises(ValueError, match="inner_loss changes with its arguments but a derivative"):
+        solver(*bowl(inner_loss=inner_loss))
+
+
+@pytest.mark.parametrize("solver", [implicit, alternate])
+def test_implicit_warns_of_what_it_cannot_differentiate(solver):
+    inner_loss = lambda w, h, t: (w - 1).square().sum() + h[1].exp() * w @ w  # noqa: E731
+    change = {"inner_loss": inner_loss, "initial": torch.zeros(5)}
+    optimizer = hg.HeavyBall(lambda h, t: 0.1 * h[0].exp(), 0.9)
+    with pytest.warns(UserWarning, match=r"hyper\[0\] the derivative 0: .* not depend on rate"):
+        solver(*bowl(**change, optimizer=optimizer))
+
+
+@each_solver
+def test_loss_without_the_weights_raises(solver):
+    """Weight decay moves the weights all the same, so the hypergradient is not zero."""
+    optimizer = hg.AdamW(lambda h, t: h[0], weight_decay=lambda h, t: h[1])
+    cut = lambda w, h, t: (w.detach() - 1).square().sum()  # noqa: E731
+    with pytest.raises(ValueError, match="inner_loss has no derivative"):
+        solver(*bowl(optimizer=optimizer, inner_loss=cut, initial=torch.ones(5).double()))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cut_images_of_a_relu_net_raise(seed):
+    """The step of the test must be short: within 1e-3 the gradient jumps at many kinks."""
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(20, 40), torch.nn.ReLU(), torch.nn.Linear(40, 4)
+    weights, f = hg.nets.functional(torch.nn.Sequential(*layers).double())
+    labels, entropy = torch.arange(10) % 4, torch.nn.functional.cross_entropy
+    x, images = torch.randn(2, 10, 20, dtype=torch.float64)
+    problem = hg.Problem(
+        hg.Torch(),
+        lambda w, h, t: entropy(f(w, h.reshape(10, 20).detach()), labels),
+        lambda w, h: entropy(f(w, x), labels),
+        hg.HeavyBall(0.1, 0.9),
+        weights,
+        steps=40,
+    )
+    with pytest.raises(ValueError, match="inner_loss changes with its arguments"):
+        hg.Reverse()(problem, images.ravel())
+
+
+@pytest.mark.parametrize("solver", [hg.Reverse(), implicit], ids=["reverse", "implicit"])
+def test_infinite_slope_by_a_hyperparameter_is_named(solver):
+    """As of example weights that a projection puts on zero."""
+    inner_loss = lambda w, h, t: (h.sqrt() * (w - 1).square()).sum() + w @ w  # noqa: E731
+    hyper = [0.3, 0.0, 0.2, 0.1, 0.4]
+    with pytest.raises(hg.Diverged, match=r"derivative of the inner loss by hyper\[1\].* root"):
+        solver(bowl(inner_loss=inner_loss, initial=torch.zeros(5).double())[0], hyper)

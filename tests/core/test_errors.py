@@ -19,7 +19,7 @@ TORCH_ADAM = torch.optim.Adam([torch.zeros(1)])
 ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: bowl(b, steps=-1), "steps must be a whole number of steps >= 0, got -1"),
     (lambda b: bowl(b, inner_loss=1.0), "inner_loss must be a function, got float"),
-    (lambda b: bowl(b, optimizer=TORCH_ADAM), "such as .*, got Adam"),
+    (lambda b: bowl(b, optimizer=TORCH_ADAM), "such as .*, got Adam of torch"),
     (lambda b: replace(bowl(b)[0], backend=type(b)), r"must be hg.Torch\(\) or hg.Autograd\(\)"),
     (lambda b: bowl(b, inner_loss=lambda w, h: 1), r"inner_loss must take \(weights, hyper, t\): "),
     (lambda b: bowl(b, initial=torch.nn.Linear(2, 2)), "got a module; hg.nets.functional gives"),
@@ -30,6 +30,13 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Reverse()(bowl(b)[0], 0.1), r"flat vector \(m,\), got shape .*Layout.join"),
     (lambda b: hg.Reverse()(bowl(b)[0], {"rate": 0.1}), "got dict; use Layout.join"),
     (lambda b: hg.Reverse()(bowl(b)[0], [0.1, math.nan]), "hyper holds"),
+    (lambda b: hg.Reverse()(bowl(b)[0], torch.nn.Linear(2, 2)), r"flat vector .*, got Linear"),
+    (lambda b: hg.Reverse()(bowl(b)[0], [np.zeros(2), np.zeros(3)]), "flat vector .*, got list"),
+    (lambda b: next(hg.descend(hg.Reverse(), lambda k: [], [0.1], **STILL)), "problem .* got list"),
+    (lambda b: hg.check(lambda k: bowl(b)[0], [0.1]), "problem must be an object .* got function"),
+    (lambda b: hg.Adam(torch.ones((), requires_grad=True)), "rate is a tensor that requires a"),
+    (lambda b: hg.Torch("float32"), "device must be 'cpu', 'cuda' or 'cuda:1', got 'float32'"),
+    (lambda b: hg.ConjugateGradient(0), "iterations must be a whole number of products >= 1, got"),
     (lambda b: hg.Reverse()(bowl(b)[0], np.array([0.1 + 1j, 0.3])), "must be real, got complex"),
     (lambda b: hg.Reverse()(*bowl(b, initial=b.xp.asarray([1 + 1j] * 5))), "be real, got complex"),
     (lambda b: hg.Reverse()(bowl(b)[0], [np.complex128(0.1 + 1j), 0.3]), "be real, got complex"),
@@ -208,6 +215,55 @@ def test_missing_memory_or_gpu_is_named(backend, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="sees no GPU for 'cuda'; use 'cpu'"):
         hg.Torch("cuda")
+
+
+@pytest.mark.parametrize("name, what", [("inner_loss", 0), ("inner_loss", 1), ("outer_loss", 1)])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_change_in_place_is_refused(solver, name, what):
+    """Without a graph it would move the state of training, or the hyper of all that follows."""
+
+    def loss(*at):
+        with torch.no_grad():
+            at[what].clamp_(max=0.05)
+        return (at[0] ** 2).sum() * at[1][0]
+
+    problem, hyper = bowl(hg.Torch(), **{name: loss})
+    given = torch.tensor(hyper)
+    with pytest.raises(ValueError, match="changes its weights or hyper in place"):
+        solver(problem, given)
+    assert given.tolist() == hyper.tolist()
+
+
+def test_rate_that_changes_hyper_is_refused():
+    problem = bowl(hg.Torch(), optimizer=hg.Momentum(lambda h, t: h.clamp_(max=0.05)[0], 0.9))
+    with pytest.raises(ValueError, match="hyper in place"):
+        hg.Implicit(hg.DenseSolve())(*problem)
+
+
+def test_numpy_hyper_is_constant():
+    """With a graph -= makes a new array; without, it would change hyper for all that follows."""
+
+    def inner_loss(w, h, t):
+        h -= 0.1
+        return (w**2).sum() * h[0]
+
+    given = np.array([0.3, 0.4])
+    with pytest.raises(ValueError, match="read-only"):
+        hg.Reverse()(bowl(hg.Autograd(), inner_loss=inner_loss)[0], given)
+    assert given.tolist() == [0.3, 0.4]
+
+
+def test_optimizer_with_a_step_of_its_own_is_not_reversible():
+    class Half(hg.Momentum):
+        def step(self, state, gradient, c):
+            return super().step(state, gradient / 2, c)
+
+    assert hg.Momentum(0.1, 0.9).reversible and not Half(0.1, 0.9).reversible
+
+
+def test_autocast_is_refused():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+        hg.Reverse()(*bowl(hg.Torch(dtype="float32")))
 
 
 def test_torch_without_graphs():

@@ -158,6 +158,8 @@ def test_batch_statistics():
     mean, var = hidden.mean((0, 1)), hidden.var(1).mean(0)
     expected = (hidden[0] - mean) / (var + 1e-5).sqrt() * scale + shift
     assert torch.allclose(tested(2 * weights, *batches[0]), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="has batch statistics: give batches"):
+        net.evaluation(weights, [])  # would be those of a module that has seen nothing
     with pytest.raises(ValueError, match="evaluation fixes the batch statistics"):
         net.evaluation(weights.requires_grad_(), batches)  # in a loss its slope would be wrong
 

@@ -171,9 +171,26 @@ def test_resume_takes_a_step_of_the_same_loop_only(name, backend):
     for other in others:
         with pytest.raises(ValueError, match=f"resume is a step of {name}.* with .*, this is "):
             list(other(steps=2, resume=step))
+    with pytest.raises(ValueError, match=f"resume has {len(hyper)} hyperparameters, the problem 1"):
+        list(loops(backend, name, problem, [0.1], optimizer=STILL)(steps=2, resume=step))
     longer = dataclasses.replace(
         problem, initial=np.ones(len(problem.split_state(step.state)[0]) + 1)
     )
     if name != "descend":
         with pytest.raises(ValueError, match="resume has .* weights, the problem "):
             list(loops(backend, name, longer, hyper, optimizer=STILL)(steps=2, resume=step))
+
+
+@pytest.mark.parametrize("solver", [hg.Reverse(), hg.Implicit(hg.Identity(0.1))])
+def test_loop_keeps_what_the_caller_changes(solver):
+    """A step's arrays are the caller's: writing into them changes no later step."""
+    problem, hyper = catalogue.regression(hg.Torch(), steps=5)
+    runs = []
+    for touch in (lambda x: x, torch.Tensor.zero_):
+        loop = hg.alternate(solver, problem, hyper, optimizer=hg.Adam(0.1), steps=4, every=3)
+        values = []
+        for step in loop:
+            values.append(float(step.value))
+            touch(step.updated), touch(step.state), touch(step.grad)
+        runs.append(values)
+    assert runs[0] == runs[1]

@@ -10,6 +10,7 @@ from catalogue import gap
 
 import hgcore as hg
 from hgcore import fast
+from hgcore.nets import cross_entropy
 
 STEPS = 6
 SOLVERS = {
@@ -109,6 +110,19 @@ def test_cross_entropy_refuses_other_shapes():
         known = fast.CrossEntropy(p.dense, lambda t, batch=batch: batch)
         with pytest.raises(ValueError, match=r"batch\(0\) must give inputs \(examples, .*, got "):
             hg.Reverse()(dataclasses.replace(problem, inner_loss=known), hyper)
+
+
+@pytest.mark.parametrize("form", [None, "net"])
+def test_a_reused_buffer_is_noticed(form):
+    """The gradient and its product of one step must see the same inputs."""
+    problem, hyper, p = parts(hg.Torch())
+    buffer = p.batch(0)[0].clone()
+    batch = lambda t: (buffer.copy_(p.batch(t)[0]), p.batch(t)[1])  # noqa: E731
+    loss = fast.CrossEntropy(p.dense, batch)
+    if form == "net":
+        loss = lambda w, h, t: cross_entropy(p.dense(w, batch(t)[0]), batch(t)[1])  # noqa: E731
+    with pytest.raises(RuntimeError, match="were changed: give other tensors|inplace operation"):
+        hg.Reverse(hg.Stored(graphs=2))(dataclasses.replace(problem, inner_loss=loss), hyper)
 
 
 @pytest.mark.parametrize("name", ["reversible", "forward"])
