@@ -73,14 +73,8 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None, whole
     else than the losses depends on hyper. whole: False to look at a hypergradient of zeros only.
     """
     grad, (weights, *slots) = result.grad, problem.split_state(result.state)
-    for name, f in problem.functions_of_hyper().items() if whole else ():
-        (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
-        slope = pull((_random_like(value),))[0]
-        _require_derivative(problem, name, f, hyper, slope, value)
-        if inner_batches is not None and (left := (slope != 0) & (grad == 0)).any():
-            entries = np.flatnonzero(problem.backend.numpy(left)).tolist()
-            words = f"hyper{entries[:5]} the derivative 0: an optimum does not depend on {name}"
-            warnings.warn(f"Implicit gives {words}; use Reverse or Forward for it", stacklevel=4)
+    if whole:
+        _require_functions(problem, hyper, None if inner_batches is None else grad)
     if not bool((grad == 0).any() if whole else (grad == 0).all()):
         if slots and problem.steps and not any(map(bool, (slot.any() for slot in slots))):
             inner = lambda w: problem.inner_loss(w, hyper, 0)  # noqa: E731
@@ -109,6 +103,21 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None, whole
         _require_derivative(problem, name, f, x, slope, here)
     if not inner.any():
         require_graph(problem, "inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights)
+
+
+def _require_functions(problem: Problem, hyper, implicit) -> None:
+    """Raise ValueError if a coefficient or an initial vector passes no derivative on.
+
+    implicit: a hypergradient by Implicit, to warn where it leaves them out; None of another solver.
+    """
+    for name, f in problem.functions_of_hyper().items():
+        (value,), pull = problem.backend.vjp(lambda h, f=f: (f(h),), hyper)
+        slope = pull((_random_like(value),))[0]
+        _require_derivative(problem, name, f, hyper, slope, value)
+        if implicit is not None and (left := (slope != 0) & (implicit == 0)).any():
+            entries = np.flatnonzero(problem.backend.numpy(left)).tolist()
+            words = f"hyper{entries[:5]} the derivative 0: an optimum does not depend on {name}"
+            warnings.warn(f"Implicit gives {words}; use Reverse or Forward for it", stacklevel=5)
 
 
 def require_graph(problem: Problem, name: str, loss: Callable, *args) -> None:
