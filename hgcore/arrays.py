@@ -56,9 +56,9 @@ def require_instance(name: str, value, kind: type | tuple | str, example: str) -
     """Raise TypeError unless `value` is an object, not a class, of type or with method `kind`."""
     fits = hasattr(value, kind) if isinstance(kind, str) else isinstance(value, kind)
     if isinstance(value, type) or not fits:
-        kind = value if isinstance(value, type) else type(value)
-        library = kind.__module__.split(".")[0]
-        got = kind.__name__ + f" of {library}" * (library not in ("builtins", "hgcore"))
+        found = value if isinstance(value, type) else type(value)
+        library = found.__module__.split(".")[0]
+        got = found.__name__ + f" of {library}" * (library not in ("builtins", "hgcore"))
         got = f"the class {got}" if isinstance(value, type) else got
         raise TypeError(f"{name} must be an object such as {example}, got {got}")
 
