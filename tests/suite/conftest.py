@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import time
 
 import pytest
 
+from hgcore import suite
 from hgcore.suite import cli, notebooks, session
-from hgcore.suite.claims import decide, ledger
 
 CELLS = {
     "parameters": """profile: str = "quick"
@@ -38,6 +39,8 @@ CLAIM = """- id: NAME.small
 class Toy:
     """A repository in `root` and what tests do to it."""
 
+    cells = CELLS
+
     def __init__(self, root):
         self.root = root
         (root / "notebooks/toy").mkdir(parents=True)
@@ -45,39 +48,31 @@ class Toy:
         (root / "README.md").write_text("# Toy\n<!-- results -->\n<!-- end of results -->\nEnd.\n")
         self.ledger = root / "notebooks/toy/claims.yml"
 
-    def add(self, name, claim=CLAIM, **cells):
+    def add(self, name, **cells):
         """Write a notebook, with other cells where they are given, and its claim."""
         made, code = [], {"outputs": [], "execution_count": None, "cell_type": "code"}
         for kind, source in (CELLS | cells).items():
-            tags = {"tags": ["parameters"]} if kind == "parameters" else {}
-            cell = {"id": kind, "metadata": tags, "source": source.replace("NAME", name)}
-            made.append(code | cell)
+            source, metadata = source.replace("NAME", name), {"tags": [kind]}
+            made.append(code | {"id": kind, "metadata": metadata, "source": source})
         nb = {"cells": made, "metadata": notebooks.METADATA, "nbformat": 4, "nbformat_minor": 5}
         notebooks.path(f"toy/{name}", self.root).write_text(json.dumps(nb))
         text = self.ledger.read_text() if self.ledger.exists() else ""
         if f"id: {name}.small" not in text:
-            self.ledger.write_text(text + claim.replace("NAME", name))
+            self.ledger.write_text(text + CLAIM.replace("NAME", name))
 
-    def record(self, name, profile="paper", measured=0.25):
-        """Write the record and pictures that a run of a toy notebook leaves; return its file."""
-        job = session.Job(f"toy/{name}", profile)
-        file, (entry,) = job.record(self.root), ledger(self.root)[job.name]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in ("png", "pdf"):
-            file.with_name(f"{name}.{suffix}").write_bytes(b"picture")
-        claim = {"id": entry["id"], "measured": measured}
-        claim["verdict"] = decide(entry, profile, measured)
-        hashes = dict.fromkeys(("png", "pdf"), hashlib.sha256(b"picture").hexdigest())
-        series = {"rtol": 1e-6, "series": {"line": {"x": [1], "y": [2.0]}}}
-        key = notebooks.key(job.name, job.parameters, {}, self.root)
-        record = {"notebook": job.name, **job.parameters, "key": key, "data": {}, "commit": "abc"}
-        record |= {"seconds": 90.0, "device_name": "a chip", "threads": {}, "claims": [claim]}
-        record |= {
-            "versions": {"hgcore": "0.2.0", "numpy": "2"},
-            "figures": {name: hashes | series},
-        }
-        file.write_text(session.signed(record))
-        return file
+    def finish(self, run, measured=0.25, png=b"picture", **series):
+        """Give a run its figure, check its claim; return the file of its record in figures/."""
+        name, files = run.name.removeprefix("toy/"), {"png": png, "pdf": b"picture"}
+        entry = {kind: hashlib.sha256(content).hexdigest() for kind, content in files.items()}
+        entry |= {"rtol": 1e-6, "series": {"line": {"x": [1], "y": [2.0]}} | series}
+        run.figures[name] = files, entry
+        suite.check(run, {f"{name}.small": measured})
+        return session.Job(run.name, run.profile).record(self.root)
+
+    def record(self, name, profile="paper", **options):
+        """Write the record and pictures that a run of 90 s leaves; return its file."""
+        given = {"scale": None, "root": self.root, "clock": time.perf_counter() - 90}
+        return self.finish(session.Run(f"toy/{name}", profile, **given, first_input=0), **options)
 
 
 @pytest.fixture
@@ -97,4 +92,22 @@ def run(capsys):
         status = cli.main(arguments)
         return status, "".join(capsys.readouterr())
 
+    return call
+
+
+@pytest.fixture
+def start(toy, monkeypatch):
+    """suite.start of the toy notebook; start.executed is what the kernel executed in the end."""
+    given = {"name": "toy/one", "profile": "quick", "backend": "torch", "device": "cpu", "seed": 0}
+    given |= {"overrides": {}, "quick": {"steps": 5, "rate": 0.1, "sizes": [1], "label": None}}
+    given |= {"paper": {"steps": 50, "rate": 1.0, "sizes": [1], "label": "x"}}
+
+    def call(**changed):
+        monkeypatch.setattr(session, "inputs", lambda: call.executed[:2])
+        run = session.start(**given | changed)
+        monkeypatch.setattr(session, "inputs", lambda: call.executed)
+        return run
+
+    toy.add("one")
+    call.executed = ["seed: int = 0  # base", *notebooks.code("toy/one", toy.root)]
     return call

@@ -8,21 +8,8 @@ import pytest
 from hgcore.suite import claims
 from hgcore.suite.claims import ERRATUM, FAILS, HOLDS, NOT_DECIDED
 
-GOOD = """- id: a.b
-  kind: paper
-  notebook: toy/one
-  figure: one
-  statement: "The loss falls below one."
-  place: "Figure 1"
-  paper: {value: 1, known: "read in the paper"}
-  accept: {quick: null, paper: {min: 0, max: 1}}
-"""
 RULES = [  # rule, values that hold, values that fail
-    (
-        {"max": 1.0},
-        [1, -3.0, [0.5, 1.0], [[0], [1]]],
-        [1.1, [0.5, 1.1], -math.inf, True, "0", None, []],
-    ),
+    ({"max": 1.0}, [1, -3.0, [[0], [1]]], [1.1, [0.5, 1.1], -math.inf, True, "0", None, []]),
     ({"min": 0, "max": 1}, [0, 1.0, [0.5]], [-0.1, [1, 2], "nan", "inf", [0.5, "nan"]]),
     ({"equals": 3}, [3, 3.0], [4, "3", True, [3], None]),
     ({"equals": True}, [True], [1, "True", None, [True]]),
@@ -30,29 +17,28 @@ RULES = [  # rule, values that hold, values that fail
     ({"order": "increasing"}, [[1, 2, 3]], [[1, 1], [2, 1], [1], [], 1, [1, "nan"]]),
     ({"order": "decreasing", "margin": 0.5}, [[2, 1.5, 1]], [[2, 1.6]]),
 ]
-WRONG = [  # in the ledger above: old, new, message
-    ("kind: paper", "kind: ours", "claim a.b: "),
+WRONG = [  # in the toy's ledger: old, new, message; ALL is the whole of it
+    ("kind: paper", "kind: ours", "claim one.small: "),
     ("  figure: one\n", "", "'figure' is a required property"),
     ("toy/one", "toy/two", "there is no notebook toy/two"),
-    ("max: 1", "max: -1", "min not above max"),
-    ("max: 1", "max: .inf", "must be finite"),
-    (GOOD, "- {[1]: 2}", "not YAML"),
-    ("max: 1", "most: 1", "not valid"),
-    ("max: 1", "max: 1e-3", "'1e-3' is not of type 'number'"),  # YAML reads that as text
-    ('known: "read in the paper"', 'known: "somewhere"', "is not one of"),
+    ("max: 1.0", "min: 2, max: 1.0", "min not above max"),
+    ("max: 1.0", "max: .inf", "must be finite"),
+    ("max: 1.0", "most: 1", "not valid"),
+    ("max: 1.0", "max: 1e-3", "'1e-3' is not of type 'number'"),  # YAML reads that as text
+    ('known: "read off a plot"', 'known: "somewhere"', "is not one of"),
     ("  place:", "  erratum: yes please\n  place:", "True was expected"),
     ("kind: paper", "kind: suite", "should not be valid"),
     ("  place:", "  figure: two\n  place:", "field 'figure' is given twice"),
-    (GOOD, GOOD + GOOD, "used twice"),
-    (GOOD, "a: 1", "is not of type 'array'"),
-    (GOOD, "- [", "not YAML"),
-    (GOOD, "- 3", "is not of type 'object'"),
+    ("ALL", "ALLALL", "used twice"),
+    ("ALL", "a: 1", "is not of type 'array'"),
+    ("ALL", "- [", "not YAML"),
+    ("ALL", "- {[1]: 2}", "not YAML"),
+    ("ALL", "- 3", "is not of type 'object'"),
 ]
 
 
 def verdict(rule, value, profile="paper", **more):
-    entry = {"id": "a.b", "kind": "paper", "accept": {"paper": rule}} | more
-    return claims.decide(entry, profile, value)
+    return claims.decide({"accept": {"paper": rule}} | more, profile, value)
 
 
 @pytest.mark.parametrize("rule, holds, fails", RULES)
@@ -86,11 +72,8 @@ def test_plain_values_are_json():
 
 @pytest.mark.parametrize("old, new, message", WRONG)
 def test_ledger_errors(toy, old, new, message):
-    toy.add("one", claim="")
-    assert claims.ledger(toy.root) == {}
-    toy.ledger.write_text(GOOD)
-    assert claims.load(toy.ledger)[0]["id"] == "a.b"
-    toy.ledger.write_text(GOOD.replace(old, new))
-    with pytest.raises(ValueError, match=message) as error:
+    toy.add("one")
+    text = toy.ledger.read_text()
+    toy.ledger.write_text(text.replace(text if old == "ALL" else old, new.replace("ALL", text)))
+    with pytest.raises(ValueError, match=rf"toy/claims\.yml: .*{message}"):
         claims.load(toy.ledger)
-    assert str(toy.ledger) in str(error.value)

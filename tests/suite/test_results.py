@@ -1,6 +1,6 @@
 """Records that are damaged or forged, and what is written from whole ones."""
 
-import hashlib
+import io
 import json
 import os
 
@@ -10,17 +10,12 @@ from matplotlib.image import imsave
 from hgcore.suite import notebooks, results, session
 
 
-def edit(file, old, new):
+def edit(file, old, new, sign=False):
+    """Forge a file; sign: and sign it as the suite does."""
     text = file.read_text()
     assert old in text
-    file.write_text(text.replace(old, new))
-
-
-def sign_again(file, measured=0.25, **changes):
-    """Forge a record and sign it as the suite does."""
-    record = json.loads(file.read_text()) | changes
-    record["claims"][0]["measured"] = measured
-    file.write_text(session.signed(record))
+    text = text.replace(old, new)
+    file.write_text(session.signed(json.loads(text)) if sign else text)
 
 
 @pytest.fixture
@@ -34,11 +29,9 @@ def file(toy, run):
 
 FORGED = [  # what was done to (the record f, the toy repository), message
     (lambda f, toy: edit(f, "0.25", "0.125"), "the digest does not fit"),
-    (lambda f, toy: edit(f, "HOLDS", "FAILS"), "the digest does not fit"),
     (lambda f, toy: edit(f, "2.0", "2.5"), "the digest does not fit"),
-    (lambda f, toy: sign_again(f, 2.0), "has HOLDS, the ledger gives FAILS"),
-    (lambda f, toy: sign_again(f, profile="quick"), "one.json: it belongs to another run"),
-    (lambda f, toy: sign_again(f, seed=7), "one.json: it belongs to another run"),
+    (lambda f, toy: edit(f, "0.25", "2.5", sign=True), "has HOLDS, the ledger gives FAILS"),
+    (lambda f, toy: edit(f, '"paper"', '"quick"', sign=True), "it belongs to another run"),
     (lambda f, toy: f.unlink() or os.mkfifo(f), "it is not a file"),
     (lambda f, toy: f.write_text("[" * 100_000), "not JSON"),
     (lambda f, toy: toy.add("one", compute="value = 0.5"), "RESULTS.md does not match"),
@@ -51,7 +44,6 @@ FORGED = [  # what was done to (the record f, the toy repository), message
     (lambda f, toy: edit(toy.ledger, "max: 1.0", "max: 0.1"), "HOLDS, the ledger gives FAILS"),
     (lambda f, toy: edit(toy.ledger, "one.small", "one.tiny"), "have different claims"),
     (lambda f, toy: edit(toy.ledger, "figure: one", "figure: two"), "has no figure two"),
-    (lambda f, toy: edit(toy.ledger, "toy/one", "toy/two"), "there is no notebook toy/two"),
     (lambda f, toy: edit(toy.root / "RESULTS.md", "1 hold", "2 hold"), "RESULTS.md does not match"),
     (lambda f, toy: edit(toy.root / "README.md", "end of", "end"), "needs the lines"),
 ]
@@ -68,7 +60,7 @@ def test_results_text(toy):
     for name, measured in (("one", 0.25), ("two", 3.0), ("three", 0.25), ("four", None)):
         toy.add(name)
         if measured:
-            toy.record(name, "reduced" if name == "three" else "paper", measured)
+            toy.record(name, "reduced" if name == "three" else "paper", measured=measured)
     text = results.summary(toy.root)[1]["RESULTS.md"]
     for part in (
         "Of 4 claims of the papers 1 hold, 1 fail, 1 are not decided, 0 are errata and 1 were not"
@@ -84,15 +76,15 @@ def test_results_text(toy):
 def test_brief_values():
     values = 1 / 3, [1, 2.0], list(range(9)), {"undecided": "no GPU"}, [1, "nan"] * 4, ["a"] * 7
     shown = ["0.3333", "1, 2", "9 numbers from 0 to 8", "nothing: no GPU"]
-    shown.append("8 numbers from 1 to 1, 4 of them not finite")
-    shown.append("7 values, none a finite number")
+    shown += ["8 numbers from 1 to 1, 4 of them not finite", "7 values, none a finite number"]
     assert list(map(results.brief, values)) == shown
 
 
 def test_copies_do_not_count(file, toy, run):
-    """Neither their records nor their claims change the results."""
-    assert run("copy", "one", "mine")[0] == 0
+    """A copy has a name of its own; neither its record nor its claims change the results."""
     own = notebooks.path("own/mine", toy.root)
+    assert run("copy", "one", "mine") == (0, f"{own}\n")
+    assert "own/mine" in notebooks.code("own/mine", toy.root)[0]
     record = session.Job("own/mine", "paper").record(toy.root)
     assert record.is_relative_to(toy.root / "runs")
     record.parent.mkdir(parents=True)
@@ -100,23 +92,21 @@ def test_copies_do_not_count(file, toy, run):
     text = toy.ledger.read_text().replace("toy/one", "own/mine").replace("one.small", "mine.small")
     own.with_name("claims.yml").write_text(text)
     assert run("report", "--check") == (0, "")
+    status, text = run("copy", "one", "mine")
+    assert status == 2 and "exists" in text
+    assert run("copy", "one", "../x")[0] == run("copy", "one", "_mine")[0] == 2
 
 
 def test_differences(toy):
-    """Of the same run, then of one series or picture changed."""
+    """Of the same run, then of one series, claim or picture changed."""
     toy.add("one")
-    ours, theirs = toy.record("one"), toy.record("one", "reduced")
-    record = json.loads(theirs.read_text())
-    series = {"line": {"x": [1], "y": [2.0]}}
 
     def found(shade=1, **changed):
-        for file, corner, more in ((ours, 1, {}), (theirs, shade, changed)):
-            picture = file.with_suffix(".png")
-            imsave(picture, [[0, 1], [corner, 0]], vmin=0, vmax=1)
-            sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
-            record["figures"]["one"] |= {"png": sha256, "series": series | more}
-            file.write_text(session.signed(record))
-        return list(results.differences(ours, theirs))
+        files = []
+        for profile, corner, options in (("paper", 1, {}), ("quick", shade, changed)):
+            imsave(png := io.BytesIO(), [[0, 1], [corner, 0]], vmin=0, vmax=1)
+            files.append(toy.record("one", profile, png=png.getvalue(), **options))
+        return list(results.differences(*files))
 
     assert found() == [] and found(line={"x": [1], "y": [2.000001]}) == []
     assert "line differs by 5e-05" in found(line={"x": [1], "y": [2.0001]})[0]
@@ -124,3 +114,4 @@ def test_differences(toy):
         assert "differs by inf" in found(line=odd)[0]
     assert "series ['more']" in found(more=1)[0]
     assert "pictures differ" in found(shade=0.5)[0]
+    assert "one.small: HOLDS, now FAILS" in found(measured=3.0)[0]

@@ -13,7 +13,6 @@ import pytest
 from hgcore.suite import notebooks
 
 ROOT = Path(__file__).parents[2]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PLANTED = "<script>window.planted = 1</script><img src=x onerror='window.planted = 1'>"
 EVIL = f"""# Title {PLANTED}
 
@@ -31,19 +30,19 @@ def site(tmp_path_factory):
     root = tmp_path_factory.mktemp("site") / "repo"
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "data", "tests", "quick")
     shutil.copytree(ROOT, root, ignore=ignored)
-    name = "00_tour"
-    nb = notebooks.read(notebooks.path(name, root))
+    (root / "data").mkdir()
+    results, tour = root / "RESULTS.md", notebooks.path("00_tour", root)
+    results.write_text(results.read_text() + EVIL)
+    nb = notebooks.read(tour)
     kinds = "text/html", "text/markdown", "image/svg+xml", "text/latex"
     html = {"output_type": "display_data", "data": dict.fromkeys(kinds, PLANTED), "metadata": {}}
     script = html | {"data": {"application/javascript": "window.planted = 1"}}
-    nb["metadata"] |= {"mystnb": {"execution_mode": "force"}, "myst": {"disable_syntax": []}}
     text = {"output_type": "stream", "name": "stdout", "text": PLANTED}
     cell = {"cell_type": "markdown", "id": "evil", "metadata": {}, "source": EVIL}
-    code = {"cell_type": "code", "id": "more", "outputs": [html, script, text]}
-    nb["cells"] += [cell, cell | code | {"source": f"# {PLANTED}", "execution_count": 99}]
-    notebooks.path(name, root).write_text(json.dumps(nb))
-    (root / "RESULTS.md").write_text((root / "RESULTS.md").read_text() + EVIL)
-    (root / "data").mkdir()
+    code = {"cell_type": "code", "id": "more", "metadata": {}, "source": f"# {PLANTED}"}
+    nb["cells"] += [cell, code | {"outputs": [html, script, text], "execution_count": 99}]
+    nb["metadata"] |= {"mystnb": {"execution_mode": "force"}, "myst": {"disable_syntax": []}}
+    tour.write_text(json.dumps(nb))
     command = [sys.executable, "-m", "sphinx", "-q", "-c", "docs", ".", "site"]
     subprocess.run(command, cwd=root, check=True)
     return root / "site"
@@ -53,22 +52,23 @@ def site(tmp_path_factory):
 def test_directives_are_refused(text):
     """They could execute, or copy files of the machine into the site."""
     errors = pytest.importorskip("sphinx.errors", reason="pip install .[docs]")
-    conf = runpy.run_path(str(ROOT / "docs/conf.py"))
-    nb = {"cells": [{"cell_type": "markdown", "metadata": {}, "source": [text]}]}
-    for name, source in (("RESULTS", text), ("notebooks/00_tour", json.dumps(nb))):
+    show_only = runpy.run_path(str(ROOT / "docs/conf.py"))["show_only"]
+    nb = json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": [text]}]})
+    for name, source in (("RESULTS", text), ("notebooks/00_tour", nb)):
         with pytest.raises(errors.ExtensionError, match=f"{name}: .* directive, which"):
-            conf["show_only"](None, name, [source])
-    conf["show_only"](None, "docs/api", [text])
+            show_only(None, name, [source])
+    show_only(None, "docs/api", [text])
 
 
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if not BROWSER:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
         pytest.skip("there is no Chromium here")
     with playwright.sync_playwright() as p:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        opened = p.chromium.launch(executable_path=BROWSER, args=flags)
+        opened = p.chromium.launch(executable_path=found, args=flags)
         yield opened
         opened.close()
 
@@ -87,15 +87,12 @@ def test_pages_in_a_browser(site, browser):
         page.goto(file.as_uri(), wait_until="load")
         page.evaluate("window.MathJax?.startup?.promise")  # formulas are wide until it is done
         assert page.evaluate("window.planted") is None, file
-        assert hostile or not errors, (file, errors)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 390, (file, wide)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, file
         bad = "[...document.images].filter(i => !i.alt || !i.naturalWidth).map(i => i.outerHTML)"
-        assert hostile or page.evaluate(bad) == [], file
+        assert hostile or not errors + page.evaluate(bad), (file, errors)
         for link in page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)"):
             assert not link.startswith("javascript:")
-            address = urlparse(link)
-            if address.scheme == "file":
+            if (address := urlparse(link)).scheme == "file":
                 assert Path(unquote(address.path)).exists(), (file, link)
 
 
