@@ -20,22 +20,19 @@ from hgcore.data.files import DataError, fetch, in_reach, note, refusing
 from hgcore.data.speech import RATE
 
 SAMPLE, NLTK = "timit/timit.zip", "timit-nltk/timit.zip"
-# Lee and Hon (1989): what is one class of 39; q is in none of them.
+# Lee and Hon (1989): what is one class of 39, named as its first phone; q is in none of them.
 _CLASSES = """
-aa=ao ae ah=ax,ax-h aw ay b ch d dh dx eh er=axr ey f g hh=hv ih=ix iy jh k l=el m=em n=en,nx
-ng=eng ow oy p r s sh=zh t th uh uw=ux v w y z sil=h#,pau,epi,bcl,dcl,gcl,kcl,pcl,tcl
+aa,ao ae ah,ax,ax-h aw ay b ch d dh dx eh er,axr ey f g hh,hv ih,ix iy jh k l,el m,em n,en,nx
+ng,eng ow oy p r s sh,zh t th uh uw,ux v w y z sil,h#,pau,epi,bcl,dcl,gcl,kcl,pcl,tcl
 """
-FOLDED = {}  # phone: its class of 39, for 60 of the 61
-for _class, _, _others in (entry.partition("=") for entry in _CLASSES.split()):
-    FOLDED |= dict.fromkeys([_class, *filter(None, _others.split(","))], _class)
+_PHONES = [names.split(",") for names in _CLASSES.split()]
+FOLDED = {phone: names[0] for names in _PHONES for phone in names}  # for 60 of the 61 phones
 CLASSES = sorted(set(FOLDED.values()))
 PHONES = sorted({*FOLDED, "q"} - {"sil"})
-# testset.doc of TIMIT: two men and one woman of each region
-_CORE = """
-mdab0 mwbt0 felc0 mtas1 mwew0 fpas0 mjmp0 mlnt0 fpkt0 mlll0 mtls0 fjlm0 mbpm0 mklt0 fnlp0 mcmj0
-mjdh0 fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0
-"""
-CORE_TEST = frozenset(_CORE.split())
+CORE_TEST = (  # testset.doc of TIMIT: two men and one woman of each region
+    "mdab0 mwbt0 felc0 mtas1 mwew0 fpas0 mjmp0 mlnt0 fpkt0 mlll0 mtls0 fjlm0 mbpm0 mklt0 fnlp0"
+    " mcmj0 mjdh0 fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0"
+).split()
 _NAME = re.compile(r"(?:(train|test)/)?dr([1-8])[-/]([fm][a-z]{3}\d)/(s[aix]\d+)\.phn$")
 
 
@@ -81,11 +78,9 @@ def timit() -> Iterator[Utterance]:
     if not names:
         raise DataError("no file named like TRAIN/DR1/FCJF0/SA1.PHN or dr1-fvmh0/sa1.phn in TIMIT")
     for name in names:
-        sound = next((s for s in (".wav", ".wav.wav") if name[:-4] + s in files), None)
-        if sound is None:
-            raise DataError(f"{name} has no .wav beside it")
-        with refusing(f"{name} or its sound cannot be read"):
-            contents = files[name](), files[name[:-4] + sound]()
+        kinds = f"{name} (lines 'start end phone') or its .wav (SPHERE or RIFF)"
+        with refusing(f"{kinds} cannot be read"):
+            contents = files[name](), files[name[:-4] + ".wav"]()
             utterance = _utterance(name, *contents)
         digest.update(b"".join([name.encode(), *contents]))
         yield utterance
@@ -95,24 +90,20 @@ def timit() -> Iterator[Utterance]:
 
 def _files() -> dict[str, Callable]:
     """Return {path in small letters: () -> content}."""
-    if not (own := os.environ.get("HGCORE_TIMIT")):
-        content = fetch(SAMPLE if in_reach(SAMPLE) else NLTK)
-    elif (root := Path(own)).is_dir():
+    own = os.environ.get("HGCORE_TIMIT")
+    if own and (root := Path(own)).is_dir():
         paths = [path for path in root.rglob("*") if path.is_file()]
         return {path.relative_to(root).as_posix().lower(): path.read_bytes for path in paths}
-    else:
-        content = root.read_bytes() if root.is_file() else b""
     with refusing(f"{own or 'the sample of TIMIT'} is neither a folder nor a zip"):
-        archive = zipfile.ZipFile(io.BytesIO(content))
+        archive = zipfile.ZipFile(own or io.BytesIO(fetch(SAMPLE if in_reach(SAMPLE) else NLTK)))
     return {name.lower(): partial(archive.read, name) for name in archive.namelist()}
 
 
 def _utterance(name: str, marks: bytes, sound: bytes) -> Utterance:
     part, region, speaker, sentence = _NAME.search(name).groups()
     rows = [line.split() for line in marks.decode("ascii").splitlines() if line.strip()]
-    with refusing(f"{name} is not made of lines 'start end phone'"):
-        starts, ends = (np.array([int(row[i]) for row in rows]) for i in range(2))
-        phones = [row[2] for row in rows]
+    starts, ends = (np.array([int(row[i]) for row in rows]) for i in range(2))
+    phones = [row[2] for row in rows]
     if not phones or (unknown := set(phones) - set(PHONES)):
         raise DataError(f"{name}: expected phones of TIMIT, found {unknown if phones else 'none'}")
     samples = _samples(name, sound)
@@ -131,8 +122,7 @@ def _samples(name: str, sound: bytes) -> np.ndarray:
         found = {key: int(fields.get(key, 1)) for key in expected}
         kind, coding = fields.get("sample_byte_format", "01"), fields.get("sample_coding", "pcm")
     else:
-        with refusing(f"the sound of {name} is neither SPHERE nor RIFF"):
-            file = wave.open(io.BytesIO(sound))
+        file = wave.open(io.BytesIO(sound))
         found = dict(zip(expected, file.getparams()[:3], strict=True))
         sound, size, kind, coding = file.readframes(file.getnframes()), 0, "01", "pcm"
     if found != expected or coding != "pcm":
