@@ -53,12 +53,11 @@ def _archived(archive: str, files: Sequence[str], labels: int) -> tuple:
     A row has `labels` bytes of labels, the last of which is used, and the pixels of an image.
     """
     found, width = {}, labels + FEATURES
-    with refusing(f"{archive} does not hold rows of {width} bytes"):
-        with tarfile.open(fileobj=io.BytesIO(fetch(archive)), mode="r:gz") as tar:
-            for member in tar:
-                if member.name in files and member.isfile():
-                    found[member.name] = np.frombuffer(tar.extractfile(member).read(), np.uint8)
-        parts = [found[file].reshape(-1, width) for file in files]
+    with tarfile.open(fileobj=io.BytesIO(fetch(archive)), mode="r:gz") as tar:
+        for member in tar:  # in one pass
+            if member.name in files:
+                found[member.name] = np.frombuffer(tar.extractfile(member).read(), np.uint8)
+    parts = [found[file].reshape(-1, width) for file in files]
     rows = np.concatenate(parts)
     return rows[:, labels:], rows[:, labels - 1].astype(np.int64), len(rows) - len(parts[-1])
 

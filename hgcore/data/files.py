@@ -9,10 +9,8 @@ import contextlib
 import gzip
 import hashlib
 import importlib.resources
-import lzma
 import os
 import sys
-import tarfile
 import tomllib
 import wave
 import zipfile
@@ -26,7 +24,7 @@ import numpy as np
 from hgcore.checkpoint import write_atomically
 
 DAMAGED = LookupError, ValueError, EOFError, OSError  # what reading a damaged file may raise
-DAMAGED += tarfile.TarError, zipfile.BadZipFile, wave.Error, lzma.LZMAError, zlib.error
+DAMAGED += zipfile.BadZipFile, wave.Error, zlib.error
 
 
 class DataError(RuntimeError):

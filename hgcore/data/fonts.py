@@ -34,10 +34,7 @@ def font_alphabets(alphabets: Sequence[str], drawings=15, side=28) -> list[np.nd
     from matplotlib.ft2font import FT2Font
 
     if unknown := [name for name in alphabets if name not in FONT_ALPHABETS]:
-        raise ValueError(
-            f"there is no font alphabet {', '.join(map(repr, unknown))}; "
-            f"there are {', '.join(FONT_ALPHABETS)}"
-        )
+        raise ValueError(f"no font alphabet {unknown}; there are {', '.join(FONT_ALPHABETS)}")
     folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
     fonts = [FT2Font(str(folder / face)) for face in FACES[:drawings]]
     return [_drawn(name, fonts, drawings, side) for name in alphabets]
@@ -47,31 +44,25 @@ def _drawn(name: str, fonts: list, drawings: int, side: int) -> np.ndarray:
     number, characters = list(FONT_ALPHABETS).index(name), FONT_ALPHABETS[name]
     ink = np.empty((len(characters), drawings, GRAIN * side, GRAIN * side), bool)
     for c, d in np.ndindex(ink.shape[:2]):
-        outline = _outline(fonts[d % len(fonts)], characters[c])
-        ink[c, d] = _ink(outline, np.random.default_rng([number, c, d]), GRAIN * side)
+        rng = np.random.default_rng([number, c, d])
+        ink[c, d] = _ink(fonts[d % len(fonts)], characters[c], rng, GRAIN * side)
     sha256 = hashlib.sha256(np.packbits(ink).tobytes()).hexdigest()
     note(f"font alphabet {name} {ink.shape}", sha256)
     samples = ink.reshape(*ink.shape[:2], side, GRAIN, side, GRAIN)
     return samples.mean(axis=(3, 5)).reshape(*ink.shape[:2], side * side)
 
 
-def _outline(font, character: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (k, 2), the middle of their box at 0 and its longer side 1, and their kinds."""
+def _ink(font, character: str, rng: np.random.Generator, n: int) -> np.ndarray:
+    """The letter on n x n samples, turned and slanted by up to 0.25, 0.55 to 0.8 of the picture
+    long, off the middle by up to 0.06.
+    """
     from matplotlib.ft2font import LoadFlags
+    from matplotlib.path import Path as Outline
 
     font.load_char(ord(character), flags=LoadFlags.NO_SCALE)
     vertices, codes = font.get_path()
     low, high = vertices.min(axis=0), vertices.max(axis=0)
-    return (vertices - (low + high) / 2) / (high - low).max(), codes
-
-
-def _ink(outline: tuple, rng: np.random.Generator, n: int) -> np.ndarray:
-    """The letter on n x n samples, turned and slanted by up to 0.25, 0.55 to 0.8 of the picture
-    long, off the middle by up to 0.06.
-    """
-    from matplotlib.path import Path as Outline
-
-    vertices, codes = outline
+    vertices = (vertices - (low + high) / 2) / (high - low).max()
     turn, slant, size = rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25), rng.uniform(0.55, 0.8)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     spun = rotation @ np.array([[1, slant], [0, 1]])

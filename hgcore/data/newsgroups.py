@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hgcore.data.files import DataError, fetch, in_reach, refusing
+from hgcore.data.files import fetch, in_reach
 
 # the same posts: as published, packed by gzip; a mirror may hold them packed anew by xz
 NEWS, NEWS_XZ = (f"20newsgroups/20news-bydate.tar.{packed}" for packed in ("gz", "xz"))
@@ -23,20 +23,14 @@ def newsgroups() -> tuple[list[str], np.ndarray, list[str]]:
     """
     name = next(filter(in_reach, (NEWS, NEWS_XZ)), NEWS)
     posts: dict[tuple[str, str, str], str] = {}
-    with (
-        refusing(f"{name} is no archive of posts"),
-        tarfile.open(fileobj=io.BytesIO(fetch(name))) as archive,
-    ):
+    with tarfile.open(fileobj=io.BytesIO(fetch(name))) as archive:
         for member in archive:
             parts = tuple(member.name.removeprefix("./").split("/"))
             if member.isfile() and len(parts) == 3:
                 posts[parts] = archive.extractfile(member).read().decode("latin1")
-    names = sorted({group for _, group, _ in posts})
-    if not names:
-        raise DataError(f"{name} holds no post <part>/<group>/<number>")
     places = sorted(posts)
-    labels = np.array([names.index(group) for _, group, _ in places])
-    return [posts[place] for place in places], labels, names
+    names, labels = np.unique([group for _, group, _ in places], return_inverse=True)
+    return [posts[place] for place in places], labels, names.tolist()
 
 
 def tfidf_svd(texts: Sequence[str], features: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from hgcore.data.files import DataError, fetch, refusing
+from hgcore.data.files import DataError, fetch
 
 SIDE, DRAWINGS = 105, 20
 # Characters of each alphabet, in the order of the original numbers: thirty alphabets "background",
@@ -39,8 +39,7 @@ def omniglot(alphabets: Sequence[str], drawings: int = 15, side: int = 28) -> li
     the pictures of chardata.mat (15 drawings, 28 x 28), the file of Maclaurin et al. (2015).
     """
     if unknown := [name for name in alphabets if name not in OMNIGLOT]:
-        names = ", ".join(OMNIGLOT)
-        raise ValueError(f"Omniglot has no alphabet {', '.join(map(repr, unknown))}; has {names}")
+        raise ValueError(f"Omniglot has no alphabet {unknown}; it has {', '.join(OMNIGLOT)}")
     if not 1 <= drawings <= DRAWINGS or not 1 <= side <= SIDE:
         given = f"got {drawings} and {side}"
         raise ValueError(f"drawings must lie in 1..{DRAWINGS} and side in 1..{SIDE}, {given}")
@@ -78,10 +77,7 @@ def _ink(alphabet: str) -> np.ndarray:
     first, size = FIRST[alphabet], OMNIGLOT[alphabet]
     part, offset = ("background", 0) if first < BACKGROUND else ("evaluation", BACKGROUND)
     name = f"omniglot/images_{part}.npz"
-    with (
-        refusing(f"{name} holds no drawings of {alphabet}"),
-        np.load(io.BytesIO(fetch(name))) as arrays,  # 213 MB for a moment
-    ):
+    with np.load(io.BytesIO(fetch(name))) as arrays:  # 213 MB for a moment
         ink = ~arrays["images"][first - offset : first - offset + size]
     if ink.shape != (expected := (size, DRAWINGS, SIDE, SIDE)):
         raise DataError(f"{name} holds {alphabet} as {ink.shape}, expected {expected}")
