@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the official archives, or sheets of the same images.
 
-The archives are the official binary ones, which have labels and pixels only. A sheet is a picture
-with 100 images in each row. data/README.md says how the sheets differ from the archives.
+The archives are the binary ones. A sheet is a picture with 100 images in each row. data/README.md
+says how the sheets differ from the archives.
 """
 
 import io
@@ -20,8 +20,7 @@ def cifar10_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """Return (pixels (60000, 3072) uint8, labels (60000,) int64, 50000 training images).
 
     Pixels are ordered by channel, row, column; images are in the official order. The source is the
-    archive if the cache or the mirror has it, else the sheets if either has them, else the archive,
-    which is downloaded.
+    sheets if the cache or the mirror has them and not the archive, which is downloaded otherwise.
     """
     parts = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     if in_reach(ARCHIVE_10) or not in_reach("cifar10/data_batch_1.webp"):

@@ -48,17 +48,13 @@ class File(NamedTuple):
         return ("md5", self.md5) if self.md5 else ("sha256", self.sha256)
 
 
-def _listed() -> dict[str, File]:
-    sets = tomllib.loads(Path(__file__).with_name("files.toml").read_text("utf-8"))
-    return {
-        f"{name}/{file}": File(**entry, folders=tuple(folders))
-        for name, part in sets.items()
-        for kind, folders in (("files", part.get("folders")), ("mirror_only", ()))
-        for file, entry in part.get(kind, {}).items()
-    }
-
-
-FILES = _listed()  # by <set>/<file>
+_SETS = tomllib.loads(Path(__file__).with_name("files.toml").read_text("utf-8"))
+FILES = {  # by <set>/<file>
+    f"{name}/{file}": File(**entry, folders=tuple(folders))
+    for name, part in _SETS.items()
+    for kind, folders in (("files", part.get("folders")), ("mirror_only", ()))
+    for file, entry in part.get(kind, {}).items()
+}
 _used: dict[str, str] = {}
 
 
@@ -80,18 +76,15 @@ def find_root() -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
     raise FileNotFoundError(
-        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one"
+        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one,"
+        " or for data alone HGCORE_DATA to a folder"
     )
 
 
 def cache() -> Path:
     """HGCORE_DATA; without it data/ of the repository."""
-    if chosen := os.environ.get("HGCORE_DATA"):
-        return Path(chosen).absolute()
-    try:
-        return find_root() / "data"
-    except FileNotFoundError as error:
-        raise DataError(f"{error}, or HGCORE_DATA to a folder for data") from None
+    chosen = os.environ.get("HGCORE_DATA")
+    return Path(chosen).absolute() if chosen else find_root() / "data"
 
 
 def in_reach(name: str) -> bool:
