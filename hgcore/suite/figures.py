@@ -25,11 +25,7 @@ def use_style() -> None:
 def styles(n: int) -> list[dict[str, str]]:
     """Return n keyword sets for `plot`, all different in color or marker for n <= 49."""
     return [
-        {
-            "color": PALETTE[i % 7],
-            "linestyle": LINESTYLES[i % 4],
-            "marker": MARKERS[(i + i // 7) % 7],
-        }
+        dict(color=PALETTE[i % 7], linestyle=LINESTYLES[i % 4], marker=MARKERS[(i + i // 7) % 7])
         for i in range(n)
     ]
 
@@ -77,9 +73,9 @@ def _numbers(artist) -> dict:
 
 
 def _png(fig) -> bytes:
-    dpi, optimized = DPI, {"pil_kwargs": {"optimize": True}}
-    while len(content := _bytes(fig, "png", "Software", dpi=dpi, **optimized)) >= LIMIT:
-        dpi *= 0.8
+    options = {"dpi": DPI, "pil_kwargs": {"optimize": True}}
+    while len(content := _bytes(fig, "png", "Software", **options)) >= LIMIT:
+        options["dpi"] *= 0.8
     return content
 
 

@@ -32,8 +32,7 @@ def discover(root: Path) -> list[str]:
 def select(words: list[str], root: Path) -> list[str]:
     """Return the notebooks that the words name: names, beginnings, patterns; all for no words."""
     names = discover(root)
-    chosen = {name for word in words for name in _named(word, names)}
-    return [name for name in names if not words or name in chosen]
+    return sorted({name for word in words for name in _named(word, names)}) if words else names
 
 
 def _named(word: str, names: list[str]) -> list[str]:
@@ -52,13 +51,11 @@ def read(file: Path) -> dict:
     """Return a notebook as JSON, the source of each cell as one string."""
     try:
         nb = json.loads(file.read_text(encoding="utf-8"))
-        cells = [
-            {**cell, "metadata": cell["metadata"], "source": "".join(cell["source"])}
-            for cell in nb["cells"]
-        ]
+        for cell in nb["cells"]:
+            cell |= {"metadata": cell["metadata"], "source": "".join(cell["source"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a notebook: {error}") from None
-    return {**nb, "cells": cells}
+    return nb
 
 
 def code(name: str, root: Path) -> list[str]:
@@ -77,11 +74,8 @@ def key(name: str, parameters: dict, data: dict, root: Path) -> str:
 
     The scale tables of other profiles do not count.
     """
-
-    def own(table: re.Match) -> str:
-        return table[0] if table[1] == parameters["profile"] else ""
-
-    cells = [TABLE.sub(own, cell) for cell in code(name, root)]
+    profile = parameters["profile"]
+    cells = [TABLE.sub(lambda m: m[0] if m[1] == profile else "", c) for c in code(name, root)]
     content = [__version__, cells, parameters, data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -49,7 +49,7 @@ def run_all(
         try:
             for future in as_completed(futures):
                 if error := future.exception():
-                    yield Outcome(futures[future], "FAILED", 0, _said(error))
+                    yield Outcome(futures[future], "FAILED", 0, f"{type(error).__name__}: {error}")
                 else:
                     yield future.result()
         except KeyboardInterrupt:
@@ -98,11 +98,6 @@ def in_process(job: Job, given: dict) -> Outcome:
     return Outcome(job, "FAILED", seconds, f"{said}\nsee {log}")
 
 
-def _said(error: BaseException) -> str:
-    """Return an error's kind and message; that of a file names it, which repr does not."""
-    return f"{type(error).__name__}: {error}"
-
-
 def execute(job: Job, root: Path, out: Path) -> None:
     """Run the notebook in this process. Two runs of one job wait for each other."""
     import papermill
@@ -145,10 +140,11 @@ def main() -> None:
     try:
         execute(Job(**json.loads(sys.argv[1])), root, out)
     except Exception as error:  # noqa: BLE001  whatever a notebook may raise
-        cell, name = getattr(error, "exec_count", None), getattr(error, "ename", None)
         print(error)
-        where = f"cell In [{cell}]: {name}: {error.evalue}" if name else _said(error)
-        sys.exit(" ".join(where.split()))
+        said = f"{type(error).__name__}: {error}"
+        if hasattr(error, "ename"):  # of papermill
+            said = f"cell In [{error.exec_count}]: {error.ename}: {error.evalue}"
+        sys.exit(" ".join(said.split()))
 
 
 def _end_with_the_runner() -> None:
