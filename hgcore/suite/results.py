@@ -114,34 +114,32 @@ def best(root: Path) -> dict[str, dict]:
 
 def decided(root: Path, records: dict[str, dict]) -> list[dict]:
     """Return every claim of the ledger with its measured value and verdict, or "not run"."""
-    rows = []
+    rows, missing = [], {"measured": None, "verdict": "not run"}
     for name, entries in ledger(root).items():
-        if Job(name).own:
-            continue
         claims = {claim["id"]: claim for claim in records.get(name, {"claims": []})["claims"]}
-        missing = {"measured": None, "verdict": "not run"}
-        rows += [entry | missing | claims.get(entry["id"], {}) for entry in entries]
+        if not Job(name).own:
+            rows += [entry | missing | claims.get(entry["id"], {}) for entry in entries]
     return rows
 
 
 def headline(records: dict[str, dict], rows: list[dict]) -> str:
     """Return a count of the verdicts of the papers' claims, in words."""
-    count = Counter(row["verdict"] for row in rows if row["kind"] == "paper")
-    checks = Counter(row["verdict"] for row in rows if row["kind"] == "suite")
-    changed = [row for row in rows if "changed" in row]
-    held = sum(row["kind"] == "paper" and row["verdict"] == HOLDS for row in changed)
-    doubtful = ("remembered", "second-hand")
-    unread = sum(row["paper"]["known"].startswith(doubtful) for row in rows if "paper" in row)
+    papers = [row for row in rows if row["kind"] == "paper"]
+    checks = [row["verdict"] for row in rows if row["kind"] == "suite"]
+    count = Counter(row["verdict"] for row in papers)
+    changed = sum("changed" in row for row in rows)
+    held = sum("changed" in row and row["verdict"] == HOLDS for row in papers)
+    unread = sum(row["paper"]["known"].startswith(("remembered", "second-hand")) for row in papers)
     reduced = {name for name, record in records.items() if record["profile"] == "reduced"}
-    small = sum(row["kind"] == "paper" and row["notebook"] in reduced for row in rows)
+    small = sum(row["notebook"] in reduced for row in papers)
     return (
         f"Of {count.total()} claims of the papers {count[HOLDS]} hold, {count[FAILS]} fail,"
         f" {count[NOT_DECIDED]} are not decided, {count[ERRATUM]} are errata and"
         f" {count['not run']} were not run. {len(reduced)} of {len(records)} notebooks ran at a"
         f" reduced scale; {small} of the claims belong to them. {unread} of the papers' values are"
-        f" remembered or second-hand. {len(changed)} claims and checks were changed after a run,"
-        f" {held} of them claims of the papers that hold. Of {checks.total()} checks of our"
-        f" own {checks[FAILS]} fail."
+        f" remembered or second-hand. {changed} claims and checks were changed after a run,"
+        f" {held} of them claims of the papers that hold. Of {len(checks)} checks of our"
+        f" own {checks.count(FAILS)} fail."
     )
 
 
@@ -230,6 +228,8 @@ def brief(value) -> str:
 
 def differences(file: Path, other: Path) -> Iterator[str]:
     """Yield in what the record in `file` differs from that of another run."""
+    from matplotlib.image import imread
+
     ours, theirs = load(file), load(other)
     verdicts = {claim["id"]: claim.get("verdict") for claim in theirs["claims"]}
     for claim in ours["claims"]:
@@ -239,15 +239,18 @@ def differences(file: Path, other: Path) -> Iterator[str]:
         yield f"figures: {sorted(ours['figures'])}, now {sorted(theirs['figures'])}"
         return
     for name, figure in ours["figures"].items():
-        again, rtol = (theirs["figures"][name][key] for key in ("series", "rtol"))
-        if set(figure["series"]) != set(again):
-            yield f"{name}: series {sorted(set(figure['series']) ^ set(again))}"
-        for series in set(figure["series"]) & set(again) if rtol is not None else ():
-            gap = _gap(figure["series"][series], again[series])
-            if not gap <= rtol:
+        again = theirs["figures"][name]
+        before, now, rtol = figure["series"], again["series"], again["rtol"]
+        if odd := sorted(set(before) ^ set(now)):
+            yield f"{name}: series {odd}"
+        if rtol is None:
+            continue
+        for series in set(before) & set(now):
+            if not (gap := _gap(before[series], now[series])) <= rtol:
                 yield f"{name}: {series} differs by {gap:.2g} of its magnitude, allowed {rtol:.2g}"
-        pictures = [place.with_name(f"{name}.png") for place in (file, other)]
-        if rtol is not None and (gap := _picture_gap(*pictures)) > 0.01:
+        a, b = (imread(place.with_name(f"{name}.png")) for place in (file, other))
+        gap = abs(a - b).mean() if a.shape == b.shape else 1
+        if gap > 0.01:
             yield f"{name}: the pictures differ by {gap:.2g} of full scale"
 
 
@@ -264,11 +267,3 @@ def _gap(a, b) -> float:
         return np.inf
     scale = max(np.nanmax(abs(part), initial=0) for part in (x, y))
     return float(np.nanmax(abs(x - y), initial=0) / scale) if scale else 0.0
-
-
-def _picture_gap(file: Path, other: Path) -> float:
-    """Return the mean difference of two pictures, from 0 to 1."""
-    from matplotlib.image import imread
-
-    a, b = imread(file), imread(other)
-    return float(abs(a - b).mean()) if a.shape == b.shape else 1.0
