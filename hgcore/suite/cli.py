@@ -28,35 +28,35 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m hgcore", epilog=EXAMPLES, formatter_class=form)
     commands = top.add_subparsers(required=True, metavar="{run,verify,list,report,copy}")
-    names = {"nargs": "*", "metavar": "NAME", "help": "names, beginnings, patterns (default: all)"}
     default = "(default: %(default)s)"
+    names = argparse.ArgumentParser(add_help=False)
+    patterns = "names, beginnings, patterns (default: all)"
+    names.add_argument("names", nargs="*", metavar="NAME", help=patterns)
+    parameters = argparse.ArgumentParser(add_help=False, parents=[names])
+    parameters.set_defaults(overrides=[], update=False)
+    option = parameters.add_argument
+    option("--profile", choices=PROFILES, default="quick", help=default)
+    option("--backend", choices=("autograd", "torch"), default="torch", help=default)
+    option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
+    option("--seed", type=int, default=0, metavar="N", help=default)
+    option("--jobs", type=_count, default=2, metavar="N", help=f"notebooks at a time {default}")
 
-    def add(act, what: str, name: str | None = None):
-        command = commands.add_parser(name or act.__name__, help=what, description=what)
+    def add(name: str, act, what: str, *parents):
+        command = commands.add_parser(name, parents=parents, help=what, description=what)
         command.set_defaults(act=act)
         return command.add_argument
 
-    def add_with_parameters(act, what: str):
-        option = add(act, what)
-        option("names", **names)
-        option("--profile", choices=PROFILES, default="quick", help=default)
-        option("--backend", choices=("autograd", "torch"), default="torch", help=default)
-        option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
-        option("--seed", type=int, default=0, metavar="N", help=default)
-        option("--jobs", type=_count, default=2, metavar="N", help=f"notebooks at a time {default}")
-        return option
-
-    option = add_with_parameters(run, "run the notebooks that have no record of their present code")
-    setting = {"dest": "overrides", "type": _setting, "action": "append", "default": []}
+    option = add("run", run, "run the notebooks without a record of their present code", parameters)
+    setting = {"dest": "overrides", "type": _setting, "action": "append"}
     option("--set", **setting, metavar="KEY=VALUE", help="replace a setting of the scale table")
     option("--force", action="store_true", help="also run notebooks that have a record")
     option("--update", action="store_true", help="run all, and write the outputs into notebooks/")
     option("--dask", metavar="ADDRESS", help="send the jobs to the dask cluster at ADDRESS")
-    add_with_parameters(verify, "run again elsewhere and compare; changes nothing")
-    add(show, "list notebooks and the state of their records", "list")("names", **names)
-    option = add(report, "write RESULTS.md and the README's table from the records")
+    add("verify", verify, "run again elsewhere and compare; changes nothing", parameters)
+    add("list", show, "list notebooks and the state of their records", names)
+    option = add("report", report, "write RESULTS.md and the README's table from the records")
     option("--check", action="store_true", help="write nothing; status 1 if anything is wrong")
-    option = add(copy, "copy a notebook, without its claims, to notebooks/own/")
+    option = add("copy", copy, "copy a notebook, without its claims, to notebooks/own/")
     option("name")
     option("new")
     return top
@@ -84,12 +84,10 @@ def _setting(text: str) -> tuple:
 
 def _jobs(args, root: Path) -> list[Job]:
     given = {"profile": args.profile, "backend_name": args.backend, "device": args.device}
-    given |= {"seed": args.seed, "overrides": dict(getattr(args, "overrides", ()))}
-    update = getattr(args, "update", False)
-    if update and Job("", **given) != Job(""):
+    given |= {"seed": args.seed, "overrides": dict(args.overrides)}
+    if args.update and Job("", **given) != Job(""):
         raise ValueError("--update writes the default parameters into notebooks/; leave others out")
-    names = notebooks.select(args.names, root)
-    return [Job(name, **given, update=update) for name in names]
+    return [Job(n, **given, update=args.update) for n in notebooks.select(args.names, root)]
 
 
 def run(args, root: Path) -> int:

@@ -52,19 +52,16 @@ class Job:
         changed = self.overrides or self.seed or self.backend_name != "torch"
         return "overrides" if changed else "own" if self.name.startswith("own/") else ""
 
-    def folder(self, out: Path, own: str = "") -> Path:
-        """Return the folder of figures and record; out: the repository or another for results.
-
-        own: the folder below runs/ in place of figures/.
-        """
+    def folder(self, out: Path) -> Path:
+        """Return the folder of figures and record; out: the repository or another for results."""
         group = self.name.split("/")[0] if "/" in self.name else "tour"
-        if own := self.own or own:
+        if own := self.own:
             return Path(out, "runs", own, self.profile, group)
         return Path(out, "figures", "" if self.profile == "paper" else self.profile, group)
 
-    def record(self, out: Path, own: str = "") -> Path:
+    def record(self, out: Path) -> Path:
         """Return the file of the record."""
-        return self.folder(out, own) / f"{self.name.rpartition('/')[2]}.json"
+        return self.folder(out) / f"{self.name.rpartition('/')[2]}.json"
 
     def executed(self, out: Path) -> Path:
         """Return the file of the executed notebook; its log lies beside it."""
@@ -91,23 +88,25 @@ class Run(Job):
         """The backend, made at first use; float64 unless the scale table has another dtype."""
         return make_backend(self.backend_name, self.device, getattr(self.scale, "dtype", "float64"))
 
-    def _as_saved(self) -> bool:
-        """Return whether the kernel ran cells of the file only, and since suite.start in order."""
-        if self.first_input is None:
-            return False
+    @property
+    def own(self) -> str:
+        """As of a job; else unsaved unless all cells are the file's, since suite.start in order."""
+        if super().own or self.first_input is None:
+            return super().own or "unsaved"
         cells, executed = notebooks.code(self.name, self.root), [x.strip() for x in inputs()]
         before = set(executed[: self.first_input]).difference(cells, [""])
         since = list(filter(None, executed[self.first_input :]))
-        return all(map(_sets_parameters, before)) and since == cells[: len(since)]
+        saved = all(map(_sets_parameters, before)) and since == cells[: len(since)]
+        return "" if saved else "unsaved"
 
     def write_record(self, claims: list[dict]) -> None:
         """Write all figures of the run, then its record: not below figures/ if it is our own."""
         if not self.figures:
             raise ValueError(f"{self.name} saved no figure: call suite.save before suite.check")
-        if own := self.own or ("" if self._as_saved() else "unsaved"):
+        if own := self.own:
             cure = "; restart the kernel and run the saved cells in order" * (own == "unsaved")
             print(f"{own}: figures and record go to runs/{own}, not to figures/{cure}")
-        file = self.record(Path(os.environ.get("HGCORE_OUT", self.root)), own)
+        file = self.record(Path(os.environ.get("HGCORE_OUT", self.root)))
         for name, (files, _) in self.figures.items():
             for suffix, content in files.items():
                 write_atomically(file.with_name(f"{name}.{suffix}"), content)
@@ -139,8 +138,7 @@ class Run(Job):
 def _sets_parameters(source: str) -> bool:
     """Return whether a cell only gives literal values to the parameters of a notebook."""
     try:
-        statements = ast.parse(source).body
-        for one in statements:
+        for one in ast.parse(source).body:
             (target,) = one.targets if isinstance(one, ast.Assign) else [one.target]
             ast.literal_eval(one.value)
             if target.id not in Job("").parameters:
@@ -201,16 +199,19 @@ def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
             raise ValueError(f"{other} and {first} differ in {odd}")
     for name, value in overrides.items():
         _require("override", name, names)
-        kinds = {_kind(table[name]) for table in tables.values()}
+        known = [table[name] for table in tables.values()]
+        kinds = set(map(_kind, known))
         kinds |= {int} if float in kinds else set()
         if type(None) not in kinds and _kind(value) not in kinds:
             like = f"like {tables[profile][name]!r}"
             raise ValueError(f"override {name} must be {like}, got {value!r}")
-        if all(
-            map(_not_negative, (table[name] for table in tables.values()))
-        ) and not _not_negative(value):
+        if all(map(_not_negative, known)) and not _not_negative(value):
             raise ValueError(f"override {name} must be neither negative nor empty, got {value!r}")
     return tables[profile] | overrides
+
+
+def _kind(value) -> type:
+    return list if isinstance(value, tuple) else type(value)
 
 
 def _not_negative(value) -> bool:
@@ -220,20 +221,14 @@ def _not_negative(value) -> bool:
     return not isinstance(value, int) or value >= 0
 
 
-def _kind(value) -> type:
-    return list if isinstance(value, tuple) else type(value)
-
-
 def _print_table(columns: dict) -> None:
     rows = [["name", *columns]]
-    rows += [[name, *(_shown(t[name]) for t in columns.values())] for name in columns["this run"]]
+    for name in columns["this run"]:
+        values = [table[name] for table in columns.values()]
+        rows.append([name, *(f"{x:.6g}" if isinstance(x, float) else str(x) for x in values)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
-
-
-def _shown(value) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def digest(record: dict) -> str:
