@@ -129,7 +129,7 @@ def _samples(name: str, sound: bytes) -> np.ndarray:
         how = "convert it to plain 16-bit samples with sph2pipe -f wav"
         raise DataError(f"the sound of {name} is {coding} with {found}; {how}")
     order = ">i2" if kind == "10" else "<i2"
-    return np.frombuffer(sound[size : size + (len(sound) - size) // 2 * 2], order).astype(np.int16)
+    return np.frombuffer(sound, order, offset=size).astype(np.int16)
 
 
 def frame_labels(utterance: Utterance, at: np.ndarray, states: bool = False) -> np.ndarray:
@@ -139,13 +139,12 @@ def frame_labels(utterance: Utterance, at: np.ndarray, states: bool = False) -> 
     phones are numbers of PHONES, and the class of a sample is 3 * phone + its third of the segment,
     so 183 in all. Before the first and after the last phone there is silence.
     """
-    names, silence = (PHONES, "h#") if states else (CLASSES, "sil")
-    fold = {phone: phone for phone in PHONES} if states else FOLDED
-    known = {phone: names.index(fold[phone]) for phone in PHONES if phone in fold}
-    quiet = names.index(silence)
-    own = np.array([*(known.get(phone, -1) for phone in utterance.phones), quiet])
+    number = {phone: CLASSES.index(name) for phone, name in FOLDED.items()}
+    if states:
+        number = {phone: i for i, phone in enumerate(PHONES)}
+    own = np.array([number.get(phone, -1) for phone in (*utterance.phones, "h#")])
     kept = np.flatnonzero(own >= 0)
-    place, spoken = np.searchsorted(kept, np.arange(len(own))), np.r_[quiet, own[kept], quiet]
+    place, spoken = np.searchsorted(kept, np.arange(len(own))), np.r_[own[-1], own[kept], own[-1]]
     segment = np.searchsorted(utterance.ends, at, side="right")
     before, after = spoken[place], spoken[np.minimum(place + 2, len(spoken) - 1)]
     classes = own[segment]

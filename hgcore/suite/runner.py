@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,13 @@ def run_all(
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     given = {name: os.environ.get(name, threads) for name in THREADS[:3]}
     given |= {"HGCORE_ROOT": str(root), "HGCORE_OUT": str(out or root)}
-    with _executor(workers, dask) as pool:
+    if dask is None:
+        executor = ThreadPoolExecutor(workers)
+    else:
+        from distributed import Client
+
+        executor = Client(dask).get_executor(pure=False, retries=2)
+    with executor as pool:
         futures = {pool.submit(in_process, job, given): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -58,14 +64,6 @@ def run_all(
             for process in list(_running):
                 process.terminate()
             raise
-
-
-def _executor(workers: int, dask: str | None) -> Executor:
-    if dask is None:
-        return ThreadPoolExecutor(workers)
-    from distributed import Client
-
-    return Client(dask).get_executor(pure=False, retries=2)
 
 
 _running: set[subprocess.Popen] = set()  # the processes of jobs
