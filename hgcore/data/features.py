@@ -28,13 +28,17 @@ def image_features(pixels: np.ndarray, side: int) -> np.ndarray:
     weights = _checkpoint()
     key = hashlib.sha256(f"{EFFICIENTNET} {side} {pixels.shape}".encode() + pixels.tobytes())
     name = f"features/{key.hexdigest()[:32]}.npz"
+    path = cache() / name
     try:
-        with np.load(cache() / name) as arrays:
+        with np.load(path) as arrays:
             features = arrays["features"]
     except DAMAGED:  # or not there
         parts = range(0, len(pixels), _BATCH)
         features = np.concatenate([_forward(weights, pixels[i : i + _BATCH], side) for i in parts])
-        _keep(name, features)
+        file = io.BytesIO()
+        np.savez(file, features=features)
+        with refusing(f"{path} cannot be written; set HGCORE_DATA to a folder where you may write"):
+            write_atomically(path, file.getvalue())
     note(name, hashlib.sha256(features.tobytes()).hexdigest())
     return features
 
@@ -86,10 +90,3 @@ def _layer(weights: dict, x, conv: str, norm: str, stride=1, groups=1, bounded=T
     names = "running_mean", "running_var", "weight", "bias"
     x = functional.batch_norm(x, *(weights[f"{norm}.{name}"] for name in names), eps=1e-3)
     return functional.relu6(x) if bounded else x
-
-
-def _keep(name: str, features: np.ndarray) -> None:
-    path, file = cache() / name, io.BytesIO()
-    np.savez(file, features=features)
-    with refusing(f"{path} cannot be written; set HGCORE_DATA to a folder where you may write"):
-        write_atomically(path, file.getvalue())

@@ -63,10 +63,8 @@ def _job(record: dict) -> Job:
 
 def files(root: Path, *profiles: str) -> list[Path]:
     """Return the files of all records in figures/ of these profiles, in this order."""
-    names = notebooks.discover(root)
-    jobs = [Job(name, profile) for profile in profiles for name in names]
-    found = [job.record(root) for job in jobs if not job.own]
-    return [file for file in found if file.exists()]
+    jobs = [Job(name, profile) for profile in profiles for name in notebooks.discover(root)]
+    return [file for job in jobs if not job.own and (file := job.record(root)).exists()]
 
 
 def problems(root: Path) -> Iterator[str]:
