@@ -23,8 +23,7 @@ import numpy as np
 
 from hgcore.checkpoint import write_atomically
 
-# what reading may raise if a file is damaged, or a package is missing
-DAMAGED = LookupError, ValueError, EOFError, OSError, ImportError
+DAMAGED = LookupError, ValueError, EOFError, OSError  # what reading a damaged file may raise
 DAMAGED += zipfile.BadZipFile, wave.Error, zlib.error
 
 
@@ -110,11 +109,11 @@ def fetch(name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
+def refusing(what: str, *more: type[Exception]) -> Iterator[None]:
     """Raise DataError(`what`) where the block finds a damaged file, or cannot read or write one."""
     try:
         yield
-    except DAMAGED as error:
+    except (*DAMAGED, *more) as error:
         raise DataError(f"{what} ({type(error).__name__}: {error})") from error
 
 
@@ -127,7 +126,8 @@ def packaged(
     sklearn, and are slow.) requirement: the package, as pip takes it.
     """
     package = requirement.partition("==")[0].replace("-", "_")
-    with refusing(f"{name} cannot be read from the package {package}; pip install {requirement}"):
+    what = f"{name} cannot be read from the package {package}; pip install {requirement}"
+    with refusing(what, ImportError):
         array = read(importlib.resources.files(package) / file)
     found = hashlib.sha256(array.tobytes()).hexdigest()
     if found != sha256:
