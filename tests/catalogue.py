@@ -1,9 +1,11 @@
 """Problems with known answers: each `case(backend)` returns (problem, hyper)."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import autograd
 import numpy as np
+import torch
 
 import hgcore as hg
 
@@ -20,6 +22,22 @@ def gap(a, b) -> float:
     """Return the largest difference over the largest size of b."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     return float(np.max(np.abs(a - b), initial=0) / np.max(np.abs(b), initial=1e-300))
+
+
+def same_bits(ours, theirs) -> bool:
+    """Return whether two sequences hold equal arrays."""
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def counted(problem) -> tuple:
+    """Return the problem and a list to which each call of its inner loss adds its t."""
+    calls = []
+
+    def inner_loss(w, hyper, t):
+        calls.append(t)
+        return problem.inner_loss(w, hyper, t)
+
+    return replace(problem, inner_loss=inner_loss), calls
 
 
 def optimizer(name, rate, decay, beta2=0.99, epsilon=1e-3, weight_decay=0.1, **options):
@@ -62,19 +80,18 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=4, n
     def outer_loss(w, hyper):
         return xp.sum((w - target) ** 2) * xp.exp(layout.split(hyper)["outer"]) + xp.sum(w**3)
 
-    def positive(key):
-        return lambda hyper, t: xp.exp(layout.split(hyper)[key])
+    def share(number):
+        return 1 / (1 + xp.exp(-number))
 
-    def share(key):
-        return lambda hyper, t: 1 / (1 + xp.exp(-layout.split(hyper)[key]))
+    def coefficient(key, kind=xp.exp):
+        return lambda hyper, t: kind(layout.split(hyper)[key])
 
-    def rate(hyper, t):
-        return xp.exp(layout.split(hyper)["rate"][t])
-
-    coefficients = share("decay"), share("beta2"), positive("epsilon"), positive("weight_decay")
+    rate = lambda hyper, t: xp.exp(layout.split(hyper)["rate"][t])  # noqa: E731
+    decays = coefficient("decay", share), coefficient("beta2", share)
     if name in ("momentum", "heavy ball"):
         options = {"velocity": lambda hyper: layout.split(hyper)["velocity"]} | options
-    chosen = optimizer(name, rate, *coefficients, **options)
+    others = coefficient("epsilon"), coefficient("weight_decay")
+    chosen = optimizer(name, rate, *decays, *others, **options)
     start = lambda hyper: layout.split(hyper)["initial"]  # noqa: E731
     problem = hg.Problem(backend, inner_loss, outer_loss, chosen, start, steps)
     hyper = {
@@ -137,7 +154,8 @@ def regression(backend, steps=200, n=6):
         return xp.mean(xp.log(1 + xp.exp(-signs * (x @ w))))
 
     inner_loss = lambda w, hyper, t: loss(w, x) + 0.5 * xp.sum(xp.exp(hyper) * w**2)  # noqa: E731
-    outer_loss, start = (lambda w, hyper: loss(w, x2)), (lambda hyper: 0 * hyper)
+    outer_loss = lambda w, hyper: loss(w, x2) + 1e-3 * xp.sum(hyper**3)  # noqa: E731
+    start = lambda hyper: 0 * hyper  # noqa: E731
     optimizer = hg.GradientDescent(0.5)
     problem = hg.Problem(backend, inner_loss, outer_loss, optimizer, start, steps)
     return problem, np.full(n, -1.0)
@@ -169,59 +187,73 @@ def bowl(backend, steps=6, n=5, **changes):
 def unrolled(problem, hyper):
     """Return (value, hypergradient), independent of every solver; decays as really used."""
     backend, xp, opt = problem.backend, problem.backend.xp, problem.optimizer
+    kind, start = type(opt), getattr(opt, "velocity", None)
 
-    def plain(value):
-        while hasattr(value, "_value"):
-            value = value._value
-        return value.detach() if hasattr(value, "detach") else np.asarray(value)
+    def coefficients(h, t):
+        given = {name: x for name, x in vars(opt).items() if name not in ("velocity", "fade")}
+        given = {name: x(h, t) if callable(x) else x for name, x in given.items()}
+        c = {name: backend.traced(x) for name, x in given.items() if x is not None}
+        for name in c.keys() & {"decay", "beta1", "beta2"}:  # rounded, with derivative 1
+            number = backend.array(c[name])
+            c[name] = c[name] + (xp.round(number * 2**16) / 2**16 - number)
+        return SimpleNamespace(**c)
 
-    def coefficient(name, h, t):
-        value = getattr(opt, name)
-        value = value(h, t) if callable(value) else value
-        value = backend.array(value) if isinstance(value, list) else value
-        if name not in ("decay", "beta1", "beta2"):
-            return value
-        number = plain(value)
-        return value + (
-            (number * 2**16).round() / 2**16 - number
-        )  # differentiated as if it were not
-
-    def gradient(w, h, t):
+    def gradient(loss, w):
         if backend.name == "autograd":
-            return autograd.grad(lambda w: problem.inner_loss(w, h, t))(w)
-        leaf = w if w.requires_grad else w.detach().requires_grad_()
-        return xp.autograd.grad(problem.inner_loss(leaf, h, t), leaf, create_graph=True)[0]
+            return autograd.grad(loss)(w)
+        return xp.autograd.grad(loss(w), w, create_graph=True)[0]
 
     def whole(h):
-        w = problem.initial(h) if callable(problem.initial) else backend.array(problem.initial)
-        start = getattr(opt, "velocity", None)
+        w = backend.traced(problem.initial(h) if callable(problem.initial) else problem.initial)
+        w = w + 0 * xp.sum(h)
         v, s = start(h) if start else 0 * w, 0 * w
         for t in range(problem.steps):
-            g, c = gradient(w, h, t), lambda name, t=t: coefficient(name, h, t)
-            if opt.clip is not None:
-                norm = xp.sqrt(xp.sum(g * g))
-                g = g * (c("clip") / norm if plain(norm) > c("clip") else 1.0)
-            w, v, s = one_step(type(opt), w, v, s, g, c, t)
+            c = coefficients(h, t)
+            g = gradient(lambda w, t=t: problem.inner_loss(w, h, t), w)
+            if opt.clip is not None and (norm := xp.sqrt(xp.sum(g * g))) > c.clip:
+                g = g * c.clip / norm
+            w, v, s = one_step(w, v, s, g, c, t)
         return problem.outer_loss(w, h)
 
-    def one_step(kind, w, v, s, g, c, t):
+    def one_step(w, v, s, g, c, t):
         if kind is hg.GradientDescent:
-            return w - c("rate") * g, v, s
+            return w - c.rate * g, v, s
         if kind is hg.Momentum:
-            v = c("decay") * v - (1 - c("decay")) * g
-            return w + c("rate") * v, v, s
+            v = c.decay * v - (1 - c.decay) * g
+            return w + c.rate * v, v, s
         if kind is hg.HeavyBall:
-            v = c("decay") * v + g
-            return w - c("rate") * v, v, s
-        s = c("beta2") * s + (1 - c("beta2")) * g**2
+            v = c.decay * v + g
+            return w - c.rate * v, v, s
+        s = c.beta2 * s + (1 - c.beta2) * g**2
         if kind is hg.RMSProp:
-            v = c("decay") * v + g / (xp.sqrt(s) + c("epsilon"))
-            return w - c("rate") * v, v, s
-        v = c("beta1") * v + (1 - c("beta1")) * g
-        mean, square = v / (1 - c("beta1") ** (t + 1)), s / (1 - c("beta2") ** (t + 1))
-        if kind is hg.AdamW:
-            w = w - c("rate") * c("weight_decay") * w
-        return w - c("rate") * mean / (xp.sqrt(square) + c("epsilon")), v, s
+            v = c.decay * v + g / (xp.sqrt(s) + c.epsilon)
+            return w - c.rate * v, v, s
+        v = c.beta1 * v + (1 - c.beta1) * g
+        mean, square = v / (1 - c.beta1 ** (t + 1)), s / (1 - c.beta2 ** (t + 1))
+        kept = w - c.rate * c.weight_decay * w if kind is hg.AdamW else w
+        return kept - c.rate * mean / (xp.sqrt(square) + c.epsilon), v, s
 
     value, slope = backend.gradients(whole, backend.array(hyper))
     return backend.numpy(value), backend.numpy(slope)
+
+
+def there_and_back(place, decays, steps=150, n=6) -> list:
+    """Return the bits of two values of one buffer after products and sums; undo all of these."""
+    rng, buffer = np.random.default_rng(0), hg.ReversalBuffer()
+    kicks = [place(kick) for kick in rng.standard_normal((7, n))]
+    decays = [decay if np.ndim(decay) == 0 else place(decay) for decay in decays]
+    values = hg.FixedPoint(place(rng.standard_normal(n))), hg.FixedPoint(kicks[0], 2.0**-60)
+    starts = [value.bits for value in values]
+    for t in range(steps):
+        for value in values:
+            value.bits = buffer.multiply(value.bits, decays[t % len(decays)])
+            value.add(kicks[t % 7])
+    ends = [torch.as_tensor(value.bits).cpu().numpy().copy() for value in values]
+    buffer.pack()
+    for t in reversed(range(steps)):
+        for value in reversed(values):
+            value.subtract(kicks[t % 7])
+            value.bits = buffer.divide(value.bits, decays[t % len(decays)])
+    assert buffer.empty()
+    assert all(bool((v.bits == bits).all()) for v, bits in zip(values, starts, strict=True))
+    return ends
