@@ -94,16 +94,12 @@ def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[Spli
     order, classes = np.random.default_rng(seed).permutation(len(tasks.labels)), len(tasks.names)
     if train % classes or valid % classes:
         raise ValueError(f"train, valid must be multiples of {classes}, got {train}, {valid}")
-    labels = tasks.labels[order]
-    rank = np.empty(len(labels), int)  # how many examples of the same class come before
-    for k in range(classes):
-        rank[labels == k] = np.arange(np.sum(labels == k))
-    ends = np.array([train // classes, (train + valid) // classes])
-    part = (rank[:, None] >= ends).sum(axis=1)
+    one_hot = np.eye(classes)[tasks.labels]
+    seen = one_hot[order].cumsum(axis=0)[range(len(order)), tasks.labels[order]]  # with it
+    part = np.searchsorted([train // classes, (train + valid) // classes], seen)
     rows = [order[part == i] for i in range(3)]
     known = np.asarray(tasks.features[rows[0]], float)
     mean, unit = known.mean(axis=0), np.sqrt(known.var(axis=0).sum() / SQUARE)
-    one_hot = np.eye(classes)[tasks.labels]
     return [Split((tasks.features[r] - mean) / unit, one_hot[r]) for r in rows]
 
 
@@ -140,8 +136,7 @@ def edge_precision(pairs: np.ndarray, groups: Sequence[str]) -> tuple[float, flo
     from sklearn.metrics import average_precision_score
 
     groups = np.array(groups)
-    rows, columns = np.triu_indices(len(groups), 1)
-    same = groups[rows] == groups[columns]
+    same = (groups[:, None] == groups)[np.triu_indices(len(groups), 1)]
     return float(average_precision_score(same, pairs)), float(same.mean())
 
 
@@ -152,14 +147,9 @@ def interaction_layout(classes: int, penalties: int = 1) -> Layout:
 
 def as_matrix(pairs: np.ndarray, classes: int) -> np.ndarray:
     """Return the symmetric C (K, K) with zero diagonal of its upper triangle, row by row."""
-    return np.append(pairs, 0.0)[_places(classes)]
-
-
-def _places(classes: int) -> np.ndarray:
-    """Return where in the upper triangle C_jk stands (K, K), -1 on the diagonal."""
-    place, upper = np.zeros((classes, classes), int), np.triu_indices(classes, 1)
-    place[upper] = np.arange(len(upper[0])) + 1
-    return place + place.T - 1
+    matrix = np.zeros((classes, classes), pairs.dtype)
+    matrix[np.triu_indices(classes, 1)] = pairs
+    return matrix + matrix.T
 
 
 def interaction_constraints(classes: int, total: float = np.inf) -> Callable:
@@ -168,12 +158,11 @@ def interaction_constraints(classes: int, total: float = np.inf) -> Callable:
     The sum has each pair twice, as C_jk and C_kj, so the upper triangle adds up to total / 2.
     """
     layout = interaction_layout(classes)
-    pairs = box(0.0, np.inf) if total == np.inf else box_l1(0.0, np.inf, total / 2)
-    positive = box(0.0, np.inf)
+    onto_block = {"C": box_l1(0.0, np.inf, total / 2), "rho": box(0.0, np.inf)}
 
     def project(hyper):
         blocks = layout.split(hyper)
-        return layout.join({"C": pairs(blocks["C"]), "rho": positive(blocks["rho"])})
+        return layout.join({name: onto(blocks[name]) for name, onto in onto_block.items()})
 
     return project
 
@@ -210,9 +199,9 @@ def interactions(
     penalties).
     """
     xp, classes = backend.xp, train.labels.shape[1]
-    layout, place = interaction_layout(classes, penalties), _places(classes)
-    start = backend.array(np.zeros((train.images.shape[1] + 1) * classes))
-    ones = backend.array(np.ones(classes))
+    layout, ones = interaction_layout(classes, penalties), backend.array(np.ones(classes))
+    place = as_matrix(np.arange(layout.sizes[0]) + 1, classes) - 1  # of C_jk in hyper, or -1
+    start = np.zeros((train.images.shape[1] + 1) * classes)
 
     def inner(weights, hyper, t):
         blocks, matrix = layout.split(hyper), weights.reshape((-1, classes))[:-1]
