@@ -1,7 +1,6 @@
 """Networks for several alphabets, and what they share (Maclaurin et al. 2015, section 3.5)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +20,6 @@ FIGURE_8 = [  # numbers 6, 10, 23, 38 and 39 of the authors' file
 ]
 
 
-class Drawings(NamedTuple):
-    """An alphabet: images (characters, drawings, pixels), labels (characters, classes)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
 def rotated(alphabet: np.ndarray) -> np.ndarray:
     """Return an alphabet (characters, drawings, side * side), rotated by 90 degrees to the left."""
     side = round(alphabet.shape[-1] ** 0.5)
@@ -35,25 +27,26 @@ def rotated(alphabet: np.ndarray) -> np.ndarray:
     return np.rot90(pictures, axes=(2, 3)).reshape(alphabet.shape)
 
 
-def alphabet_tasks(alphabets: Sequence[np.ndarray], classes: int, rng) -> list[Drawings]:
+def alphabet_tasks(alphabets: Sequence[np.ndarray], classes: int, rng) -> list[Split]:
     """Return a task per alphabet, then one per rotated alphabet, minus the mean image of all.
 
-    Each character has one of `classes` outputs, drawn at random; its rotated copy has the same.
+    A task: images (characters, drawings, pixels), labels (characters, classes). Each character has
+    one of `classes` outputs, drawn at random; its rotated copy has the same.
     """
     labels = [np.eye(classes)[rng.permutation(classes)[: len(alphabet)]] for alphabet in alphabets]
     images = [*alphabets, *map(rotated, alphabets)]
     mean = np.concatenate([task.reshape(-1, task.shape[-1]) for task in images]).mean(axis=0)
-    return [Drawings(task - mean, names) for task, names in zip(images, 2 * labels, strict=True)]
+    return [Split(task - mean, names) for task, names in zip(images, 2 * labels, strict=True)]
 
 
-def split_drawings(tasks: Sequence[Drawings], sizes: Sequence[int], rng) -> list[list[Drawings]]:
+def split_drawings(tasks: Sequence[Split], sizes: Sequence[int], rng) -> list[list[Split]]:
     """Return the tasks once per size, with that many random drawings of every character."""
     parts = []
     for images, labels in tasks:
         order = rng.rand(*images.shape[:2]).argsort(axis=1)[..., None]
         shuffled = np.take_along_axis(images, order, 1)
         split = np.split(shuffled, np.cumsum(sizes), axis=1)[: len(sizes)]
-        parts.append([Drawings(part, labels) for part in split])
+        parts.append([Split(part, labels) for part in split])
     return list(map(list, zip(*parts, strict=True)))
 
 
@@ -84,7 +77,7 @@ def sharing_problem(
 ) -> Problem:
     """Return the training of one net of three layers per task, with weights mixed layer by layer.
 
-    train, valid: Drawings of each task. State: free weights z of all tasks, n = tasks *
+    train, valid: tasks as in `alphabet_tasks`. State: free weights z of all tasks, n = tasks *
     net.layout.size, which start with standard deviation exp(log_scale). In layer l task i has the
     weights sum_j T_l[i, j] z_j; hyper holds the T_l by `mixing_layout(tasks)`. Inner: the sum of
     the tasks' mean cross-entropies plus penalty * |z|**2, full batch. Outer: the mean over tasks of
@@ -102,13 +95,13 @@ def sharing_problem(
     return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
 
 
-def losses_by_task(backend, net: DenseNet, free, hyper, tasks: Sequence[Drawings]) -> np.ndarray:
+def losses_by_task(backend, net: DenseNet, free, hyper, tasks: Sequence[Split]) -> np.ndarray:
     """Return the mean cross-entropy of each task's net, (tasks,)."""
     losses = _losses(net, free, hyper, [_examples(backend, task) for task in tasks])
     return np.array([float(loss) for loss in losses])
 
 
-def _examples(backend, task: Drawings) -> Split:
+def _examples(backend, task: Split) -> Split:
     drawings, pixels = task.images.shape[1:]
     images, labels = task.images.reshape(-1, pixels), task.labels.repeat(drawings, axis=0)
     return Split(images, labels).on(backend)
@@ -125,13 +118,9 @@ def _losses(net: DenseNet, free, hyper, tasks: Sequence[Split]) -> list:
 def mixed_weights(net: DenseNet, free, hyper, tasks: int) -> list[list]:
     """Return the weights and biases of each task's net: matrix of the layer @ free weights."""
     matrices = list(mixing_layout(tasks).split(hyper).values())
-    shapes, sizes = list(net.layout.shapes.values()), list(net.layout.sizes)
-    free_blocks = pieces(free, [tasks * size for size in sizes])
-    rows = []
-    for i, (block, size) in enumerate(zip(free_blocks, sizes, strict=True)):
-        mixture = matrices[i // 2] @ block.reshape((tasks, size))
-        rows.append(pieces(mixture.reshape((-1,)), tasks * [size]))
+    blocks = pieces(free, [tasks * size for size in net.layout.sizes])
+    mixed = [matrices[i // 2] @ block.reshape((tasks, -1)) for i, block in enumerate(blocks)]
     return [
-        [block.reshape(shape) for block, shape in zip(task, shapes, strict=True)]
-        for task in zip(*rows, strict=True)
+        [row.reshape(shape) for row, shape in zip(rows, net.layout.shapes.values(), strict=True)]
+        for rows in zip(*mixed, strict=True)
     ]
