@@ -5,7 +5,6 @@ another network, here the phone before and the next one, embedded at random.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +111,6 @@ def generated_frames(
     return standardized(backend, parts)
 
 
-@dataclass(frozen=True)
 class PhoneNet:
     """Shared layers of rectified linear units under two linear heads; `layout` names the weights.
 
@@ -120,17 +118,11 @@ class PhoneNet:
     (batch, embedding)).
     """
 
-    inputs: int
-    hidden: Sequence[int]
-    classes: int
-    embedding: int
-    layout: Layout = field(init=False)
-
-    def __post_init__(self):
-        shapes = dict(DenseNet((self.inputs, *self.hidden)).layout.shapes)
-        for head, size in (("class", self.classes), ("context", self.embedding)):
-            shapes |= {f"{head} weights": (self.hidden[-1], size), f"{head} biases": (size,)}
-        object.__setattr__(self, "layout", Layout(shapes))
+    def __init__(self, inputs: int, hidden: Sequence[int], classes: int, embedding: int):
+        shapes = dict(DenseNet((inputs, *hidden)).layout.shapes)
+        for head, size in (("class", classes), ("context", embedding)):
+            shapes |= {f"{head} weights": (hidden[-1], size), f"{head} biases": (size,)}
+        self.embedding, self.layout = embedding, Layout(shapes)
 
     def __call__(self, weights, inputs) -> tuple:
         *shared, classes, biases, context, offsets = self.layout.split(weights).values()
