@@ -99,10 +99,10 @@ def unit_penalties(
 
     The layout of hyper is unit_layout(net). Inner loss: cross-entropy of the minibatch plus the
     penalty; outer loss: that of all of `valid`. First z: normal, deviation exp(log_scale). A
-    hypergradient is the sum over the weights of a unit;
-    the release takes the mean, of equal sign. Random streams of the release: the initial weights
-    come from address = (seed, stage, k, "hyperloss"); the minibatch of step t, drawn with
-    replacement, is the same for every outer step k. Source: Fu et al. 2016, experiment on MNIST.
+    hypergradient is the sum over the weights of a unit; the release takes the mean, of equal sign.
+    Random streams of the release: the initial weights come from address = (seed, stage, k,
+    "hyperloss"); the minibatch of step t, drawn with replacement, is the same for every outer step
+    k. Source: Fu et al. 2016, experiment on MNIST.
     """
     start = backend.array(data.authors_rng(*address).randn(net.layout.size) * np.exp(log_scale))
     rngs = [data.authors_rng(address[0], t, "primal") for t in range(steps)]
@@ -115,8 +115,7 @@ def unit_penalties(
     def outer(free, hyper):
         return loss(net, scaled(net, free, hyper), valid)
 
-    momentum = Momentum(backend.array(rate), backend.array(decay))
-    return Problem(backend, inner, outer, momentum, start, steps)
+    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
 
 
 def retrained_error(problem: Problem, net: DenseNet, hyper, test: Split) -> float:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from hgcore.backend import Autograd
 from hgcore.hypergradient import Hypergradient
 
@@ -22,11 +20,7 @@ class Round(NamedTuple):
     tasks: Sequence[tuple]
 
     backend = Autograd()  # the server works in NumPy, whatever the clients' backend
-
-    @staticmethod
-    def as_hyper(hyper) -> np.ndarray:
-        """Return the vector (m,) in NumPy."""
-        return np.asarray(hyper, dtype=np.float64)
+    as_hyper = backend.array
 
 
 @dataclass(frozen=True)

@@ -59,15 +59,13 @@ def cost_problem(
     examples: how many for training and for validation. hidden: units of each hidden layer.
     """
     if hypers < 3:
-        counted = "hypers counts rate, momentum and penalties"
-        raise ValueError(f"{counted}, so it is 3 or more; got {hypers}")
+        raise ValueError(f"hypers counts rate, momentum and penalties: 3 or more, got {hypers}")
     # cached, so that the peak memory of a second call excludes reading
     train, valid = (split.on(backend) for split in cached_splits(source, *examples))
     net, groups = DenseNet((784, *hidden, 10)), hypers - 2
     settings = dict(seed_path=(0, 1), batch=batch, steps=steps, groups=groups, adam=adam)
     problem = tuned_problem(backend, net, train, valid, **settings)
-    rate = np.array(0.001 if adam else 0.05)
-    values = {"rate": rate, "momentum": np.array(0.9), "penalties": np.ones(groups)}
+    values = {"rate": 0.001 if adam else 0.05, "momentum": 0.9, "penalties": np.ones(groups)}
     return problem, problem.as_hyper(tuned_layout(groups).join(values))
 
 

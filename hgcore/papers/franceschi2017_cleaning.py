@@ -41,7 +41,6 @@ def weighted_examples(backend, train: Split, valid: Split, *, steps, rates) -> P
     """
     xp, (runs, count, classes) = backend.xp, train.labels.shape
     shape = train.images.shape[1] + 1, runs, classes
-    start = backend.array(np.zeros(np.prod(shape)))
     each = backend.array(np.tile(np.repeat(rates, classes), shape[0]))
 
     def inner(weights, hyper, t):
@@ -52,7 +51,7 @@ def weighted_examples(backend, train: Split, valid: Split, *, steps, rates) -> P
         likelihoods = regressions(weights, valid.images, classes) * valid.labels
         return -xp.sum(likelihoods) / len(valid.images)
 
-    return Problem(backend, inner, outer, GradientDescent(each), start, steps)
+    return Problem(backend, inner, outer, GradientDescent(each), np.zeros(np.prod(shape)), steps)
 
 
 def row_by_row(projections: Sequence[Callable]) -> Callable:

@@ -178,8 +178,7 @@ class Augmentation:
             gap = (copies.mean(0) - images).abs().mean() - copies.std(0).mean()
             return loss + self.diversity * gap
 
-        given = self.backend, inner_loss, outer_loss, self.optimizer
-        return Problem(*given, self.start, self.every)
+        return Problem(self.backend, inner_loss, outer_loss, self.optimizer, self.start, self.every)
 
     def copies(self, hyper, images, count: int, address: tuple):
         """Return `count` augmented copies of each image, (count, *images.shape)."""
@@ -194,16 +193,14 @@ class Augmentation:
         with torch.no_grad():
             net = self.net.evaluation(weights, [(self.inputs(hyper, t)[0],) for t in range(10)])
             scores = [self._scores(net, weights, hyper, part.images) for part in parts]
-        pairs = zip(scores, parts, strict=True)
-        return [1 - error_rate(found, part.labels) for found, part in pairs]
+        return [1 - error_rate(x, part.labels) for x, part in zip(scores, parts, strict=True)]
 
     def _scores(self, net, weights, hyper, images):
         found = []
         for i, clean in enumerate(images.split(self.batch)):
             inputs = clean[None]
             if self.augment is not None:
-                others = self.copies(hyper, clean, 5, (TEST, self.seed, i))
-                inputs = torch.cat([inputs, others])
+                inputs = torch.cat([inputs, self.copies(hyper, clean, 5, (TEST, self.seed, i))])
             scores = net(weights, inputs.flatten(0, 1))
             found.append(scores.reshape(len(inputs), len(clean), -1).mean(0))
         return torch.cat(found)

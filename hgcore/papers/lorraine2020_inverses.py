@@ -29,8 +29,6 @@ class ReleasedConjugateGradient:
     tolerance: float = 1e-4
 
     def __call__(self, apply: Callable, b):
-        if not self.iterations:
-            return b
         x, residual = b, b - apply(b)
         direction, square = residual, float(residual @ residual)
         goal = self.tolerance**2 * float(b @ b)

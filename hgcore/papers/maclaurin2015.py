@@ -72,9 +72,8 @@ def schedule_problem(
     """Return momentum training of `net` with a learned schedule and learned scales (section 3.1).
 
     hyper: as in schedule_layout(net, steps). Inner loss: cross-entropy of a minibatch of `batch`
-    examples. Initial weights and minibatches, drawn with
-    replacement, come from the random streams of the authors' code: address = (seed, k). Outer loss:
-    cross-entropy on all of `outer_data`.
+    examples. Initial weights and minibatches, drawn with replacement, come from the random streams
+    of the authors' code: address = (seed, k). Outer loss: cross-entropy on all of `outer_data`.
     """
     xp, layout = backend.xp, schedule_layout(net, steps)
     noise = backend.array(data.authors_rng(*address).randn(net.layout.size))
