@@ -16,6 +16,7 @@ from hgcore.layout import Layout
 from hgcore.linear import DenseSolve
 from hgcore.nets import cross_entropy, log_softmax
 from hgcore.optimizers import GradientDescent
+from hgcore.papers.lorraine2020_inverses import hessian, newton_minimum
 from hgcore.problem import Problem
 
 CLASSES = 10
@@ -144,13 +145,8 @@ class ConditionedProblem(NamedTuple):
 def conditioned_problem(backend, *size) -> ConditionedProblem:
     """Return `regression` of this size with its optimum, found by Newton's method."""
     problem, hyper = regression(backend, *size)
-    objective = problem.objective(problem.as_hyper(hyper))
-    (weights,) = problem.initial_state(problem.as_hyper(hyper))
-    for _ in range(NEWTON):
-        at = objective.linearize(weights, None)
-        weights = weights - DenseSolve()(at.hvp, at.gradient)
-    at, units = objective.linearize(weights, None), backend.array(np.eye(len(weights)))
-    curvatures = np.linalg.eigvalsh(np.stack([backend.numpy(at.hvp(unit)) for unit in units]))
+    (optimum,) = newton_minimum(problem, hyper, NEWTON)
+    curvatures = np.linalg.eigvalsh(hessian(problem, hyper, optimum))
     hyper[-1] = -np.log(curvatures[-1])
-    grad = backend.numpy(Implicit(DenseSolve())(problem, hyper, (weights,)).grad)
-    return ConditionedProblem(problem, hyper, weights, curvatures, grad)
+    grad = backend.numpy(Implicit(DenseSolve())(problem, hyper, (optimum,)).grad)
+    return ConditionedProblem(problem, hyper, optimum, curvatures, grad)

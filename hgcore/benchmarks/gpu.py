@@ -6,7 +6,6 @@ Without a card every row says "not run".
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,29 +122,24 @@ ROWS: dict[str, Callable] = {
 }
 
 
-def measured(row: Callable) -> dict:
-    """Return {value, seconds}, or {error} if the row failed."""
-    start = time.perf_counter()
-    try:
-        return {"value": row(), "seconds": round(time.perf_counter() - start, 1)}
-    except Exception as error:  # one row that fails spoils no other
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
-
-
-def main() -> int:
+def main() -> None:
     """Measure every row, print it, and write the record if there is a card."""
     torch = Torch().xp
     if not torch.cuda.is_available():
         print(*(f"{name}: not run (torch sees no GPU)" for name in ROWS), sep="\n")
-        return 0
+        return
     record = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     record |= {"python": platform.python_version(), "rows": {}}
     for name, row in ROWS.items():
-        record["rows"][name] = measured(row)
-        print(name, record["rows"][name], flush=True)
+        start = time.perf_counter()
+        try:
+            found = {"value": row(), "seconds": round(time.perf_counter() - start, 1)}
+        except Exception as error:  # one row that fails spoils no other
+            found = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(name, found, flush=True)
+        record["rows"][name] = found
         write_atomically(find_root() / PATH, json.dumps(record, indent=1).encode())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

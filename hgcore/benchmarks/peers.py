@@ -121,8 +121,7 @@ def race(entrants: Mapping[str, Callable], task: Task, rounds: int) -> Race:
         grads[name] = calls[name]()
 
     seconds = meter.race({name: partial(keep, name) for name in calls}, rounds)
-    known = {name: np.asarray(grad, float) for name, grad in grads.items() if grad is not None}
-    return Race(seconds, known)
+    return Race(seconds, {name: np.asarray(grad, float) for name, grad in grads.items()})
 
 
 def one_thread() -> None:
