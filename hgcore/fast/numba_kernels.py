@@ -136,9 +136,6 @@ def _number(low, value, part):
     return _double(value) if low is None else _double(value) * WIDTH + _double(part)
 
 
-# ---- the loop
-
-
 @_loop
 def _decay_add(undo, bits, low, state, numerator, amount, unit, out):
     """Return whether some |sum| + |amount| is half of the range or more, or NaN. undo: None, True.
@@ -189,9 +186,6 @@ def _run(undo, *arguments) -> bool:
 
     with ThreadPoolExecutor(count) as pool:
         return any(list(pool.map(piece, cuts)))
-
-
-# ---- the functions of fixed_point.py
 
 
 def _fits(bits, *others) -> bool:

@@ -26,9 +26,6 @@ class _OneRoutine(Objective):
         return self.linearize(weights, t).gradient
 
 
-# ---- penalties
-
-
 @dataclass(frozen=True)
 class Penalized:
     """loss(weights, hyper, t) + strength_b(hyper) |w_b|^2 for each block b of `layout`.
@@ -131,9 +128,6 @@ class _PenalizedObjective(Objective):
         return self._plus_own(gradient, weights), push
 
 
-# ---- cross-entropy of a dense net
-
-
 @dataclass(frozen=True)
 class CrossEntropy:
     """The mean cross-entropy of `net` on batch(t), plus strength_b(hyper) |w_b|^2 for each block.
@@ -212,9 +206,6 @@ class _CrossEntropyObjective(_OneRoutine):
                 f" {sizes[-1]}), at least one example, got {inputs} and {labels}"
             )
         return batch
-
-
-# ---- any torch loss, compiled
 
 
 @dataclass(frozen=True)
