@@ -137,22 +137,18 @@ def max_error(grads: Mapping[str, np.ndarray], true) -> float:
 
 def peak_states(name: str, task: Task) -> float:
     """Return by how many states a new process grows for one hypergradient."""
-    call, first = (partial(f, name, task) for f in (run_once, warm_up))
+    call, first = (partial(f, name, task) for f in (run_once, prepared))
     return meter.fresh(call, first).peak / task.state_nbytes
 
 
 @cache
-def _prepared(name: str, task: Task) -> Callable:
-    return (THEIRS | OURS)[name](task)
-
-
-def warm_up(name: str, task: Task) -> None:
-    """Load and compile what `run_once` needs."""
+def prepared(name: str, task: Task) -> Callable:
+    """Return the call of an entrant, after all that it needs is loaded and compiled."""
     one_thread()
     baselines.plain_loop(replace(task, steps=2))()  # torch loads parts of itself at first use
-    _prepared(name, task)
+    return (THEIRS | OURS)[name](task)
 
 
 def run_once(name: str, task: Task) -> None:
     """Compute one hypergradient."""
-    _prepared(name, task)()
+    prepared(name, task)()

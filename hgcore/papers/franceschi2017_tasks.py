@@ -43,10 +43,9 @@ def photographs(source: str, count: int, side: int) -> Tasks:
     """
     pixels, labels, _ = data.SOURCES[source].load()
     rows = _first_of_each_class(labels, count)
-    names, groups = [str(k) for k in range(100)], []
+    names, groups = list(map(str, range(100))), []
     if source == "cifar10":
-        names = CIFAR_10
-        groups = ["animal" if name in ANIMALS else "vehicle" for name in names]
+        names, groups = CIFAR_10, ["animal" if x in ANIMALS else "vehicle" for x in CIFAR_10]
     return Tasks(data.image_features(pixels[rows], side), labels[rows], names, groups)
 
 

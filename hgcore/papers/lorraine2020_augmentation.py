@@ -61,9 +61,8 @@ class UNet(nn.Module):
         self.merge, self.last = _convolutions(16, 8), nn.Conv2d(8, 3, 1)
 
     def forward(self, images):
-        kind = {"dtype": images.dtype, "device": images.device}
-        noise = torch.randn(len(images), 1, 1, 1, **kind).expand_as(images[:, :1])
-        fine = self.fine(torch.cat([images, noise], 1))
+        noise = torch.randn(len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+        fine = self.fine(torch.cat([images, noise.expand_as(images[:, :1])], 1))
         coarse = self.up(self.coarse(F.max_pool2d(fine, 2)))
         return images + torch.tanh(self.last(self.merge(torch.cat([coarse, fine], 1))))
 
