@@ -94,7 +94,8 @@ def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[Spli
     if train % classes or valid % classes:
         raise ValueError(f"train, valid must be multiples of {classes}, got {train}, {valid}")
     one_hot = np.eye(classes)[tasks.labels]
-    seen = one_hot[order].cumsum(axis=0)[range(len(order)), tasks.labels[order]]  # with it
+    # how many examples of the same class have come, each itself included
+    seen = one_hot[order].cumsum(axis=0)[range(len(order)), tasks.labels[order]]
     part = np.searchsorted([train // classes, (train + valid) // classes], seen)
     rows = [order[part == i] for i in range(3)]
     known = np.asarray(tasks.features[rows[0]], float)
