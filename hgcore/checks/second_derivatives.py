@@ -16,100 +16,64 @@ class Limit(NamedTuple):
     """What torch cannot differentiate twice, and what to use instead."""
 
     what: str
-    modules: tuple[str, ...]  # torch's classes of modules, norms included
-    functions: tuple[str, ...]  # and what is called otherwise
     operation: str  # a pattern of torch's own name of it, in a graph or an error
     instead: str
+    names: str = ""  # torch's modules, norms and functions that use it
 
 
+_LOSS = "pass the module or function itself; hg.fast.Compiled compiles a whole loss"
+_BLOCK = "call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), as the function of"
+_ROOT = "the square root of the sums of squared differences"
+_FLAGS = "run them inside torch.backends.cudnn.flags(enabled=False)"
+_DENSE = "use dense ones, such as those of Embedding(sparse=False)"
+_INDEX = "use torch.index_add or torch.scatter_reduce"
 # Without an error: torch leaves out terms of the second derivative, or all of them.
 WRONG = (
-    Limit(
-        "weight_norm", ("WeightNorm",), (), "WeightNorm", "divide by the norm in your own module"
-    ),
-    Limit(
-        "what torch.compile has compiled",
-        ("OptimizedModule",),
-        (),
-        "CompiledFunction",
-        "pass the module or function itself; hg.fast.Compiled compiles a whole loss",
-    ),
-    Limit("torch.cond", (), ("torch.cond",), "AutogradOp", "use torch.where, or Python's if"),
-    Limit(
-        "draws from Beta and Dirichlet",
-        (),
-        ("Beta", "Dirichlet"),
-        "_Dirichlet",
-        "draw from Normal or LogNormal",
-    ),
+    Limit("weight_norm", "WeightNorm", "divide by the norm in your own module", "WeightNorm"),
+    Limit("what torch.compile has compiled", "CompiledFunction", _LOSS, "OptimizedModule"),
+    Limit("torch.cond", "AutogradOp", "use torch.where, or Python's if", "torch.cond"),
+    Limit("draws from Beta and Dirichlet", "_Dirichlet", "draw from LogNormal", "Beta Dirichlet"),
 )
 # With an error, in which the user's function may not occur.
 MISSING = (
     Limit(
-        "fused attention",
-        (),  # hg.nets.functional selects the plain kernel for modules
-        ("scaled_dot_product_attention", "multi_head_attention_forward"),
+        "fused attention",  # hg.nets.functional selects the plain kernel for modules
         "attention",
-        "call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), as the function of"
-        " hg.nets.functional does",
+        f"{_BLOCK} hg.nets.functional does",
+        "scaled_dot_product_attention multi_head_attention_forward",
     ),
     Limit(
-        "torch.cdist",
-        (),
-        ("cdist",),
-        "_cdist",
-        "use compute_mode='use_mm_for_euclid_dist', or the square root of the sums of squared"
-        " differences",
+        "torch.cdist", "_cdist", f"use compute_mode='use_mm_for_euclid_dist', or {_ROOT}", "cdist"
     ),
-    Limit(
-        "pdist", (), ("pdist",), "_pdist", "use the square root of the sums of squared differences"
-    ),
+    Limit("pdist", "_pdist", f"use {_ROOT}", "pdist"),
     Limit(
         "EmbeddingBag",
-        ("EmbeddingBag",),
-        ("embedding_bag",),
         "embedding_bag",
         "use Embedding and the mean over each bag",
+        "EmbeddingBag embedding_bag",
     ),
-    Limit("Hardsigmoid", ("Hardsigmoid",), (), "hardsigmoid", "use relu6(x + 3) / 6"),
+    Limit("Hardsigmoid", "hardsigmoid", "use relu6(x + 3) / 6", "Hardsigmoid"),
     Limit(
         "a margin loss of several classes",
-        ("MultiMarginLoss", "MultiLabelMarginLoss"),
-        (),
         "margin_loss",
         "write it with torch.relu",
+        "MultiMarginLoss MultiLabelMarginLoss",
     ),
-    Limit("CTCLoss", ("CTCLoss",), (), "ctc_loss", "write its recursion with torch.logsumexp"),
-    Limit("CrossMapLRN2d", ("CrossMapLRN2d",), (), "out=", "use LocalResponseNorm"),
-    Limit(
-        "torch.segment_reduce",
-        (),
-        ("segment_reduce",),
-        "segment_reduce",
-        "use torch.index_add or torch.scatter_reduce",
-    ),
-    Limit("draws from Gamma", (), ("Gamma",), "standard_gamma", "draw from LogNormal"),
-    Limit(
-        "cuDNN's recurrent nets",
-        (),  # on a GPU only
-        (),
-        "cudnn_rnn",
-        "run them inside torch.backends.cudnn.flags(enabled=False)",
-    ),
-    Limit(
-        "sparse tensors",
-        (),
-        ("sparse.softmax",),
-        "[Ss]parse",
-        "use dense ones, such as those of Embedding(sparse=False)",
-    ),
+    Limit("CTCLoss", "ctc_loss", "write its recursion with torch.logsumexp", "CTCLoss"),
+    Limit("CrossMapLRN2d", "out=", "use LocalResponseNorm", "CrossMapLRN2d"),
+    Limit("torch.segment_reduce", "segment_reduce", _INDEX, "segment_reduce"),
+    Limit("draws from Gamma", "standard_gamma", "draw from LogNormal", "Gamma"),
+    Limit("cuDNN's recurrent nets", "cudnn_rnn", _FLAGS),  # on a GPU only
+    Limit("sparse tensors", "[Ss]parse", _DENSE, "sparse.softmax"),
 )
-WRONGLY, NEVER = "has second derivatives that torch gets wrong", "has no second derivative in torch"
 MODULES = {  # class of torch: why a module of it, or with such a norm, is refused
-    name: f"{why}; {limit.instead}"
-    for why, limits in ((WRONGLY, WRONG), (NEVER, MISSING))
+    name: f"has {why}; {limit.instead}"
+    for why, limits in (
+        ("second derivatives that torch gets wrong", WRONG),
+        ("no second derivative in torch", MISSING),
+    )
     for limit in limits
-    for name in limit.modules
+    for name in limit.names.split()
 }
 EMBEDDING = {  # option of torch.nn.Embedding: why it is refused if it is set
     "sparse": "has gradients that torch cannot differentiate; use sparse=False",
@@ -118,6 +82,7 @@ EMBEDDING = {  # option of torch.nn.Embedding: why it is refused if it is set
     " scale_grad_by_freq=False",
     "padding_idx": "has a gradient without the row of padding_idx; set that row to zero",
 }
+_OTHER = Limit("an operation", "", "write it with other operations of torch")
 _FAILED = "derivative for .* is not implemented|double backward|differentiat|forward AD|[Ss]parse"
 
 
@@ -146,12 +111,6 @@ def _nodes(outputs) -> Iterator:
             nodes.extend([before for before, _ in node.next_functions])
 
 
-def require_right_twice(output) -> None:
-    """Raise RuntimeError if torch differentiates a scalar `output` twice wrongly."""
-    if (why := fault((output,))) is not None:
-        raise RuntimeError(why)
-
-
 @contextlib.contextmanager
 def explained(why: str | None = None):
     """Raise torch's RuntimeError of a missing derivative with the cause and the way out.
@@ -164,7 +123,10 @@ def explained(why: str | None = None):
         said = str(error).strip().split("\n")[0].rstrip(".")
         if why is None and not re.search(_FAILED, said):
             raise
-        raise RuntimeError(why or _missing(said)) from error
+        limits = (limit for limit in (*MISSING, *WRONG) if re.search(limit.operation, said))
+        limit = next(limits, _OTHER)
+        need = f"torch cannot differentiate {limit.what} as often as hypergradients need"
+        raise RuntimeError(why or f"{need} ({said}); {limit.instead}") from error
 
 
 def require_agreement(pull, outputs, tangents, found) -> None:
@@ -209,13 +171,3 @@ def _differentiable_once(function: type | None) -> bool:
     while backward is not None and getattr(backward, "__code__", None) is not mark:
         backward = getattr(backward, "__wrapped__", None)  # under another decorator
     return backward is not None
-
-
-def _missing(said: str) -> str:
-    """Return our message for torch's."""
-    what, instead = "an operation", "write it with other operations of torch"
-    for limit in (*MISSING, *WRONG):
-        if re.search(limit.operation, said):
-            what, instead = limit.what, limit.instead
-            break
-    return f"torch cannot differentiate {what} as often as hypergradients need ({said}); {instead}"

@@ -16,7 +16,7 @@ from hgcore.checks import second_derivatives
 from hgcore.checks.second_derivatives import MISSING, WRONG
 
 STEP = 1e-5
-LISTED = {name: limit for limit in (*WRONG, *MISSING) for name in limit.modules + limit.functions}
+LISTED = {name: limit for limit in (*WRONG, *MISSING) for name in limit.names.split()}
 NOT_SLOPES = ("Gamma",)  # torch's gradients average over draws, here they are fixed
 NEWER = ("aminmax", "grid_sample")  # torch 2.11 has no second derivative of them, and says so
 KINDS = {limit: "wrong" for limit in WRONG} | {limit: "missing" for limit in MISSING}
