@@ -37,22 +37,6 @@ class Linearized(NamedTuple):
     mixed: Callable
 
 
-def mean(parts: list[Linearized]) -> Linearized:
-    """Return the mean of several losses, linearized at one point."""
-
-    def average(vectors):
-        return sum(vectors) / len(parts)
-
-    def hvp(q):
-        return average([part.hvp(q) for part in parts])
-
-    def mixed(q):
-        return average([part.mixed(q) for part in parts])
-
-    gradient = average([part.gradient for part in parts])
-    return Linearized(gradient, lambda q: (hvp(q), mixed(q)), hvp, mixed)
-
-
 class Backend:
     """What both backends provide. Functions `f` take and return its arrays.
 
@@ -65,6 +49,9 @@ class Backend:
     vjp(f, *args): (outputs, tuple of their cotangents -> those of the arguments); the latter takes
         only=i for that of argument i alone
     jvp(f, *args): (outputs, tangents of the arguments -> those of the outputs)
+    sources(f, *args): (whether a scalar f(*args) comes from args by operations with derivatives,
+        how many other tensors it has, or could have, slopes by: the parameters of a torch module
+        that was called itself)
     """
 
     name: str
@@ -88,17 +75,6 @@ class Backend:
         (gradient, _), pull = self.vjp(lambda *at: self.slopes(f, at, 2), weights, hyper)
         return gradient, lambda *tangents: pull(tangents, only=0)  # H is symmetric
 
-    def strangers(self, f, *args) -> int:
-        """Return how many tensors beside `args` the scalar f(*args) has, or could have, slopes by.
-
-        The parameters of a torch module that was called itself.
-        """
-        return 0
-
-    def has_graph(self, f, *args) -> bool:
-        """Return whether the scalar f(*args) comes from args by operations with derivatives."""
-        raise NotImplementedError
-
     def evaluate(self, f, *args):
         """Return f(*args) without a graph."""
         return f(*args)
@@ -119,16 +95,18 @@ class Backend:
         return lambda: None
 
 
-def require_scalar(value):
-    """Return the value of a loss; raise ValueError unless it is a real scalar of shape ()."""
-    if not hasattr(value, "shape"):
-        found = f"got {type(value).__name__}"
-        found += ": float() and .item() cut its graph off" * isinstance(value, Real)
-        raise ValueError(f"a loss must return a scalar of shape (), {found}")
+def require_scalar(value, attribute: str = "shape"):
+    """Return the value of a loss; raise ValueError unless it is a real scalar of shape ().
+
+    attribute: one that the backend's arrays have.
+    """
+    what = "a loss must return a scalar of shape (), got"
+    if not hasattr(value, attribute):
+        cut = ": float() and .item() cut its graph off, and NumPy does; use backend.xp"
+        number = isinstance(value, (Real, np.ndarray))
+        raise ValueError(f"{what} {type(value).__name__}{cut * number}")
     if value.shape != ():
-        raise ValueError(
-            f"a loss must return a scalar of shape (), got {value.shape}; take its mean"
-        )
+        raise ValueError(f"{what} {value.shape}; take its mean")
     require_real(value)
     return value
 
@@ -197,12 +175,12 @@ class Autograd(Backend):
         (value,), pull = self.vjp(lambda *a: (require_scalar(f(*a)),), *args)
         return value[()], *pull((np.ones(()),))
 
-    def has_graph(self, f, *args) -> bool:
+    def sources(self, f, *args) -> tuple[bool, int]:
         from autograd.tracer import isbox
 
         found = []
         self.vjp(lambda *a: found.append(f(*a)) or (found[0],), *args)
-        return isbox(found[0])
+        return isbox(found[0]), 0
 
     def slopes(self, f, args, count: int) -> tuple:
         from autograd import grad

@@ -44,13 +44,11 @@ class Torch(Backend):
         try:
             kind = torch.device(self.device).type
         except (RuntimeError, TypeError):
-            raise ValueError(
-                f"device must be 'cpu', 'cuda' or 'cuda:1', got {self.device!r}"
-            ) from None
+            rule = "device must be 'cpu', 'cuda' or 'cuda:1'"
+            raise ValueError(f"{rule}, got {self.device!r}") from None
         if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"torch {torch.__version__} sees no GPU for {self.device!r}; use 'cpu'"
-            )
+            found = f"torch {torch.__version__} sees no GPU"
+            raise ValueError(f"{found} for {self.device!r}; use 'cpu'")
 
     @property
     def xp(self) -> ModuleType:
@@ -64,9 +62,7 @@ class Torch(Backend):
 
     def array(self, values):
         if self.xp.is_inference_mode_enabled():
-            raise RuntimeError(
-                "cannot differentiate inside torch.inference_mode(); use torch.no_grad() instead"
-            )
+            raise RuntimeError("torch.inference_mode() has no derivatives; use torch.no_grad()")
         if self.xp.is_autocast_enabled(self.device.split(":")[0]):
             raise RuntimeError("hgcore has one dtype: use torch.autocast inside of a loss only")
         return self.traced(values).detach()
@@ -114,19 +110,16 @@ class Torch(Backend):
         value = self._loss(f, leaves)
         return value.detach(), *self._grad((value,), leaves)
 
-    def has_graph(self, f, *args) -> bool:
+    def sources(self, f, *args) -> tuple[bool, int]:
         args = [x.detach().requires_grad_() for x in args]
-        found = second_derivatives.leaves(self._loss(f, args))
-        return any(x is y for x in args for y in found)
-
-    def strangers(self, f, *args) -> int:
-        args = [x.detach().requires_grad_() for x in args]
-        found = second_derivatives.leaves(self._loss(f, args))
-        return len({id(x) for x in found} - {id(x) for x in args})
+        leaves = second_derivatives.leaves(self._loss(f, args))
+        found, own = set(map(id, leaves)), set(map(id, args))
+        return bool(found & own), len(found - own)
 
     def slopes(self, f, args, count: int) -> tuple:
         value = self._loss(f, args)
-        second_derivatives.require_right_twice(value)
+        if (why := second_derivatives.fault((value,))) is not None:
+            raise RuntimeError(why)
         return self._grad((value,), args[:count], create_graph=True)
 
     def vjp(self, f, *args) -> tuple:
@@ -175,10 +168,7 @@ class Torch(Backend):
         token = reverse_mode.set(True)
         try:
             with self.xp.enable_grad(), _unchanged(leaves):
-                value = require_scalar(f(*leaves))
-            if not hasattr(value, "detach"):
-                found = f"got {type(value).__name__}: NumPy cut its graph off; use backend.xp"
-                raise ValueError(f"a loss must return a tensor of shape (), {found}")
+                value = require_scalar(f(*leaves), "detach")
             if any(leaf._backward_hooks for leaf in leaves):
                 raise ValueError(
                     "the loss left a hook on its weights, so its gradient is another function's;"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hgcore.arrays import require_instance
-from hgcore.backend import Linearized, mean
+from hgcore.backend import Linearized
 from hgcore.checks.causes import examined, of_optimum, of_run
 from hgcore.problem import Diverged, DivergenceMonitor, Problem, quiet
 from hgcore.trajectory import Stored, train
@@ -123,15 +123,16 @@ class Implicit:
         else:
             state = problem.split_state(state, len(problem.initial_state(hyper)[0]))
         value, adjoint, direct = problem.outer_gradients(state[0], hyper)
-        linearized = self._linearize(problem, hyper, state[0])
-        grad = direct - linearized.mixed(self.solve(linearized.hvp, adjoint))
+        parts = self._linearize(problem, hyper, state[0])
+        solution = self.solve(lambda q: _mean([part.hvp(q) for part in parts]), adjoint)
+        grad = direct - _mean([part.mixed(solution) for part in parts])
         return _finite(problem, value, grad, state, state[0].nbytes)
 
-    def _linearize(self, problem: Problem, hyper, weights) -> Linearized:
-        """Return the mean inner loss of `inner_batches`, linearized."""
+    def _linearize(self, problem: Problem, hyper, weights) -> list[Linearized]:
+        """Return the inner loss at each of `inner_batches`, linearized."""
         objective = problem.objective(hyper)
         try:
-            parts = [objective.linearize(weights, t) for t in self.inner_batches]
+            return [objective.linearize(weights, t) for t in self.inner_batches]
         except (TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "NoneType" not in str(error):
                 raise
@@ -141,7 +142,10 @@ class Implicit:
                 f" {type(error).__name__}: {error}. None stands for all training examples; use"
                 " inner_batches=range(8) for the mean over batches"
             ) from error
-        return parts[0] if len(parts) == 1 else mean(parts)
+
+
+def _mean(vectors: list):
+    return vectors[0] if len(vectors) == 1 else sum(vectors) / len(vectors)
 
 
 def _finite(problem: Problem, value, grad, state: tuple, nbytes: int) -> Hypergradient:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from hgcore.arrays import like, require_instance
+from hgcore.backend import Linearized
 from hgcore.problem import Diverged, OutOfRange, Problem, quiet
 from hgcore.trajectory import Checkpointed
 
@@ -86,23 +87,17 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None, whole
         require_graph(problem, "outer_loss", problem.outer_loss, weights, hyper)
     if not problem.steps:
         return
+    inner_loss = lambda w: problem.inner_loss(w, hyper, t)  # noqa: E731
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
-    slopes = abs(grad) + abs(mixed(_random_like(weights))), abs(grad) + abs(by_hyper)
-    for name, f, x, slope, here in (
-        ("inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights, abs(inner).sum(), None),
-        ("outer_loss", lambda w: problem.outer_loss(w, hyper), weights, abs(outer).sum(), value),
-        (
-            "inner_loss",
-            lambda h: problem.objective(h).gradient(weights, t),
-            hyper,
-            slopes[0],
-            inner,
-        ),
-        ("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, slopes[1], value),
-    ):
-        _require_derivative(problem, name, f, x, slope, here)
+    require = functools.partial(_require_derivative, problem)
+    require("inner_loss", inner_loss, weights, abs(inner).sum())
+    require("outer_loss", lambda w: problem.outer_loss(w, hyper), weights, abs(outer).sum(), value)
+    slope = abs(grad) + abs(mixed(_random_like(weights)))
+    require("inner_loss", lambda h: problem.objective(h).gradient(weights, t), hyper, slope, inner)
+    slope = abs(grad) + abs(by_hyper)
+    require("outer_loss", lambda h: problem.outer_loss(weights, h), hyper, slope, value)
     if not inner.any():
-        require_graph(problem, "inner_loss", lambda w: problem.inner_loss(w, hyper, t), weights)
+        require_graph(problem, "inner_loss", inner_loss, weights)
 
 
 def _require_functions(problem: Problem, hyper, implicit) -> None:
@@ -122,13 +117,14 @@ def _require_functions(problem: Problem, hyper, implicit) -> None:
 
 def require_graph(problem: Problem, name: str, loss: Callable, *args) -> None:
     """Raise ValueError if the loss(*args) is computed without a graph, as an accuracy is."""
-    if problem.backend.strangers(loss, *args):
+    connected, others = problem.backend.sources(loss, *args)
+    if others:
         raise ValueError(
             f"{name} has no derivative by the weights: it calls a module itself, whose parameters"
             " stay as they are; use the weights and function of hg.nets.functional (a net that is"
             " not trained here: requires_grad_(False))"
         )
-    if not problem.backend.has_graph(loss, *args):
+    if not connected:
         raise ValueError(
             f"{name} has no derivative: it is piecewise constant, as an accuracy is, or float(),"
             " .detach() or NumPy cuts it off; use a loss such as hg.nets.cross_entropy, made with"
@@ -190,21 +186,21 @@ def of_optimum(solver, problem: Problem, hyper, state=None) -> str | None:
     if found := found or _outer(problem, hyper, weights):
         return found
     for t in solver.inner_batches:
-        linearized = problem.objective(hyper).linearize(weights, t)
+        linearized, place = problem.objective(hyper).linearize(weights, t), "at the trained weights"
         if found := _loss(problem, hyper, t, weights, weights, linearized.gradient):
-            return f"at the trained weights {found}"
-        curvature = linearized.hvp(_random_like(weights))
-        if not _finite(problem, curvature):
-            where = _where(problem, curvature)
-            return f"second derivatives of the inner loss are not finite in {where}: {_KINK}"
-        if not _finite(problem, mixed := linearized.mixed(_random_like(weights))):
-            return f"at the trained weights {_mixed(problem, mixed)}"
+            return f"{place} {found}"
+        if found := _products(problem, linearized, _random_like(weights), place):
+            return found
     return None
 
 
-def _mixed(problem: Problem, mixed) -> str:
-    where = _where(problem, mixed, "hyper")
-    return f"the derivative of the inner loss by {where} is not finite: {_KINK}"
+def _products(problem: Problem, linearized: Linearized, q, place: str) -> str | None:
+    """Return what is not finite in products of q (n,) with second derivatives."""
+    if where := _where(problem, linearized.hvp(q)):
+        return f"second derivatives of the inner loss {place} are not finite in {where}: {_KINK}"
+    if where := _where(problem, linearized.mixed(q), "hyper"):
+        return f"the derivative of the inner loss by {where} is not finite {place}: {_KINK}"
+    return None
 
 
 @quiet
@@ -212,12 +208,12 @@ def _training(problem: Problem, hyper, state=None, steps: range | None = None) -
     """Return (what is not finite in training or None, the trained weights)."""
     start = state = problem.initial_state(hyper) if state is None else state
     for name, vector in zip(("weights", "velocity"), state, strict=False):
-        if not _finite(problem, vector):
-            return f"the initial {name} are not finite in {_where(problem, vector)}", None
+        if where := _where(problem, vector):
+            return f"the initial {name} are not finite in {where}", None
     for t in range(problem.steps) if steps is None else steps:
         gradient = problem.objective(hyper).gradient(state[0], t)
         after = problem.step(state, gradient, hyper, t)
-        if not all(_finite(problem, x) for x in (gradient, *after)):
+        if any(_where(problem, x) for x in (gradient, *after)):
             found = _loss(problem, hyper, t, start[0], state[0], gradient)
             found = found or _step(problem, hyper, t, state[0], gradient)
             return f"training diverged at step {t}: {found}", None
@@ -240,8 +236,7 @@ def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
         if magnitude > 100 * min(size, 1e4):
             return f"{found}, at weights up to {magnitude:.3g}: {_RATE}"
         return f"{found}: {_DOMAIN}"
-    if not _finite(problem, gradient):
-        where = _where(problem, gradient)
+    if where := _where(problem, gradient):
         return f"the inner loss is {value:.4g}, its gradient not finite in {where}: {_KINK}"
     return None
 
@@ -249,7 +244,7 @@ def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
 def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
     """Return what is not finite in step t, which has a finite gradient."""
     for name, value in vars(problem.coefficients(gradient, hyper, t)).items():
-        if name != "t" and not _finite(problem, value):
+        if name != "t" and _where(problem, value):
             return f"the coefficient {name} is not finite"
         if name == "epsilon" and not bool((value > 0).all()):
             return "a second moment is zero and epsilon is not positive: use a larger epsilon"
@@ -260,14 +255,13 @@ def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
 def _outer(problem: Problem, hyper, weights) -> str | None:
     """Return what is not finite in the outer loss at the trained weights."""
     value, by_weights, by_hyper = problem.outer_gradients(weights, hyper)
-    if not _finite(problem, value):
+    if _where(problem, value):
         return (
             f"the outer loss is {float(value):.3g} although training was finite: look for values"
             f" that are not finite in its data, or for {_DOMAIN}"
         )
     for name, slope in (("weights", by_weights), ("hyper", by_hyper)):
-        if not _finite(problem, slope):
-            where = _where(problem, slope, name)
+        if where := _where(problem, slope, name):
             return f"the gradient of the outer loss is not finite in {where}: {_KINK}"
     return None
 
@@ -280,30 +274,22 @@ def _backward(problem: Problem, hyper) -> str | None:
     for t in reversed(run.steps):
         before, linearized = run.undo(t)
         size = float(abs(adjoint[0]).max()) or 1.0
-        curvature = linearized.hvp(adjoint[0] / size)
-        if not _finite(problem, curvature):
-            where = _where(problem, curvature)
-            what = f"second derivatives of the inner loss at step {t} are not finite"
-            return f"{what} in {where}: {_KINK}"
-        mixed = linearized.mixed(adjoint[0] / size)
-        if not _finite(problem, mixed):
-            return f"at step {t} {_mixed(problem, mixed)}"
+        if found := _products(problem, linearized, adjoint[0] / size, f"at step {t}"):
+            return found
         adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
-        if not all(_finite(problem, x) for x in (*adjoint, part)):
+        if any(_where(problem, x) for x in (*adjoint, part)):
             return f"adjoints grew to {size:.3g} at step {t}: shorten the run or {_RATE}"
     return None
 
 
-def _finite(problem: Problem, x) -> bool:
-    return bool(problem.backend.xp.isfinite(x).all())
-
-
-def _where(problem: Problem, vector, name: str = "weights") -> str:
-    """Return the blocks, or else the entries, in which a vector is not finite."""
-    wrong = ~np.isfinite(problem.backend.numpy(vector))
+def _where(problem: Problem, x, name: str = "weights") -> str:
+    """Return the blocks, or else the entries, in which a vector or scalar is not finite, or ""."""
+    if bool(problem.backend.xp.isfinite(x).all()):
+        return ""
+    wrong = ~np.isfinite(problem.backend.numpy(x))
     layout = getattr(problem.inner_loss, "layout", None)
-    if name == "weights" and layout is not None and layout.size == len(wrong):
+    if name == "weights" and layout is not None and (layout.size,) == wrong.shape:
         return ", ".join(repr(key) for key, block in layout.split(wrong).items() if block.any())
     entries = np.flatnonzero(wrong)
     shown = ", ".join(map(str, entries[:5])) + (", ..." if len(entries) > 5 else "")
-    return f"{name}[{shown}], {len(entries)} of {len(wrong)}"
+    return f"{name}[{shown}], {len(entries)} of {wrong.size}"

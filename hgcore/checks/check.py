@@ -135,10 +135,8 @@ class _Examination:
         loss, hyper, backend = self.problem.inner_loss, self.hyper, self.problem.backend
         found = self.problem.objective(hyper).linearize(weights, t)
         along, dw, dh = found.gradient, self._direction(weights), self._direction(hyper)
-        for subject, d in (
-            ("inner d/dw", dw),
-            ("inner d/dw, steepest", along / (_norm(along) or 1.0)),
-        ):
+        steepest = along / (_norm(along) or 1.0)
+        for subject, d in (("inner d/dw", dw), ("inner d/dw, steepest", steepest)):
             line = lambda e, d=d: backend.evaluate(loss, weights + e * d, hyper, t)  # noqa: E731
             yield self._compared(subject, line, along @ d, _GRADIENT)
         line = lambda e: self._gradient(weights + e * dw, hyper, t)  # noqa: E731
@@ -161,7 +159,7 @@ class _Examination:
         """Yield a note on each loss that uses tensors which weights and hyper cannot change."""
         inner = lambda w, h: self.problem.inner_loss(w, h, t)  # noqa: E731
         for name, loss in (("inner_loss", inner), ("outer_loss", self.problem.outer_loss)):
-            if count := self.problem.backend.strangers(loss, weights, self.hyper):
+            if count := self.problem.backend.sources(loss, weights, self.hyper)[1]:
                 words = f"uses {count} other tensors that require a gradient, {_STRANGERS}"
                 yield Finding("note", name, words)
 
@@ -225,9 +223,8 @@ class _Examination:
         state = problem.initial_state(hyper)
         for t in range(problem.steps):
             gradient = self._gradient(state[0], hyper, t)
-            c, plain = (
-                optimizer.coefficients(backend, gradient, h, t) for h in (hyper, self.hyper)
-            )
+            c = optimizer.coefficients(backend, gradient, hyper, t)
+            plain = optimizer.coefficients(backend, gradient, self.hyper, t)
             rounded = problem.coefficients(gradient, self.hyper, t)
             for name in optimizer.decays:
                 setattr(c, name, getattr(c, name) + getattr(rounded, name) - getattr(plain, name))
