@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from numbers import Integral
 
@@ -18,7 +19,10 @@ def keep(batches: Iterable, backend=None) -> Callable:
     tuple, list or dictionary of them. backend: converts floating-point numbers to its precision
     and device, and moves the rest there.
     """
-    return _Kept([_on(backend, batch) for batch in batches])
+    kept = [_on(backend, batch) for batch in batches]
+    if not kept:
+        raise ValueError("keep needs at least one batch, got none")
+    return functools.partial(_kept, kept)
 
 
 def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callable:
@@ -33,17 +37,11 @@ def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callab
     return _Drawn(source, size, seed, backend)
 
 
-class _Kept:
-    def __init__(self, batches: list):
-        if not batches:
-            raise ValueError("keep needs at least one batch, got none")
-        self.batches = batches
-
-    def __call__(self, t):
-        if t is None:
-            return _each(_joined, *self.batches)
-        require_count("t", t)
-        return self.batches[t % len(self.batches)]
+def _kept(batches: list, t):
+    if t is None:
+        return _each(_joined, *batches)
+    require_count("t", t)
+    return batches[t % len(batches)]
 
 
 class _Drawn:
@@ -57,9 +55,7 @@ class _Drawn:
         if isinstance(source, data.IterableDataset) or not hasattr(source, "__getitem__"):
             raise ValueError("draw needs a data set with an index; use keep for a stream")
         if isinstance(source, dict):
-            raise ValueError(
-                "draw takes a tuple of arrays, got a dict: draw(tuple(source.values()))"
-            )
+            raise ValueError("draw takes a tuple of arrays, got a dict; take tuple(x.values())")
         self.count = len(source[0]) if isinstance(source, tuple) else len(source)
         if isinstance(source, tuple) and len({len(array) for array in source}) > 1:
             raise ValueError(f"arrays must have one length, got {[len(a) for a in source]}")
@@ -71,12 +67,9 @@ class _Drawn:
                 most = loader.batch_size if self.drop_last else self.count
                 size = min(loader.batch_size, most)
         if not isinstance(size, Integral) or not 1 <= size <= self.count:
-            hint = (
-                "; arrays go in a tuple, a list is a data set" if isinstance(source, list) else ""
-            )
-            raise ValueError(
-                f"size=, the examples of a batch, must lie in 1..{self.count}, got {size}{hint}"
-            )
+            hint = "; arrays go in a tuple, a list is a data set" * isinstance(source, list)
+            rule = f"size=, the examples of a batch, must lie in 1..{self.count}"
+            raise ValueError(f"{rule}, got {size}{hint}")
         self.source, self.size = source, size
 
     def __call__(self, t):

@@ -25,7 +25,7 @@ def drawn_from(seed, device=None) -> Iterator[None]:
         spare = _spare.pop() if _spare else np.random.MT19937()
         np.random.set_bit_generator(spare)  # 100 times faster than to save its state
         try:
-            set_seed(seed, device if cuda else None)
+            set_seed(seed, device)
             yield
         finally:
             random.setstate(state)
@@ -33,8 +33,8 @@ def drawn_from(seed, device=None) -> Iterator[None]:
             _spare.append(spare)
 
 
-def set_seed(seed, cuda=None) -> None:
-    """Seed the three libraries, and a GPU if one is given; ValueError for other seeds."""
+def set_seed(seed, device=None) -> None:
+    """Seed the three libraries, and `device` if it is a GPU; ValueError for other seeds."""
     import torch
 
     try:
@@ -44,8 +44,8 @@ def set_seed(seed, cuda=None) -> None:
         raise ValueError(f"{what}; for t=None use a fixed seed") from error
     number = int(sequence.generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(number)  # torch.manual_seed looks for devices first
-    if cuda:
-        torch.cuda.default_generators[torch.device(cuda).index or 0].manual_seed(number)
+    if device is not None and device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(number)
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)
 

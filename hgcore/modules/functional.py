@@ -69,7 +69,7 @@ class ModuleFunction:
             # transforms of torch.func cannot compare numbers
             plain = torch._C._functorch.maybe_current_level() is None
             if plain and (seed is None) not in self.examined:
-                self._examine(self._moved(weights), inputs, named, seed, run)
+                self._examine(weights, inputs, named, seed, run)
                 self.examined.add(seed is None)
             return run(self._copy(weights), *inputs, **named)
 
@@ -142,7 +142,7 @@ class ModuleFunction:
 
         def run(module, *inputs, **named):
             if seed is not None:
-                set_seed(seed, weights.device if weights.is_cuda else None)
+                set_seed(seed, weights.device)
             return module(*inputs, **named)
 
         with contextlib.ExitStack() as settings:
@@ -153,16 +153,12 @@ class ModuleFunction:
                 settings.enter_context(drawn_from(seed, weights.device))
             yield run
 
-    def _moved(self, weights):
-        """Return other weights than those of the module, which a function of it may have kept."""
-        initial = self.initial_weights()
-        kind = {"dtype": weights.dtype, "device": weights.device}
-        return (1.01 * initial + 0.001).to(**kind)
-
     def _examine(self, weights, inputs, named, seed, run: Callable) -> None:
         """Raise ValueError unless a copy gives what the module gives, and leaves it as it was."""
         import torch
 
+        # not the module's own weights, which a function of it may have kept
+        weights = (1.01 * self.initial_weights() + 0.001).to(weights)
         buffers = dict(self.module.named_buffers())
         self._require_precision(weights, buffers.values())
         with torch.no_grad(), ALONE:
@@ -179,10 +175,7 @@ class ModuleFunction:
             pairs = zip(buffers.items(), versions, strict=True)
             moves += [name for (name, b), version in pairs if b._version != version]
             if drew:
-                why = (
-                    "draws random numbers (dropout, noise): give its function seed=(t,), or call"
-                    " eval()"
-                )
+                why = "draws random numbers (dropout): give its function seed=(t,), or call eval()"
             elif moves:
                 why = f"changes its buffer {moves[0]!r} in a call: call eval()"
             elif _alike(output, expected):
