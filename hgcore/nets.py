@@ -29,10 +29,8 @@ def cross_entropy(log_probabilities, labels):
     xp = namespace(log_probabilities)
     if _are_classes(log_probabilities, labels):
         if hasattr(xp, "nn"):
-            # torch would leave out labels of -100, its default
-            return xp.nn.functional.nll_loss(
-                log_probabilities, labels.long(), ignore_index=-(2**60)
-            )
+            never = -(2**60)  # torch would leave out labels of -100, its default
+            return xp.nn.functional.nll_loss(log_probabilities, labels.long(), ignore_index=never)
         return -xp.mean(log_probabilities[xp.arange(len(labels)), labels])
     return xp.sum(log_probabilities * labels) / -len(labels)
 

@@ -51,16 +51,16 @@ class Optimizer:
 
     def __post_init__(self):
         for name in self._coefficients:
-            value, kinds = getattr(self, name), (Real, list, tuple, Callable)
-            fits = isinstance(value, kinds) or hasattr(value, "ndim")
+            value, whose = getattr(self, name), f"{type(self).__name__}: {name}"
+            fits = isinstance(value, (Real, list, tuple, Callable)) or hasattr(value, "ndim")
             if not fits or isinstance(value, (bool, type)):
-                what = f"{type(self).__name__}: {name} must be a number, a vector or a function"
-                raise TypeError(f"{what} (hyper, t), got {value!r:.60}")
+                what = f"{whose} must be a number, a vector or a function (hyper, t)"
+                raise TypeError(f"{what}, got {value!r:.60}")
             if getattr(value, "requires_grad", False):
-                what = f"{type(self).__name__}: {name} is a tensor that requires a gradient"
-                raise TypeError(f"{what}: make it a function of hyper, such as lambda h, t: h[0]")
+                what = f"{whose} is a tensor that requires a gradient: make it a function of hyper"
+                raise TypeError(f"{what}, such as lambda h, t: h[0]")
             if callable(value):
-                require_arguments(f"{type(self).__name__}: {name}", value, "hyper", "t")
+                require_arguments(whose, value, "hyper", "t")
             elif name in ("clip", "epsilon"):
                 least = min(map(float, value)) if np.ndim(value) else float(value)
                 self.require_limit(name, least)
@@ -69,8 +69,8 @@ class Optimizer:
         """Raise ValueError unless the least value of clip is positive, that of epsilon >= 0."""
         if not least >= 0 or name == "clip" and least == 0:
             rule = "positive" if name == "clip" else ">= 0"
-            what = f"{type(self).__name__}: {name} must be {rule}"
-            raise ValueError(f"{what}, got {least:.3g}{where}")
+            kind = type(self).__name__
+            raise ValueError(f"{kind}: {name} must be {rule}, got {least:.3g}{where}")
 
     @property
     def _coefficients(self) -> list[str]:

@@ -50,10 +50,7 @@ def descend(
     outer and the inner step.
     """
     require_instance("solver", solver, Callable, "hg.Reverse(hg.Reversible())")
-
-    def step(now: Problem, k: int, hyper) -> tuple:
-        return solver(now, hyper), ()
-
+    step = lambda now, k, hyper: (solver(now, hyper), ())  # noqa: E731
     return _loop("descend", step, problem, hyper, optimizer, steps, project, resume)
 
 
@@ -69,6 +66,7 @@ def realtime(
     solver = solver or Forward()
     require_instance("solver", solver, "advance", "hg.Forward()")
     require_count("every", every, least=1, what="inner steps")
+    loop = f"realtime(every={every})"
 
     def step(now: Problem, k: int, hyper, *carry) -> tuple:
         state, tangents = carry or (now.initial_state(hyper), now.jvp_initial(hyper))
@@ -80,9 +78,7 @@ def realtime(
             require_connected(now, hyper, result)
         return result, carry
 
-    return _loop(
-        f"realtime(every={every})", step, problem, hyper, optimizer, steps, project, resume
-    )
+    return _loop(loop, step, problem, hyper, optimizer, steps, project, resume)
 
 
 def alternate(
@@ -99,6 +95,7 @@ def alternate(
     """
     require_instance("solver", solver, (Implicit, Reverse), "hg.Implicit(hg.Neumann(20, 0.1))")
     require_count("every", every, least=1, what="inner steps")
+    loop = f"alternate(every={every})"
 
     def step(now: Problem, k: int, hyper, state: tuple | None = None) -> tuple:
         if isinstance(solver, Implicit):
@@ -117,9 +114,7 @@ def alternate(
         state = now.split_state(result.state, len(state[0]))
         return result, (tuple(1 * vector for vector in state),)
 
-    return _loop(
-        f"alternate(every={every})", step, problem, hyper, optimizer, steps, project, resume
-    )
+    return _loop(loop, step, problem, hyper, optimizer, steps, project, resume)
 
 
 @dataclass(frozen=True)

@@ -91,14 +91,13 @@ class Problem:
             raise TypeError(f"backend must be hg.Torch() or hg.Autograd(), got {self.backend!r}")
         require_instance("optimizer", self.optimizer, Optimizer, "hg.Momentum(0.1, 0.9)")
         several = isinstance(self.initial, (list, tuple)) and any(map(np.ndim, self.initial))
-        if several or hasattr(self.initial, "parameters"):
-            found = "several arrays" if several else "a module"
+        module = hasattr(self.initial, "parameters")
+        if self.initial is None or several or module:
+            found = "a module" if module else "several arrays" if several else "None"
             what = f"initial must be a vector (n,) or a function of hyper, got {found}"
             raise TypeError(f"{what}; hg.nets.functional gives the weights of a module")
         for name, function in self._initials.items():
             require_arguments(name, function, "hyper")
-        if self.initial is None:
-            raise TypeError("initial must be a vector (n,) or a function of hyper, got None")
         require_count("steps", self.steps)
 
     def objective(self, hyper) -> Objective:
@@ -223,10 +222,10 @@ class Problem:
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
         """Return, for each of `steps`, the smallest value of each decay and of shrink.
 
-        Raises ValueError, naming the step, for one out of its range, and for a wrong clip or
-        epsilon. Reads from the device once.
+        Also of a clip or epsilon that is a function. Raises ValueError, naming the step, for one
+        out of its range. Reads from the device once.
         """
-        optimizer, backend, rows = self.optimizer, self.backend, []
+        optimizer, backend, xp, rows = self.optimizer, self.backend, self.backend.xp, []
         steps = range(self.steps) if steps is None else steps
         limits = [x for x in ("clip", "epsilon") if callable(getattr(optimizer, x, None))]
         names = (*optimizer.decays, *optimizer.shrinking, *limits)
@@ -236,21 +235,17 @@ class Problem:
             rows.append({name: getattr(c, name) for name in (*optimizer.decays, *limits)})
             if optimizer.shrinking:
                 rows[-1][SHRINK] = optimizer.shrink(c)
-        values = [value for row in rows for value in row.values()]
-        ends = backend.floats(
-            [end(x) for x in values for end in (backend.xp.amin, backend.xp.amax)]
-        )
-        lows, highs = iter(ends[::2]), iter(ends[1::2])
+        values = [x for row in rows for x in row.values()]
+        ends = iter(backend.floats([end(x) for x in values for end in (xp.amin, xp.amax)]))
         for t, row in zip(steps, rows, strict=False):
-            for name in list(row):
-                low, high, where = next(lows), next(highs), f" at step {t}"
+            for name in row:
+                row[name], high, where = next(ends), next(ends), f" at step {t}"
                 if name in limits:
-                    optimizer.require_limit(name, low, where)
-                    del row[name]
+                    optimizer.require_limit(name, row[name], where)
                     continue
                 largest = 1.0 if name == SHRINK else optimizer.largest_decay
-                row[name] = require_decay(name, low, largest, where)
-                require_decay(name, high, largest, where)
+                for end in (row[name], high):
+                    require_decay(name, end, largest, where)
         return rows if changing else rows * len(steps)
 
 
@@ -276,11 +271,8 @@ class DivergenceMonitor:
                 where = f"at step {t}" if t >= 0 else "before step 0"
                 if number < float("inf"):
                     raise OutOfRange(self.what.format(number=number, where=where, limit=self.limit))
-                raise Diverged(_NOT_FINITE.format(where=where))
+                raise Diverged(
+                    f"training diverged {where}: a weight or slot is not finite; lower the rate, or"
+                    " look for what is not finite in the loss there"
+                )
         self.seen.clear()
-
-
-_NOT_FINITE = (
-    "training diverged {where}: a weight or slot is not finite; lower the rate, or look for what is"
-    " not finite in the loss there"
-)

@@ -17,7 +17,6 @@ from hgcore.backend import Linearized
 from hgcore.fixed_point import (
     DENOMINATOR,
     UNIT,
-    WIDE_UNIT,
     FixedPoint,
     ReversalBuffer,
     ReversalError,
@@ -134,11 +133,8 @@ class ExactState:
 
     def __init__(self, optimizer: Optimizer, state: tuple):
         self.optimizer, self.dtype, self.size = optimizer, state[0].dtype, sum(map(len, state))
-        squares = [False, *(slot.square for slot in optimizer.slots)]
-        self.values = [
-            FixedPoint(x, WIDE_UNIT if square else UNIT, wide=square)
-            for x, square in zip(state, squares, strict=True)
-        ]
+        wide = [False, *(slot.square for slot in optimizer.slots)]
+        self.values = [FixedPoint(x, wide=w) for x, w in zip(state, wide, strict=True)]
         self.position, self.buffer, self.renewals = self.values[0], ReversalBuffer(), []
         self.scale = self.log_scale = None  # of the weights, if they shrink
         self.log_least = 0.0  # no scale has a smaller logarithm
