@@ -112,21 +112,21 @@ def require_scalar(value, attribute: str = "shape"):
 
 
 @functools.cache
-def _trace_by_thread() -> None:
-    """Give each thread a count of traces of its own: autograd's single one mixes their levels."""
-    from autograd import tracer
+def _autograd() -> ModuleType:
+    """Return autograd, with a count of traces for each thread: a single one mixes their levels."""
+    import autograd.numpy
 
     class TraceStack(threading.local):
         top = -1
-        new_trace = tracer.TraceStack.new_trace
+        new_trace = autograd.tracer.TraceStack.new_trace
 
-    tracer.trace_stack = TraceStack()
+    autograd.tracer.trace_stack = TraceStack()
+    return autograd
 
 
 @contextlib.contextmanager
 def _constants_allowed():
     """Silence autograd's warning about outputs that do not depend on the input."""
-    _trace_by_thread()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Output seems independent of input")
         yield
@@ -142,20 +142,14 @@ class Autograd(Backend):
 
     @property
     def xp(self) -> ModuleType:
-        import autograd.numpy
-
-        return autograd.numpy
+        return _autograd().numpy
 
     def array(self, values) -> np.ndarray:
-        from autograd.tracer import getval
-
-        require_real(values := getval(values))
+        require_real(values := _autograd().tracer.getval(values))
         return np.asarray(values, dtype=np.float64)
 
     def traced(self, values):
-        from autograd.tracer import isbox
-
-        if isbox(values):
+        if _autograd().tracer.isbox(values):
             return values
         require_real(values)
         return self.xp.array(values, dtype=np.float64)
@@ -176,22 +170,16 @@ class Autograd(Backend):
         return value[()], *pull((np.ones(()),))
 
     def sources(self, f, *args) -> tuple[bool, int]:
-        from autograd.tracer import isbox
-
         found = []
         self.vjp(lambda *a: found.append(f(*a)) or (found[0],), *args)
-        return isbox(found[0]), 0
+        return _autograd().tracer.isbox(found[0]), 0
 
     def slopes(self, f, args, count: int) -> tuple:
-        from autograd import grad
-
-        return grad(lambda *a: require_scalar(f(*a)), tuple(range(count)))(*args)
+        return _autograd().grad(lambda *a: require_scalar(f(*a)), tuple(range(count)))(*args)
 
     @_constants_allowed()
     def vjp(self, f, *args) -> tuple:
-        from autograd import make_vjp
-        from autograd.builtins import tuple as boxed
-
+        make_vjp, boxed = _autograd().make_vjp, _autograd().tuple
         back, outputs = make_vjp(lambda *a: boxed(f(*a)), tuple(range(len(args))))(*args)
 
         def pull(cotangents, only=None):
@@ -202,8 +190,6 @@ class Autograd(Backend):
 
     @_constants_allowed()
     def jvp(self, f, *args) -> tuple:
-        from autograd import make_vjp
-
         outputs, pull = self.vjp(f, *args)
-        push, _ = make_vjp(pull)(tuple(map(np.zeros_like, outputs)))
+        push, _ = _autograd().make_vjp(pull)(tuple(map(np.zeros_like, outputs)))
         return outputs, lambda *tangents: push(tangents)  # the vjp of a linear vjp is the jvp

@@ -9,7 +9,6 @@ import numpy as np
 from hgcore.arrays import fast_module, namespace
 from hgcore.backend import reverse_mode
 from hgcore.layout import Layout
-from hgcore.modules.functional import functional  # noqa: F401
 
 
 def log_softmax(scores):
@@ -55,6 +54,14 @@ def _are_classes(log_probabilities, labels) -> bool:
     if isinstance(labels, np.ndarray) and labels.size and labels.min() < 0:
         raise ValueError(f"labels must lie in 0..{shape[1] - 1}, got {labels.min()}")
     return True
+
+
+def functional(module) -> tuple:
+    """Return (weights (n,), function) of a torch.nn.Module, for a Problem; see ModuleFunction."""
+    from hgcore.modules.functional import ModuleFunction  # which needs torch
+
+    function = ModuleFunction(module)
+    return function.initial_weights(), function
 
 
 @dataclass(frozen=True)

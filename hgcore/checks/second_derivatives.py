@@ -66,20 +66,17 @@ MISSING = (
     Limit("cuDNN's recurrent nets", "cudnn_rnn", _FLAGS),  # on a GPU only
     Limit("sparse tensors", "[Ss]parse", _DENSE, "sparse.softmax"),
 )
+_WHY = {WRONG: "second derivatives that torch gets wrong", MISSING: "no second derivative in torch"}
 MODULES = {  # class of torch: why a module of it, or with such a norm, is refused
     name: f"has {why}; {limit.instead}"
-    for why, limits in (
-        ("second derivatives that torch gets wrong", WRONG),
-        ("no second derivative in torch", MISSING),
-    )
+    for limits, why in _WHY.items()
     for limit in limits
     for name in limit.names.split()
 }
 EMBEDDING = {  # option of torch.nn.Embedding: why it is refused if it is set
     "sparse": "has gradients that torch cannot differentiate; use sparse=False",
     "max_norm": "changes its weights while it runs; use max_norm=None",
-    "scale_grad_by_freq": "has a gradient that is not that of the loss; use"
-    " scale_grad_by_freq=False",
+    "scale_grad_by_freq": "has another gradient than the loss; use scale_grad_by_freq=False",
     "padding_idx": "has a gradient without the row of padding_idx; set that row to zero",
 }
 _OTHER = Limit("an operation", "", "write it with other operations of torch")

@@ -9,7 +9,6 @@ from numbers import Integral
 import numpy as np
 
 from hgcore.arrays import namespace, require_count
-from hgcore.modules.draws import drawn_from
 
 
 def keep(batches: Iterable, backend=None) -> Callable:
@@ -78,6 +77,8 @@ class _Drawn:
         indices = np.arange(self.count) if t is None else self._indices(t)
         if isinstance(self.source, tuple):
             return _on(self.backend, tuple(array[indices] for array in self.source))
+        from hgcore.modules.draws import drawn_from
+
         with drawn_from((self.seed, 0 if t is None else t + 1)):
             batch = self.collate([self.source[i] for i in indices.tolist()])
         return _on(self.backend, batch)

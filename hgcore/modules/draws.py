@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 ALONE = threading.RLock()  # each library has one generator, for all threads
 _spare = []  # generators for NumPy's own draws, which are slow to make
@@ -17,8 +18,6 @@ def drawn_from(seed, device=None) -> Iterator[None]:
 
     One thread at a time.
     """
-    import torch
-
     cuda = device is not None and device.type == "cuda"
     with ALONE, torch.random.fork_rng([device] if cuda else []):
         state, own = random.getstate(), np.random.get_bit_generator()
@@ -35,8 +34,6 @@ def drawn_from(seed, device=None) -> Iterator[None]:
 
 def set_seed(seed, device=None) -> None:
     """Seed the three libraries, and `device` if it is a GPU; ValueError for other seeds."""
-    import torch
-
     try:
         sequence = np.random.SeedSequence(seed)
     except (TypeError, ValueError) as error:
@@ -52,8 +49,6 @@ def set_seed(seed, device=None) -> None:
 
 def generators(weights) -> tuple:
     """Return the states of the generators that `drawn_from` seeds."""
-    import torch
-
     cuda = weights.is_cuda
     state = torch.cuda.get_rng_state(weights.device) if cuda else torch.get_rng_state()
     numpy = np.random.get_state()

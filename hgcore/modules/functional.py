@@ -5,15 +5,12 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from hgcore.layout import Layout
 from hgcore.modules.draws import ALONE, drawn_from, generators, set_seed
 from hgcore.modules.refusals import as_real, require_plain
-
-
-def functional(module) -> tuple:
-    """Return (weights (n,), function) of a torch.nn.Module, for a Problem; see ModuleFunction."""
-    function = ModuleFunction(module)
-    return function.initial_weights(), function
 
 
 class ModuleFunction:
@@ -44,14 +41,10 @@ class ModuleFunction:
 
     def initial_weights(self):
         """Return the module's parameters as one vector (n,)."""
-        import torch
-
         with ALONE:
             return torch.cat([as_real(p).detach().reshape(-1) for p in self.trained.values()])
 
     def __call__(self, weights, *inputs, seed=None, **named):
-        import torch
-
         if torch.compiler.is_compiling():  # which knows this call, and cannot follow a copy
             if seed is not None:
                 raise ValueError("a compiled loss cannot take a seed: leave hg.fast.Compiled out")
@@ -80,8 +73,6 @@ class ModuleFunction:
         module stays as it is. For tests, not for losses: raises ValueError if the statistics would
         need a gradient.
         """
-        import torch
-
         attributes = (x for part in self.parts for x in vars(part).values())
         computed = (x for x in attributes if isinstance(x, torch.Tensor) and x.grad_fn is not None)
         module = copy.deepcopy(self.module, {id(x): x.detach() for x in computed}).eval()
@@ -109,8 +100,6 @@ class ModuleFunction:
 
     def _parameters(self, weights) -> dict:
         """Return {name: view of weights}, complex where the module's parameter is."""
-        import torch
-
         pairs = {name for name, p in self.trained.items() if p.is_complex()}
         blocks = self.layout.split(weights).items()
         return {name: torch.view_as_complex(x) if name in pairs else x for name, x in blocks}
@@ -138,7 +127,6 @@ class ModuleFunction:
     @contextlib.contextmanager
     def _settings(self, weights, seed) -> Iterator[Callable]:
         """Select kernels with second derivatives; yield (module, *inputs) -> output."""
-        import torch
 
         def run(module, *inputs, **named):
             if seed is not None:
@@ -155,8 +143,6 @@ class ModuleFunction:
 
     def _examine(self, weights, inputs, named, seed, run: Callable) -> None:
         """Raise ValueError unless a copy gives what the module gives, and leaves it as it was."""
-        import torch
-
         # not the module's own weights, which a function of it may have kept
         weights = (1.01 * self.initial_weights() + 0.001).to(weights)
         buffers = dict(self.module.named_buffers())
@@ -232,8 +218,6 @@ def _tracks_statistics(part) -> bool:
 
 def _links(part, known: set) -> list[str]:
     """Return the attributes that refer to `known` or that a call may fill: a copy has its own."""
-    import torch
-
     own = set(vars(part)).difference(vars(torch.nn.Module()))
     filled = {name for name in own if isinstance(vars(part)[name], (dict, list, set))}
     return [name for name, x in vars(part).items() if name in filled or _refers(x, known)]
@@ -271,8 +255,6 @@ _callers: list[int] = []  # the calls that need the plain kernel
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
     """Select the kernel of attention that has a second derivative, until the last call is done."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     with ALONE:
         if not _callers:
             _attention.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -288,8 +270,6 @@ def _plain_attention() -> Iterator[None]:
 
 def _alike(a, b) -> bool:
     """Whether two outputs, tensors or nested, are equal but for rounding."""
-    import torch
-
     if isinstance(a, torch.Tensor):
         return torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
     if isinstance(a, dict):

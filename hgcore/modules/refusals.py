@@ -1,12 +1,12 @@
 """Which torch modules cannot be a function of a vector, and why."""
 
+import torch
+
 from hgcore.checks import second_derivatives
 
 
 def require_plain(module) -> None:
     """Raise unless `module` can be copied as it is, and torch differentiates it twice."""
-    import torch
-
     kind = type(module).__name__
     if isinstance(module, type) or not isinstance(module, torch.nn.Module):
         raise TypeError(f"functional takes a torch.nn.Module, got {kind}")
@@ -32,8 +32,6 @@ def require_plain(module) -> None:
 
 def _fault(part) -> str | None:
     """Return why a part of a module cannot be used, None if it can."""
-    import torch
-
     if isinstance(part, torch.jit.ScriptModule):
         return "is a script, which cannot be copied; pass the module itself"
     if isinstance(part, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
@@ -58,6 +56,4 @@ def _fault(part) -> str | None:
 
 def as_real(parameter):
     """Return a parameter, a complex one as pairs of numbers (*shape, 2)."""
-    import torch
-
     return torch.view_as_real(parameter) if parameter.is_complex() else parameter

@@ -11,8 +11,8 @@ from torch.nn.functional import embedding
 
 from hgcore.layout import Layout
 from hgcore.modules.draws import drawn_from
-from hgcore.modules.functional import ModuleFunction, functional
-from hgcore.nets import cross_entropy, log_softmax
+from hgcore.modules.functional import ModuleFunction
+from hgcore.nets import cross_entropy, functional, log_softmax
 from hgcore.problem import Problem
 
 TEMPERATURE = 0.1  # of the relaxed masks, as in Gal, Hron and Kendall 2017
