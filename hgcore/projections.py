@@ -61,11 +61,16 @@ def box_l1(low, high, radius: float) -> Callable:
     if not radius >= 0:
         raise ValueError(f"the radius must be a number >= 0, got {radius}")
     inside, lowest, highest = box(low, high), box(low, low), box(high, high)
+    if (least := _host(low).min(initial=0.0)) < 0:
+        raise ValueError(f"low must be >= 0, got {least:.6g}; for either sign see box or l1_ball")
 
     def project(hyper):
         more, less, most = inside(hyper), lowest(hyper), highest(hyper)
-        _require_points(less, radius)
-        within = max(radius, float(less.sum()))  # larger by rounding at most
+        total, rounding = float(less.sum()), len(less) * namespace(less).finfo(less.dtype).eps
+        if total > radius * (1 + rounding):
+            why = f"low alone adds up to {total:.6g}, more than the radius {radius:.6g}"
+            raise ValueError(f"the set is empty: {why}")
+        within = max(radius, total)  # larger by rounding at most
         if float(more.sum()) <= within:
             return more
         xp = namespace(hyper)
@@ -82,13 +87,3 @@ def box_l1(low, high, radius: float) -> Callable:
         return inside(more + share * (less - more))
 
     return project
-
-
-def _require_points(least, radius: float) -> None:
-    """Raise ValueError if no vector lies between the bounds and has a sum up to the radius."""
-    lowest, total = float(least.min()), float(least.sum())
-    if lowest < 0:
-        raise ValueError(f"low must be >= 0, got {lowest:.6g}; for either sign see box or l1_ball")
-    if total > radius * (1 + len(least) * namespace(least).finfo(least.dtype).eps):
-        why = f"low alone adds up to {total:.6g}, more than the radius {radius:.6g}"
-        raise ValueError(f"the set is empty: {why}")
