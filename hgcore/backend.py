@@ -102,7 +102,7 @@ def require_scalar(value, attribute: str = "shape"):
     """
     what = "a loss must return a scalar of shape (), got"
     if not hasattr(value, attribute):
-        cut = ": float() and .item() cut its graph off, and NumPy does; use backend.xp"
+        cut = ": float() and .item() cut its graph off, as NumPy does; use backend.xp"
         number = isinstance(value, (Real, np.ndarray))
         raise ValueError(f"{what} {type(value).__name__}{cut * number}")
     if value.shape != ():

@@ -140,15 +140,15 @@ def arithmetic(bits) -> Arithmetic:
 class FixedPoint:
     """A vector (n,) whose additions `subtract` undoes exactly.
 
-    bits: int64 in multiples of `unit`, a power of two, by default 2**-52, 2**-80 if wide. wide:
-    keep two integers a value, (bits * 2**45 + low) * unit with 0 <= low < 2**45. Sums return a
-    bound on the magnitudes met. They are right if it lies below 2**63 * unit, 2**91 * unit if
-    wide; they wrap around, and are wrong, if it is larger, or NaN.
+    bits: int64 in multiples of `unit`, a power of two. wide: keep two integers a value, (bits *
+    2**45 + low) * unit with 0 <= low < 2**45. Sums return a bound on the magnitudes met, 0 if none
+    can be large. They are right if it lies below 2**63 * unit, 2**91 * unit if wide; they wrap
+    around, and are wrong, if it is larger, or NaN.
     """
 
-    def __init__(self, values, unit: float | None = None, wide: bool = False):
-        self.unit, zero = unit or (WIDE_UNIT if wide else UNIT), 0 if wide else None
-        self.bits, self.low = _plus(operator.add, 0, zero, _double(values), self.unit)
+    def __init__(self, values, unit: float = UNIT, wide: bool = False):
+        self.unit, zero = unit, 0 if wide else None
+        self.bits, self.low = _plus(operator.add, 0, zero, _double(values), unit)
 
     def floats(self, dtype=None):
         """Return the values (n,), rounded to nearest."""
@@ -348,8 +348,7 @@ class ReversalBuffer:
     @property
     def nbytes(self) -> int:
         """The bytes of the state, the words and their counts."""
-        state = 0 if self.state is None else self.state.nbytes
-        return state + sum(word.nbytes + 8 for _, word in self.words)
+        return getattr(self.state, "nbytes", 0) + sum(word.nbytes + 8 for _, word in self.words)
 
 
 def _next_bound(bound: int, decay: Decay) -> int:

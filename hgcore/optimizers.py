@@ -93,8 +93,8 @@ class Optimizer:
             value = getattr(self, name)
             value = value(hyper, t) if callable(value) else value
             value = None if value is None else backend.traced(value)
-            if value is None or tuple(value.shape) not in ((), shape):
-                found = None if value is None else tuple(value.shape)
+            found = None if value is None else tuple(value.shape)
+            if found not in ((), shape):
                 what = f"{type(self).__name__}: {name} must be a scalar or have shape {shape}"
                 raise ValueError(f"{what}, got {found} at step {t}")
             setattr(c, name, value)

@@ -196,17 +196,14 @@ class Problem:
 
         linearized: the inner loss at that state; adjoint: that of the state after the step.
         """
-        pulled = self._pull_step(before, linearized.gradient, hyper, t, adjoint)
+        fast, gradient = fast_module("steps"), linearized.gradient
+        if fast and fast.fits(self.optimizer, self.backend):
+            pulled = fast.pull_step(self, before, gradient, hyper, t, adjoint)
+        else:
+            pulled = self.backend.vjp(self._step_at(t), hyper, gradient, *before)[1](adjoint)
         part, direction, weights_adjoint, *slots_adjoint = pulled
         curvature, mixed = linearized.product(direction)
         return (weights_adjoint + curvature, *slots_adjoint), part + mixed
-
-    def _pull_step(self, before: tuple, gradient, hyper, t: int, adjoint: tuple) -> tuple:
-        """Return the cotangents of hyper (m,), gradient, weights and slots, each (n,)."""
-        fast = fast_module("steps")
-        if fast and fast.fits(self.optimizer, self.backend):
-            return fast.pull_step(self, before, gradient, hyper, t, adjoint)
-        return self.backend.vjp(self._step_at(t), hyper, gradient, *before)[1](adjoint)
 
     def jvp_step(self, before: tuple, gradient, hyper, t: int) -> tuple:
         """Return (state after step t, push: tangents of hyper, gradient and state -> its own)."""

@@ -17,6 +17,7 @@ from hgcore.backend import Linearized
 from hgcore.fixed_point import (
     DENOMINATOR,
     UNIT,
+    WIDE_UNIT,
     FixedPoint,
     ReversalBuffer,
     ReversalError,
@@ -133,8 +134,9 @@ class ExactState:
 
     def __init__(self, optimizer: Optimizer, state: tuple):
         self.optimizer, self.dtype, self.size = optimizer, state[0].dtype, sum(map(len, state))
-        wide = [False, *(slot.square for slot in optimizer.slots)]
-        self.values = [FixedPoint(x, wide=w) for x, w in zip(state, wide, strict=True)]
+        units = [UNIT, *(WIDE_UNIT if slot.square else UNIT for slot in optimizer.slots)]
+        pairs = zip(state, units, strict=True)
+        self.values = [FixedPoint(x, unit, wide=unit == WIDE_UNIT) for x, unit in pairs]
         self.position, self.buffer, self.renewals = self.values[0], ReversalBuffer(), []
         self.scale = self.log_scale = None  # of the weights, if they shrink
         self.log_least = 0.0  # no scale has a smaller logarithm

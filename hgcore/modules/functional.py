@@ -79,9 +79,8 @@ class ModuleFunction:
         layers = [part for part in module.modules() if _tracks_statistics(part)]
         if layers and weights.requires_grad:
             raise ValueError(
-                "evaluation fixes the batch statistics, so a loss of it has a wrong gradient: test"
-                " trained weights with it; in a loss use the function itself, of a module whose"
-                " dropout layers are in eval()"
+                "evaluation fixes the batch statistics, so a loss of it has a wrong gradient: use"
+                " the function itself there, of a module whose dropout layers are in eval()"
             )
         own, count = dict(module.named_parameters()), 0
         with torch.no_grad():
