@@ -26,6 +26,8 @@ _BLOCK = "call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), as the
 _ROOT = "the square root of the sums of squared differences"
 _FLAGS = "run them inside torch.backends.cudnn.flags(enabled=False)"
 _DENSE = "use dense ones, such as those of Embedding(sparse=False)"
+_BAG = "use Embedding and the mean over each bag"
+_RELU = "write it with torch.relu"
 _INDEX = "use torch.index_add or torch.scatter_reduce"
 # Without an error: torch leaves out terms of the second derivative, or all of them.
 WRONG = (
@@ -46,18 +48,10 @@ MISSING = (
         "torch.cdist", "_cdist", f"use compute_mode='use_mm_for_euclid_dist', or {_ROOT}", "cdist"
     ),
     Limit("pdist", "_pdist", f"use {_ROOT}", "pdist"),
-    Limit(
-        "EmbeddingBag",
-        "embedding_bag",
-        "use Embedding and the mean over each bag",
-        "EmbeddingBag embedding_bag",
-    ),
+    Limit("EmbeddingBag", "embedding_bag", _BAG, "EmbeddingBag embedding_bag"),
     Limit("Hardsigmoid", "hardsigmoid", "use relu6(x + 3) / 6", "Hardsigmoid"),
     Limit(
-        "a margin loss of several classes",
-        "margin_loss",
-        "write it with torch.relu",
-        "MultiMarginLoss MultiLabelMarginLoss",
+        "a multi-class margin loss", "margin_loss", _RELU, "MultiMarginLoss MultiLabelMarginLoss"
     ),
     Limit("CTCLoss", "ctc_loss", "write its recursion with torch.logsumexp", "CTCLoss"),
     Limit("CrossMapLRN2d", "out=", "use LocalResponseNorm", "CrossMapLRN2d"),
@@ -120,8 +114,8 @@ def explained(why: str | None = None):
         said = str(error).strip().split("\n")[0].rstrip(".")
         if why is None and not re.search(_FAILED, said):
             raise
-        limits = (limit for limit in (*MISSING, *WRONG) if re.search(limit.operation, said))
-        limit = next(limits, _OTHER)
+        limits = *MISSING, *WRONG, _OTHER
+        limit = next(limit for limit in limits if re.search(limit.operation, said))
         need = f"torch cannot differentiate {limit.what} as often as hypergradients need"
         raise RuntimeError(why or f"{need} ({said}); {limit.instead}") from error
 
