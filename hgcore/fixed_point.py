@@ -256,7 +256,7 @@ def as_decay(decay, least: float | None = None) -> Decay:
 
 def require_decay(name: str, value: float, largest: float = 1.0, where: str = "") -> float:
     """Return `value`; raise ValueError unless, rounded, it lies in [2**-16, largest]."""
-    if 1 / DENOMINATOR <= value <= 1 and round_decay(value) <= largest:
+    if 1 / DENOMINATOR <= value <= 1 and round(value * DENOMINATOR) <= largest * DENOMINATOR:
         return value
     end = "1" if largest == 1 else "1 - 2**-16"
     way_out = "decays are rounded to 2**-16"
