@@ -12,7 +12,9 @@ def box(low, high) -> Callable:
     """Return the projection onto low <= hyper <= high (numbers or vectors)."""
     for name, bound in (("low", low), ("high", high)):
         if bound is None:
-            raise TypeError(f"{name} must be a number or a vector, got None; inf is no bound")
+            raise TypeError(
+                f"{name} must be a number or a vector, got None; -inf and inf are no bounds"
+            )
     lows, highs = np.broadcast_arrays(_host(low), _host(high))
     if (wrong := lows > highs).any():
         excess = (lows - highs)[wrong].max()
