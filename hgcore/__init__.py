@@ -11,7 +11,7 @@ from hgcore.backend_torch import Torch
 from hgcore.checkpoint import load, save
 from hgcore.checks.check import check
 from hgcore.fixed_point import FixedPoint, ReversalBuffer, ReversalError
-from hgcore.hypergradient import Forward, Hypergradient, Implicit, Reverse
+from hgcore.hypergradient import Conditions, Forward, Hypergradient, Implicit, Reverse
 from hgcore.layout import Layout
 from hgcore.linear import ConjugateGradient, DenseSolve, Identity, Neumann, Nystrom
 from hgcore.modules import batches

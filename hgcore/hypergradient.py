@@ -94,14 +94,24 @@ class Forward:
         return _finite(problem, value, grad, state, nbytes)
 
 
+class Conditions(NamedTuple):
+    """Both are 0 where `Implicit` is exact.
+
+    slope: |dL/dw|, the length of the inner gradient. residual: |A x - b| / |b| of the linear solve.
+    """
+
+    slope: float
+    residual: float
+
+
 @dataclass(frozen=True)
 class Implicit:
     """Implicit differentiation at the last weights: exact at an optimum, if `solve` is.
 
     grad = d outer/dhyper - B' A^-1 d outer/dw, where A = d2L/dw2 and B = d2L/dw dhyper belong to
     the mean of the inner loss over `inner_batches`, by default all examples (t = None). solve:
-    Neumann, ConjugateGradient, Nystrom, Identity or DenseSolve. Not for hyperparameters of the
-    optimizer, whose derivative is zero here.
+    Neumann, ConjugateGradient, Nystrom, Identity or DenseSolve. `conditions` measures how exact it
+    is. Not for hyperparameters of the optimizer, whose derivative is zero here.
     Implements: Lorraine et al. 2020, Algorithm 2 (corrected: hyper and weights are exchanged).
     """
 
@@ -124,9 +134,21 @@ class Implicit:
             state = problem.split_state(state, len(problem.initial_state(hyper)[0]))
         value, adjoint, direct = problem.outer_gradients(state[0], hyper)
         parts = self._linearize(problem, hyper, state[0])
-        solution = self.solve(lambda q: _mean([part.hvp(q) for part in parts]), adjoint)
+        solution = self.solve(_product(parts), adjoint)
         grad = direct - _mean([part.mixed(solution) for part in parts])
         return _finite(problem, value, grad, state, state[0].nbytes)
+
+    @quiet
+    def conditions(self, problem: Problem, hyper, state) -> Conditions:
+        """Return how far from true the two assumptions are at `state`; solves once more."""
+        hyper = problem.as_hyper(hyper)
+        weights = problem.split_state(state, len(problem.initial_state(hyper)[0]))[0]
+        _, adjoint, _ = problem.outer_gradients(weights, hyper)
+        parts = self._linearize(problem, hyper, weights)
+        gradient, apply = _mean([part.gradient for part in parts]), _product(parts)
+        missed = apply(self.solve(apply, adjoint)) - adjoint
+        slope, residual, length = (float(x @ x) ** 0.5 for x in (gradient, missed, adjoint))
+        return Conditions(slope, residual / (length or 1.0))
 
     def _linearize(self, problem: Problem, hyper, weights) -> list[Linearized]:
         """Return the inner loss at each of `inner_batches`, linearized."""
@@ -142,6 +164,10 @@ class Implicit:
                 f" {type(error).__name__}: {error}. None stands for all training examples; use"
                 " inner_batches=range(8) for the mean over batches"
             ) from error
+
+
+def _product(parts: list[Linearized]) -> Callable:
+    return lambda q: _mean([part.hvp(q) for part in parts])
 
 
 def _mean(vectors: list):
