@@ -1,7 +1,5 @@
 """The hand-written derivatives of a dense net are those that torch derives from the plain one."""
 
-import itertools
-
 import catalogue
 import numpy as np
 import pytest
@@ -19,6 +17,8 @@ LOSSES = {
     "linear in the outputs": lambda log: -(log * LABELS.to(log.dtype)).sum(),
     "curved": lambda log: ((log.exp() - LABELS.to(log.dtype)) ** 2 * log).sum(),
 }
+NET, CURVED = DenseNet((4, 5, 3)), LOSSES["curved"]
+START = torch.as_tensor(RNG.standard_normal(NET.layout.size))
 
 
 def plain(weights, inputs, layout):
@@ -55,56 +55,42 @@ def test_derivatives_equal_those_of_torch(sizes, loss, dtype, error, monkeypatch
             assert ours.dtype == dtype and gap(ours, theirs) < error
 
 
-@pytest.fixture(params=LOSSES.values(), ids=LOSSES)
-def gradient_graph(request):
-    """(weights, the gradient of a loss there, with its graph)."""
-    net = DenseNet((4, 5, 3))
-    weights = torch.as_tensor(RNG.standard_normal(net.layout.size)).requires_grad_()
-    loss = request.param(dense_net.LogProbabilities.apply(weights, INPUTS, net.layout))
-    return weights, torch.autograd.grad(loss, weights, create_graph=True)[0]
-
-
-def test_third_derivative_is_refused(gradient_graph):
-    weights, gradient = gradient_graph
+def test_unsound_second_derivatives_are_refused():
+    """A third one, and one at weights that changed in place, of which the node keeps views."""
+    weights = START.clone().requires_grad_()
+    loss = CURVED(dense_net.LogProbabilities.apply(weights, INPUTS, NET.layout))
+    (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)
+    given = gradient, weights, gradient.detach()
     with pytest.raises(RuntimeError, match="differentiated twice only"):
-        torch.autograd.grad(gradient, weights, gradient.detach(), create_graph=True)
-
-
-def test_weights_changed_in_place_are_noticed(gradient_graph):
-    """Between gradient and product: the node keeps views of them."""
-    weights, gradient = gradient_graph
+        torch.autograd.grad(*given, create_graph=True)
     with torch.no_grad():
         weights += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(gradient, weights, gradient.detach())
+        torch.autograd.grad(*given)
 
 
-def test_backend_uses_them_where_they_fit(monkeypatch):
-    """In linearize and pushforward; not for inputs that need a gradient."""
+def rows_by_vmap(weights):
+    return torch.func.vmap(lambda row: NET(weights, row[None]))(INPUTS)[:, 0]
+
+
+FORMS = {  # whether the hand-written net computes it
+    "the net": (lambda w, h, t=None: h[0] * CURVED(NET(w, INPUTS)), True),
+    "learned inputs": (lambda w, h, t=None: CURVED(NET(w, INPUTS * h[0])), False),
+    "a transform of torch.func": (lambda w, h, t=None: h[0] * CURVED(rows_by_vmap(w)), False),
+}
+
+
+@pytest.mark.parametrize("loss, fits", FORMS.values(), ids=FORMS)
+def test_backend_uses_the_net_where_it_fits(loss, fits, monkeypatch):
     used, fast = [], dense_net.LogProbabilities.forward
     record = staticmethod(lambda *args: used.append(0) or fast(*args))
     monkeypatch.setattr(dense_net.LogProbabilities, "forward", record)
-    net, backend = DenseNet((4, 5, 3)), hg.Torch()
-    weights, hyper = backend.array(RNG.standard_normal(net.layout.size)), backend.array([1.0])
-
-    def loss(w, h):
-        return LOSSES["curved"](net(w, INPUTS)) * h[0]
-
-    def loss_of_learned_inputs(w, h):
-        return LOSSES["curved"](net(w, INPUTS * h[0]))
-
-    counts = []
-    for f, verb in itertools.product((loss, loss_of_learned_inputs), ("linearize", "pushforward")):
+    problem, hyper = catalogue.bowl(hg.Torch(), inner_loss=loss, initial=START)
+    for verb in ("linearize", "pushforward"):
         used.clear()
-        getattr(backend, verb)(f, weights, hyper)
-        counts.append(len(used))
-    assert counts == [1, 1, 0, 0]
-    linearized, (gradient, push) = (
-        getattr(backend, verb)(loss_of_learned_inputs, weights, hyper)
-        for verb in ("linearize", "pushforward")
-    )
-    joint = weights @ push(0 * weights, hyper)
-    assert gap(linearized.mixed(weights), [joint]) < 1e-12
+        getattr(problem.backend, verb)(loss, START, problem.as_hyper(hyper))
+        assert len(used) == fits
+    assert gap(hg.Reverse()(problem, hyper).grad, hg.Forward()(problem, hyper).grad) < 1e-12
 
 
 def test_blas_of_numpy_has_the_threads_of_torch():
@@ -119,19 +105,3 @@ def test_blas_of_numpy_has_the_threads_of_torch():
             assert {pool["num_threads"] for pool in pools} == {threads}
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_loss_may_use_transforms():
-    """A vmap of torch.func over the net: the plain one runs."""
-    net = DenseNet((4, 3))
-
-    def loss(weights, net):
-        each = torch.func.vmap(lambda row: net(weights, row[None]))(INPUTS)
-        return (each[:, 0] * LABELS).sum()
-
-    problem, hyper = catalogue.bowl(
-        hg.Torch(),
-        inner_loss=lambda w, h, t: h[0] * loss(w, net),
-        initial=torch.as_tensor(RNG.standard_normal(net.layout.size)),
-    )
-    assert gap(hg.Reverse()(problem, hyper).grad, hg.Forward()(problem, hyper).grad) < 1e-12
