@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,129 +19,100 @@ from hgcore.data import files
 
 NAME, CONTENT = "set/file.bin", b"a small file" * 1000
 FLIPPED = CONTENT[:50] + bytes([CONTENT[50] ^ 1]) + CONTENT[51:]
+SHA = hashlib.sha256(CONTENT).hexdigest()
+ENTRY = data.File(SHA, len(CONTENT), ("http://one.invalid/",))
 REAL = pooch.HTTPDownloader
 
 
-def sha(content):
-    return hashlib.sha256(content).hexdigest()
-
-
-def entry(folders=("http://one.invalid/",)):
-    return data.File(sha(CONTENT), len(CONTENT), folders)
-
-
-def put(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
 @pytest.fixture
-def cached(monkeypatch, tmp_path):
-    """The place of NAME in an empty cache, without mirror or network."""
+def place(monkeypatch, tmp_path):
+    """The places of NAME in an empty cache and an empty mirror, without network."""
     monkeypatch.setenv("HGCORE_DATA", str(tmp_path / "a cache"))
-    monkeypatch.delenv("HGCORE_DATA_MIRROR", raising=False)
-    monkeypatch.setattr(files, "FILES", {NAME: entry()})
+    monkeypatch.setenv("HGCORE_DATA_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setattr(files, "FILES", {NAME: ENTRY})
     monkeypatch.setattr(files, "_used", {})
     no_network = Mock(side_effect=ConnectionError("no network"))
     monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: no_network)
-    return tmp_path / "a cache" / NAME
+    cached, mirrored = tmp_path / "a cache" / NAME, tmp_path / "mirror" / NAME
+    return {"cache": cached, "mirror": mirrored, "mirror.gz": mirrored.with_name("file.bin.gz")}
 
 
-@pytest.fixture
-def mirrored(monkeypatch, tmp_path):
-    """The good file of NAME in a mirror."""
-    monkeypatch.setenv("HGCORE_DATA_MIRROR", str(tmp_path / "mirror"))
-    put(tmp_path / "mirror" / NAME, CONTENT)
-    return tmp_path / "mirror" / NAME
+def put(path, content) -> None:
+    """Make a file of these bytes, or what the function `content` makes of the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
 
 
-def refusal(*parts):
+def large(path) -> None:
+    with path.open("wb") as file:
+        file.truncate(30 * 10**9)
+
+
+def refusal(*parts) -> None:
     """Fetching NAME is refused with a message that holds every part."""
     with pytest.raises(data.DataError) as caught:
         data.fetch(NAME)
     assert [part for part in map(str, parts) if part not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("where, remedy", [("cache", "Delete it"), ("mirror", "Repair the mirror")])
-@pytest.mark.parametrize(
-    "bad", [CONTENT[:-1], FLIPPED, CONTENT + b"x"], ids=["short", "flipped", "long"]
-)
-def test_altered_file_is_refused_and_left_alone(cached, mirrored, bad, where, remedy):
-    path = cached if where == "cache" else mirrored
-    put(path, bad)
-    refusal(path, "12,000 bytes", sha(CONTENT), remedy)
-    assert path.read_bytes() == bad and data.used() == {}
-    assert list(cached.parent.iterdir()) == ([cached] if where == "cache" else [])
+DELETE, REPAIR = "Delete it", "Repair the mirror"
+SIZES = CONTENT[:-1], FLIPPED, CONTENT + b"x"
+BAD = [  # place, its content, words of the error
+    *(("cache", content, "is altered", DELETE) for content in SIZES),
+    *(("mirror", content, "is altered", REPAIR) for content in SIZES),
+    ("mirror.gz", gzip.compress(FLIPPED), "is altered", REPAIR),
+    ("mirror.gz", gzip.compress(CONTENT)[:-9], "is altered", REPAIR),
+    ("mirror.gz", b"no gzip", "is altered", REPAIR),
+    ("cache", Path.mkdir, "is not a file", DELETE),
+    ("mirror", os.mkfifo, "is not a file", REPAIR),
+    ("mirror", large, "found 30,000,000,000 bytes", REPAIR),
+]
 
 
-def test_mirror_may_be_gzipped(cached, mirrored):
-    """What it holds is verified unpacked, then cached for all users of the machine."""
-    mirrored.unlink()
-    packed = mirrored.with_name("file.bin.gz")
-    for bad in (gzip.compress(FLIPPED), gzip.compress(CONTENT)[:-9], b"no gzip"):
-        put(packed, bad)
-        refusal(packed, "is altered")
-    put(packed, gzip.compress(CONTENT))
-    assert data.fetch(NAME) == CONTENT == cached.read_bytes()
-    assert data.used() == {NAME: sha(CONTENT)} and cached.stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize("where, content, words, remedy", BAD)
+def test_bad_file_is_refused_and_left_alone(place, where, content, words, remedy):
+    """What is no file, or too long, is refused before a byte is read."""
+    if where == "cache":
+        put(place["mirror"], CONTENT)
+    put(place[where], content)
+    refusal(place[where], "12,000 bytes", SHA, words, remedy)
+    assert not isinstance(content, bytes) or place[where].read_bytes() == content
+    left = [place["cache"]] if where == "cache" else []
+    assert data.used() == {} and list(place["cache"].parent.iterdir()) == left
 
 
-def test_file_known_by_md5_only(cached, mirrored, monkeypatch):
-    md5 = hashlib.md5(CONTENT).hexdigest()
-    monkeypatch.setattr(files, "FILES", {NAME: data.File("", len(CONTENT), (), md5=md5)})
-    put(mirrored, FLIPPED)
-    refusal(mirrored, f"md5 {md5}", "is altered")
-    put(mirrored, CONTENT)
-    assert data.fetch(NAME) == CONTENT and data.used() == {NAME: sha(CONTENT)}
+BY_MD5 = data.File("", len(CONTENT), (), hashlib.md5(CONTENT).hexdigest())
+WAYS = ("mirror", bytes, ENTRY), ("mirror", bytes, BY_MD5), ("mirror.gz", gzip.compress, ENTRY)
 
 
-def test_cache_that_cannot_be_written(cached, mirrored, monkeypatch):
-    """A file in its place, a full disk."""
-    put(cached.parent.parent, b"a file where the folder should be")
-    refusal(cached.parent, "cannot be written", "HGCORE_DATA")
-    cached.parent.parent.unlink()
-    full = OSError(28, "No space left on device")
-    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=full))
-    refusal(cached, "No space left")
-
-
-def test_what_is_no_file_is_not_read(cached, mirrored):
-    """A folder, a pipe without end, and 30 GB are refused before a byte is read."""
-    cached.mkdir(parents=True)
-    refusal(cached, "is not a file")
-    cached.rmdir()
-    mirrored.unlink()
-    os.mkfifo(mirrored)
-    refusal(mirrored, "is not a file")
-    mirrored.unlink()
-    with mirrored.open("wb") as file:
-        file.truncate(30 * 10**9)
-    refusal(mirrored, "found 30,000,000,000 bytes")
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ConnectionError])
-def test_broken_download_never_looks_finished(cached, monkeypatch, error):
-    """Nor does a killed one: nothing has the right name before it is whole."""
-    seen = []
-
-    def download(address, target, _):
-        Path(target).write_bytes(CONTENT[:100])
-        seen.append(cached.exists())
-        raise error
-
-    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: download)
-    with pytest.raises((KeyboardInterrupt, data.DataError)):
-        data.fetch(NAME)
-    assert seen == [False] and list(cached.parent.iterdir()) == []
-
-
-def test_concurrent_fetches_do_not_disturb_each_other(cached, mirrored):
+@pytest.mark.parametrize("where, pack, entry", WAYS)
+def test_file_of_a_mirror_is_cached(place, where, pack, entry, monkeypatch):
+    """Verified unpacked, for all users of the machine; fetches at once do not disturb each other."""
+    monkeypatch.setattr(files, "FILES", {NAME: entry})
+    put(place[where], pack(FLIPPED))
+    refusal(place[where], " ".join(entry.checksum), "is altered")
+    put(place[where], pack(CONTENT))
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(data.fetch, 8 * [NAME])) == {CONTENT}
-    assert list(cached.parent.iterdir()) == [cached]
+    assert data.used() == {NAME: SHA} and place["cache"].read_bytes() == CONTENT
+    assert place["cache"].stat().st_mode & 0o777 == 0o644
+    assert list(place["cache"].parent.iterdir()) == [place["cache"]]
 
 
-def test_download_goes_on_to_the_next_address(cached, tmp_path, monkeypatch):
+def test_cache_that_cannot_be_written(place, monkeypatch):
+    """A file in its place, a full disk."""
+    put(place["mirror"], CONTENT)
+    folder = place["cache"].parent
+    put(folder.parent, b"a file where the folder should be")
+    refusal(folder, "cannot be written", "HGCORE_DATA")
+    folder.parent.unlink()
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=full))
+    refusal(place["cache"], "No space left")
+
+
+def test_download_goes_on_to_the_next_address(place, tmp_path, monkeypatch):
+    """Of a broken download nothing is left that looks whole."""
     monkeypatch.setattr(pooch, "HTTPDownloader", REAL)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     put(tmp_path / "served/short/file.bin", CONTENT[:500])
@@ -150,12 +120,13 @@ def test_download_goes_on_to_the_next_address(cached, tmp_path, monkeypatch):
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        at = f"http://127.0.0.1:{server.server_port}"
-        folders = [f"{at}/absent/", f"{at}/short/", f"{at}/good/"]
-        monkeypatch.setattr(files, "FILES", {NAME: entry(folders[:2])})
-        refusal("404", sha(CONTENT[:500]), *folders[:2])
-        monkeypatch.setattr(files, "FILES", {NAME: entry(folders)})
-        assert data.fetch(NAME) == CONTENT and list(cached.parent.iterdir()) == [cached]
+        folders = [f"http://127.0.0.1:{server.server_port}/{x}/" for x in ("no", "short", "good")]
+        files.FILES[NAME] = ENTRY._replace(folders=folders[:2])
+        refusal("404", hashlib.sha256(CONTENT[:500]).hexdigest(), *folders[:2])
+        assert list(place["cache"].parent.iterdir()) == []
+        files.FILES[NAME] = ENTRY._replace(folders=folders)
+        assert data.fetch(NAME) == CONTENT
+        assert list(place["cache"].parent.iterdir()) == [place["cache"]]
         server.shutdown()
 
 
@@ -172,12 +143,6 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert data.cache() == tmp_path / "other/data"
     monkeypatch.setenv("HGCORE_DATA", "near")
     assert data.cache() == tmp_path / "here/notebooks/paper/near"
-
-
-def test_altered_package_is_refused(monkeypatch):
-    monkeypatch.setattr(sys.modules["hgcore.data.mnist"], "MNIST_SMALL", 64 * "0")
-    with pytest.raises(data.DataError, match="altered.*force-reinstall"):
-        data.splits("mnist_small", (10,))
 
 
 def test_streams_have_an_address():
