@@ -15,11 +15,11 @@ from hgcore.papers.franceschi2017 import UNIT, tuned_problem
 
 TORCH = hg.Torch()
 NET, LINEAR, TASKS = map(hg.nets.DenseNet, [(6, 4, 3), (6, 3), (16, 4, 3, 5)])
-PIXELS = hg.nets.DenseNet((784, 3, 10))
+PIXELS, PHONES = hg.nets.DenseNet((784, 3, 10)), phones.PhoneNet(24, [5, 4], 4, 3)
 UNITS, SIZE = papers.unit_layout(NET).size, papers.LOGISTIC.layout.size
 RNG = np.random.default_rng(0)
 BLOCKS = {"images": RNG.standard_normal((6, 6)), "label logits": RNG.standard_normal((6, 3))}
-BLOCKS |= {"log penalty": np.log(0.01)}
+LEARNED = hg.Layout({name: block.shape for name, block in BLOCKS.items()} | {"log penalty": ()})
 
 
 def examples(count, seed=0):
@@ -30,50 +30,19 @@ def examples(count, seed=0):
     return data.Split(images, np.eye(3)[labels])
 
 
-TRAIN, VALID = examples(20), examples(40, seed=1)
-RUNS = np.array([TRAIN.labels, TRAIN.labels[::-1]])  # labels of two runs side by side
+TRAIN, VALID = PAIR = examples(20), examples(40, seed=1)
+RUNS = data.Split(TRAIN.images, np.array([TRAIN.labels, TRAIN.labels[::-1]]))  # two side by side
+MNIST = papers.cached_splits("mnist_small", 60, 50)
 
 
-def splits(backend):
-    return TRAIN.on(backend), VALID.on(backend)
+def made(function, *parts, **settings):
+    """Return backend -> function(backend, *parts, **settings), with splits on the backend."""
 
+    def make(backend):
+        placed = (part.on(backend) if isinstance(part, data.Split) else part for part in parts)
+        return function(backend, *placed, **settings)
 
-def small_mnist(backend, *sizes):
-    return [split.on(backend) for split in papers.cached_splits("mnist_small", *sizes)]
-
-
-def weighted_examples(backend):
-    parts = data.Split(TRAIN.images, RUNS).on(backend), VALID.on(backend)
-    return papers.weighted_examples(backend, *parts, steps=12, rates=(0.5, 0.7))
-
-
-def weight_decays(backend):
-    start = papers.initial_weights(NET, (3, 1))
-    return papers.weight_decays(backend, NET, start, *splits(backend), steps=4)
-
-
-def learned_data(backend):
-    layout = hg.Layout({name: np.shape(block) for name, block in BLOCKS.items()})
-    return papers.learned_data(backend, LINEAR, layout, {}, VALID.on(backend), steps=7)
-
-
-def schedule(backend):
-    settings = dict(steps=5, batch=4, address=(0, 1))
-    return papers.schedule_problem(backend, NET, *splits(backend), **settings)
-
-
-def penalties(backend, **settings):
-    parts = small_mnist(backend, 60, 50)
-    return papers.penalty_problem(backend, *parts, steps=7, batch=20, **settings)
-
-
-def tied(backend):
-    return papers.tied_problem(penalties(backend), lambda few: few[np.arange(SIZE) % 3])
-
-
-def unit_penalties(backend):
-    settings = dict(steps=5, batch=4, rate=0.5, decay=0.5, address=(0, 2, 0, "hyperloss"))
-    return papers.unit_penalties(backend, NET, *splits(backend), log_scale=-1.0, **settings)
+    return make
 
 
 def alphabets():
@@ -88,34 +57,44 @@ def sharing(backend):
     return papers.sharing_problem(backend, TASKS, *drawings, rng, **settings)
 
 
-def realtime(backend):
-    settings = dict(seed_path=(3, 1), batch=10, steps=6, groups=4)
-    return tuned_problem(backend, PIXELS, *small_mnist(backend, 40, 30), **settings)
-
-
 def updates(backend):
     task = papers.house_prices(backend, 3, (0, 0))
     return papers.update_problems(task, seed_path=(0, 1), batch=20, every=5, steps=6)(0)
 
 
-def interactions(backend):
-    settings = dict(steps=6, rate=0.1, decay=0.9, loss=papers.one_against_rest, penalties=3)
-    return papers.interactions(backend, *splits(backend), **settings)
-
-
 def phone(backend):
     frames = phones.generated_frames(backend, 4, [6, 3], (0,), radius=1, noise=0.5)
     settings = dict(phones=4, stream=0, batch=20, valid_frames=30, steps=7)
-    return phones.phone_problem(backend, phones.PhoneNet(24, [5, 4], 4, 3), *frames, **settings)(3)
+    return phones.phone_problem(backend, PHONES, *frames, **settings)(3)
+
+
+START, STREAM = papers.initial_weights(NET, (3, 1)), (0, 2, 0, "hyperloss")
+SHORT, MOMENTUM = dict(steps=5, batch=4), dict(rate=0.5, decay=0.5)
+AGAINST_REST = dict(steps=6, rate=0.1, decay=0.9, loss=papers.one_against_rest)
+
+weight_decays = made(papers.weight_decays, NET, START, *PAIR, steps=4)
+weighted_examples = made(papers.weighted_examples, RUNS, VALID, steps=12, rates=(0.5, 0.7))
+penalties = made(papers.penalty_problem, *MNIST, steps=7, batch=20, meta_penalty=0.01)
+schedule = made(papers.schedule_problem, NET, *PAIR, **SHORT, address=(0, 1))
+learned_data = made(papers.learned_data, LINEAR, LEARNED, {}, VALID, steps=7)
+realtime = made(tuned_problem, PIXELS, *MNIST, seed_path=(3, 1), batch=10, steps=6, groups=4)
+of_units = partial(papers.unit_penalties, address=STREAM, log_scale=-1.0)
+unit_penalties = made(of_units, NET, *PAIR, **SHORT, **MOMENTUM)
+interactions = made(papers.interactions, *PAIR, **AGAINST_REST, penalties=3)
+one_rho = made(papers.interactions, *PAIR, **AGAINST_REST, penalties=1)
+
+
+def tied(backend):
+    return papers.tied_problem(penalties(backend), lambda few: few[np.arange(SIZE) % 3])
 
 
 SCHEDULE, OF_2015 = papers.schedule_layout(NET, 5), hg.Reverse(papers.as_in_2015)
 CASES = {  # name: (problem of a backend, hyper)
-    "rosenbrock": (partial(papers.rosenbrock_problem, steps=4), [-7.0] * 4 + [0.1, 0.3, 0.5, 0.7]),
+    "rosenbrock": (made(papers.rosenbrock_problem, steps=4), [-7.0] * 4 + [0.1, 0.3, 0.5, 0.7]),
     "schedule": (schedule, papers.constant_schedule(SCHEDULE, -1.0, 0.5, -1.0)),
     "weighted examples": (weighted_examples, RNG.random(40)),
     "weight decays": (weight_decays, RNG.normal(-2, 0.3, NET.layout.size)),
-    "penalty": (partial(penalties, meta_penalty=0.01), [-3.0]),
+    "penalty": (penalties, [-3.0]),
     "tied": (tied, [-3.0, -4.0, -5.0]),
     "unit penalties": (unit_penalties, np.full(UNITS, 0.2)),
     "sharing": (sharing, papers.uniform_mixing(4, [0.5, 0.3, 0.4]) + 0.05 * RNG.normal(size=48)),
@@ -123,7 +102,7 @@ CASES = {  # name: (problem of a backend, hyper)
     "interactions": (interactions, [0.1, 0.0, 0.2, 0.0, 0.3, 0.05]),
     "updates": (updates, [-1.0, -2.0, 0.3]),
     "phones": (phone, [0.2, 0.7, 0.9]),
-    "learned data": (learned_data, np.concatenate([np.ravel(x) for x in BLOCKS.values()])),
+    "learned data": (learned_data, LEARNED.join(BLOCKS | {"log penalty": np.log(0.01)})),
 }
 
 
@@ -148,14 +127,40 @@ def test_derivatives_equal_finite_differences(make, hyper):
     assert report.ok, report
 
 
-@pytest.mark.parametrize("make, size", [(weight_decays, NET.layout.size), (penalties, SIZE)])
-def test_penalties_are_sums_of_squares(make, size, backend):
-    """One for each weight, or one for all."""
-    w, h = np.random.default_rng(0).normal(-1, 0.5, (2, size))
-    for hyper in (h, h[:1]):
-        at = [map(backend.array, (w, x)) for x in (hyper, [-np.inf])]
-        penalized, bare = (float(make(backend).inner_loss(*x, None)) for x in at)
-        assert penalized - bare == pytest.approx((np.exp(hyper) * w**2).sum())
+def for_each(w, hyper):
+    return (np.exp(hyper) * w**2).sum()
+
+
+def in_stretches(w, hyper):
+    return UNIT * hyper[2:] @ np.add.reduceat(w**2, [0, 599, 1198, 1797])  # of 2395 weights
+
+
+def in_pairs(w, hyper):
+    """Each pair of classes twice; without biases; one rho or one of each class."""
+    matrix = w.reshape(-1, 3)[:-1]
+    gaps = ((matrix[:, :, None] - matrix[:, None]) ** 2).sum(0)
+    return (papers.as_matrix(hyper[:3], 3) * gaps).sum() + (hyper[3:] * (matrix**2).sum(0)).sum()
+
+
+LOGS, RHOS, RATES = RNG.normal(-1, 0.5, SIZE), RNG.random(6), np.array([0.1, 0.5, 0, 0, 0, 0])
+PENALTIES = {  # problem, hyper, hyper without penalties, what they add
+    "one for each weight": (weight_decays, LOGS[: NET.layout.size], [-np.inf], for_each),
+    "one for all weights": (weight_decays, LOGS[:1], [-np.inf], for_each),
+    "one for each pixel": (penalties, LOGS, [-np.inf], for_each),
+    "one for all pixels": (penalties, LOGS[:1], [-np.inf], for_each),
+    "one for each stretch": (realtime, RATES + [0, 0, 1, 2, 3, 4], RATES, in_stretches),
+    "one for each class": (interactions, RHOS, 0 * RHOS, in_pairs),
+    "one for all classes": (one_rho, RHOS[:4], 0 * RHOS[:4], in_pairs),
+}
+
+
+@pytest.mark.parametrize("make, hyper, none, expected", PENALTIES.values(), ids=PENALTIES)
+def test_penalties_are_sums_of_squares(make, hyper, none, expected, backend):
+    problem, rng = make(backend), np.random.default_rng(0)
+    w = rng.normal(size=len(problem.initial_state(problem.as_hyper(hyper))[0]))
+    at = [map(backend.array, (w, h)) for h in (hyper, none)]
+    penalized, bare = (float(problem.inner_loss(*each, None)) for each in at)
+    assert penalized - bare == pytest.approx(expected(w, hyper), rel=1e-12)
 
 
 def test_batches_are_consecutive_and_cycle(backend):
@@ -224,22 +229,12 @@ def test_losses_of_runs_add_up(backend):
     weights, inner, outer = np.random.default_rng(1).standard_normal((7, 2, 3)), 0.0, 0.0
     for k in range(2):
         own = weights[:, k].ravel()
-        inner -= hyper[k] @ (LINEAR(own, TRAIN.images) * RUNS[k]).sum(axis=1) / 20
+        inner -= hyper[k] @ (LINEAR(own, TRAIN.images) * RUNS.labels[k]).sum(axis=1) / 20
         outer += papers.loss(LINEAR, own, VALID)
         assert (case.optimizer.rate.reshape((7, 2, 3))[:, k] == (0.5, 0.7)[k]).all()
     at = backend.array(weights.ravel()), backend.array(hyper.ravel())
     found = float(case.inner_loss(*at, 0)), float(case.outer_loss(*at))
     assert found == pytest.approx((inner, outer), rel=1e-12)
-
-
-def test_each_stretch_of_weights_has_its_penalty(backend):
-    """2395 weights in four stretches."""
-    case, penalties = realtime(backend), np.arange(1.0, 5)
-    none, every = (backend.array([0.1, 0.5, *c * penalties]) for c in (0, 1))
-    weights = case.initial_state(none)[0] + 0.1
-    gain = case.inner_loss(weights, every, 2) - case.inner_loss(weights, none, 2)
-    squares = np.add.reduceat(backend.numpy(weights) ** 2, [0, 599, 1198, 1797])
-    assert float(gain) == pytest.approx(UNIT * penalties @ squares, rel=1e-9)
 
 
 @pytest.mark.parametrize("total, binding", [(np.inf, False), (20.0, False), (3.0, True)])
@@ -254,36 +249,17 @@ def test_constraints_give_the_nearest_point(total, binding):
     assert np.array_equal(matrix, matrix.T) and found[-1] == max(hyper[-1], 0)
 
 
-def dealt():
-    return papers.deal(papers.generated(300), 24, 24, (0, 1))
-
-
-def test_penalty_is_the_double_sum():
-    """Of all j and k, each pair twice; without biases; one rho or one of each class."""
-    pair, rng = papers.tuning_and_final(TORCH, dealt())[0], np.random.default_rng(0)
-    matrix = papers.as_matrix(rng.random(28), 8)
-    weights = rng.standard_normal((pair[0].images.shape[1] + 1, 8))
-    gaps = weights[:-1, :, None] - weights[:-1, None]
-    for rho in (rng.random(1), rng.random(8)):
-        expected = (matrix * (gaps**2).sum(0)).sum() + (rho * (weights[:-1] ** 2).sum(0)).sum()
-        settings = dict(steps=1, rate=0.1, decay=0.9, penalties=len(rho))
-        inner = papers.interactions(TORCH, *pair, **settings).inner_loss
-        given = np.concatenate([matrix[np.triu_indices(8, 1)], rho])
-        w, h = TORCH.array(weights.ravel()), TORCH.array(given)
-        assert abs(float(inner(w, h, 0) - inner(w, 0 * h, 0)) / expected - 1) < 1e-12
-
-
 def test_splits_are_balanced_and_their_span_is_enough():
     """Training in the span of the examples gives the scores of training with all features."""
-    train, valid, test = parts = dealt()
+    train, valid, _ = parts = papers.deal(papers.generated(300), 24, 24, (0, 1))
     assert [part.labels.sum(axis=0).tolist() for part in parts[:2]] == [[3] * 8] * 2
     together = np.concatenate([part.images for part in parts])
     assert len(np.unique(together, axis=0)) == len(together) == 300
     assert np.abs(train.images.mean(axis=0)).max() < 1e-12
     assert abs((train.images**2).sum(axis=1).mean() - 1000) < 1e-9
     hyper, scores = np.append(np.full(28, 0.01), 0.02), []
-    for pair in ((train, valid), papers.in_span(train, valid)):
-        pair = [part.on(TORCH) for part in pair]
+    whole = [part.on(TORCH) for part in (train, valid)]
+    for pair in (whole, papers.tuning_and_final(TORCH, parts)[0]):
         problem = papers.interactions(TORCH, *pair, steps=20, rate=0.01, decay=0.9)
         scores.append(papers.linear_scores(hg.train(problem, hyper)[0], pair[1].images, 8))
     assert problem.initial_state(None)[0].shape == (25 * 8,)
