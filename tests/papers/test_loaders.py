@@ -134,6 +134,8 @@ def test_packaged_sets(monkeypatch):
     images, labels = whole.images, whole.labels.argmax(axis=1)
     assert images.shape == (5000, 784) and images.max() == 1
     assert labels[:10].tolist() == [4, 2, 0, 9, 6, 6, 2, 1, 2, 0]
+    (few,) = data.splits("mnist_small", (10,))
+    assert np.abs(few.images - images[:10] + images.mean(axis=0)).max() < 1e-14
     features, prices = data.boston()
     assert features.shape == (506, 13) and features[0, :3].tolist() == [0.00632, 18.0, 2.31]
     assert prices[0] == 24.0 and {"mnist_small": data.MNIST_SMALL}.items() <= data.used().items()
@@ -215,8 +217,7 @@ def test_features_of_photographs_are_kept(tmp_path, monkeypatch):
 
 def test_padding_is_that_of_tensorflow():
     """One more at the end if the total is odd: a sum over 3 with stride 2 of six numbers."""
-    weights = {"c.weight": torch.zeros(1, 1, 3, 3)}
-    weights["c.weight"][0, 0, 1] = 1.0
+    weights = {"c.weight": torch.tensor([[0.0], [1.0], [0.0]]).expand(1, 1, 3, 3)}
     weights |= {f"n.{k}": torch.ones(1) for k in ("running_var", "weight")}
     weights |= {f"n.{k}": torch.zeros(1) for k in ("running_mean", "bias")}
     image = torch.arange(6.0).expand(1, 1, 6, 6)
