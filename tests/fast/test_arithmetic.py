@@ -112,15 +112,16 @@ def test_kernels_take_numbers_and_types(unit):
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered")
-@pytest.mark.parametrize("unit", UNITS[2:5])
-def test_kernels_have_the_plain_verdict(unit, threads):
+@pytest.mark.parametrize("unit, wide", [(2.0**-80, True), *((unit, False) for unit in UNITS[2:5])])
+def test_kernels_have_the_plain_verdict(unit, wide, threads):
     """For NaN too, and just inside and outside of the range; no piece's verdict is lost."""
-    limit = 2.0**63 * unit
+    limit, shift = (2.0**91 * unit, 17) if wide else (2.0**63 * unit, 0)
     shares = [0.1, 0.25, 0.4999, 0.5, 0.75, 1 - 2.0**-53, 1.0, 1.5, 1e300, np.inf, np.nan]
     kept = [0, 2**61, 2**62, -(2**62), 2**63 - 1, -(2**63)]
     for share, sign, bits, n in itertools.product(shares, [1, -1], kept, [None, 65536]):
-        amount, bits = np.array([0, sign * share * limit, unit]), np.array([0, bits, 5])
-        given = bits, None, None if n is None else 0 * bits, n, amount, unit, None
+        amount, bits = np.array([0, sign * share * limit, unit]), np.array([0, bits >> shift, 5])
+        low, state = (0 * bits if used else None for used in (wide, n))
+        given = bits, low, state, n, amount, unit, None
         found, expected = (which.decay_add(*copies(given))[-1] for which in (KERNELS, PLAIN))
         assert_same_verdict(found, expected, limit)
 
