@@ -87,7 +87,7 @@ WAYS = ("mirror", bytes, ENTRY), ("mirror", bytes, BY_MD5), ("mirror.gz", gzip.c
 
 @pytest.mark.parametrize("where, pack, entry", WAYS)
 def test_file_of_a_mirror_is_cached(place, where, pack, entry, monkeypatch):
-    """Verified unpacked, for all users of the machine; fetches at once do not disturb each other."""
+    """Verified unpacked, readable for all users; fetches at once do not disturb each other."""
     monkeypatch.setattr(files, "FILES", {NAME: entry})
     put(place[where], pack(FLIPPED))
     refusal(place[where], " ".join(entry.checksum), "is altered")
