@@ -69,9 +69,9 @@ BAD = [  # place, its content, words of the error
 ]
 
 
-@pytest.mark.parametrize("where, content, words, remedy", BAD)
+@pytest.mark.parametrize("where, content, words, remedy", BAD, ids=range(len(BAD)))
 def test_bad_file_is_refused_and_left_alone(place, where, content, words, remedy):
-    """What is no file, or too long, is refused before a byte is read."""
+    """What is no file is refused before a byte is read, what is far too long after few."""
     if where == "cache":
         put(place["mirror"], CONTENT)
     put(place[where], content)
