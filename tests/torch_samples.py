@@ -98,22 +98,15 @@ PREPARED = {  # inputs that a module takes
     "KLDivLoss": lambda x, y: (x, share(y)),
     **{f"LPPool{d}d": lambda x: (positive(x),) for d in SPACE},
 }
-UTILITIES = {
-    "WeightNorm": nn.utils.parametrizations.weight_norm,
-    "WeightNorm of old": nn.utils.weight_norm,
-    "orthogonal": nn.utils.parametrizations.orthogonal,
-}
 
 
-def each(names: str, inputs=(X,), inner=None, where=torch, joined=None, suffix="") -> dict:
-    """Samples of functions by name, of the same inputs: each through `inner`, or `joined`."""
+def each(names: str, inputs=(X,), inner=None, where=torch, more=()) -> dict:
+    """Samples of functions by name: of `inner` of each of the same inputs, and of what is more."""
 
     def sample(f):
-        if joined:
-            return lambda *x: f(joined(*x))
-        return lambda *x: f(*(map(inner, x) if inner else x))
+        return lambda *x: f(*(map(inner, x) if inner else x), *more)
 
-    return {name + suffix: (sample(getattr(where, name)), inputs) for name in names.split()}
+    return {name: (sample(getattr(where, name)), inputs) for name in names.split()}
 
 
 def options(name: str, f, inputs, option: str, values, **fixed) -> dict:
@@ -151,17 +144,14 @@ FUNCTIONS = {  # function, inputs
     **each("sinh std tan tanh var aminmax nanmean corrcoef"),
     **each("acos asin atanh erfinv logit", inner=share),
     **each("digamma lgamma log log1p log2 reciprocal rsqrt sqrt", inner=positive),
-    **each("entr erfcx i0 i0e i1 i1e log_ndtr ndtr", inner=share, where=torch.special),
     **each("add atan2 div fmod hypot logaddexp maximum minimum mul remainder", PAIR),
     **each("pow xlogy", PAIR, positive),
     **each("addcmul clamp lerp", (X, X, X)),
-    **{
-        name: (lambda x, name=name: getattr(torch, name)(x, 1), (X,))
-        for name in "cummax cumprod cumsum log_softmax logcumsumexp logsumexp softmax".split()
-    },
+    **each("cummax cumprod cumsum log_softmax logcumsumexp logsumexp softmax", more=(1,)),
+    **each("topk", more=(2,)),
     "where": (lambda x, y: torch.where(x > y, x, y * y), PAIR),
-    **each("abs angle exp prod", PAIR, joined=torch.complex, suffix=" complex"),
-    "topk": (lambda x: torch.topk(x, 2), (X,)),
+    "abs of complex": (lambda x, y: torch.complex(x, y).abs(), PAIR),
+    "angle of complex": (lambda x, y: torch.complex(x, y).angle(), PAIR),
     **options("scatter_reduce", scattered, PAIR, "reduce", ("sum", "prod", "mean", "amax")),
     "segment_reduce": (lambda x: torch.segment_reduce(x, "mean", lengths=ROWS[:2] + 1), (X,)),
     **options("cdist", torch.cdist, POINTS, "p", (1.5, 2, inf)),
@@ -173,11 +163,13 @@ FUNCTIONS = {  # function, inputs
     **each("cond det eigvals inv lu matrix_exp slogdet", (SQUARE,), where=linalg),
     **each("cholesky eigvalsh pinv", (SQUARE,), definite, linalg),
     **each("qr svdvals", (TALL,), where=linalg),
+    **each("householder_product", (TALL, (3,)), where=linalg),
     "eigh": (lambda x: linalg.eigh(x + x.mT)[1] ** 2, (SQUARE,)),
     "svd": (lambda x: linalg.svd(x, full_matrices=False)[0] ** 2, (TALL,)),
     "sparse.softmax": (lambda x: torch.sparse.softmax(x.to_sparse(), 1).to_dense(), (X,)),
     **each("fft fft2 fftn ihfft rfft", where=torch.fft),
-    **each("hfft ifft irfft", PAIR, where=torch.fft, joined=torch.complex),
+    "irfft": (lambda x, y: torch.fft.irfft(torch.complex(x, y)), PAIR),
+    "WeightNorm": (torch._weight_norm, (X, (3, 1))),
     "affine_grid": (lambda x: F.affine_grid(x, (2, 2, 3, 3), False), ((2, 2, 3),)),
     "batch_norm": (lambda x: F.batch_norm(x, None, None, training=True), (SPACE[2],)),
     "binary_cross_entropy": (lambda x, y: F.binary_cross_entropy(share(x), share(y)), PAIR),
@@ -198,8 +190,8 @@ FUNCTIONS = {  # function, inputs
 }
 
 
-def build(name: str, dtype) -> tuple:
-    """Return (function of one vector, the vector) of a sample; the same in each call."""
+def loss_of(name: str, dtype) -> tuple:
+    """Return (a loss of one vector, the vector) of a sample; the squares couple all numbers."""
     torch.manual_seed(0)
     f, inputs = FUNCTIONS.get(name) or _module(name, dtype)
     shapes, draw = [x for x in inputs if type(x) is tuple], torch.Generator().manual_seed(1)
@@ -208,26 +200,35 @@ def build(name: str, dtype) -> tuple:
         size = torch.linspace(0.3, 3, count).double()[torch.randperm(count, generator=draw)]
         numbers.append(size * torch.randn(count, generator=draw, dtype=torch.float64))
 
-    def function(vector):
-        torch.manual_seed(2)  # of dropout and other draws
-        parts, fixed = (
-            iter(vector.split(sizes)),
-            lambda x: x.to(dtype if x.is_floating_point() else x.dtype),
-        )
-        return f(*(next(parts).reshape(x) if type(x) is tuple else fixed(x) for x in inputs))
+    def given(x, parts):
+        if type(x) is tuple:
+            return next(parts).reshape(x)
+        return x.to(dtype if x.is_floating_point() else x.dtype)
 
-    return function, torch.cat(numbers).to(dtype)
+    def loss(vector, hyper=None):
+        torch.manual_seed(2)  # of dropout and other draws
+        parts = iter(vector.split(sizes))
+        y = torch.cat(_numbers(f(*(given(x, parts) for x in inputs))))
+        mixed = (torch.cos(torch.arange(len(y))) * y).mean()
+        return mixed + mixed**2 + (y * y).mean()
+
+    return loss, torch.cat(numbers).to(dtype)
+
+
+def _numbers(outputs) -> list:
+    if isinstance(outputs, (tuple, list)):
+        return [x for part in outputs for x in _numbers(part)]
+    if outputs.is_complex():
+        outputs = torch.view_as_real(outputs.resolve_conj())
+    return [outputs.reshape(-1)] if outputs.is_floating_point() else []
 
 
 def _module(name: str, dtype) -> tuple:
     """Return (function, inputs) of a module, first its parameters; attention as in hg.nets."""
     kind = name.split()[0]
-    if name in UTILITIES:
-        inputs, module = (X,), UTILITIES[name](nn.Linear(4, 3))
-    else:
-        arguments, inputs = MODULES[kind]
-        module = getattr(nn, kind)(*arguments).train(not name.endswith(" eval"))
-    module, names = module.to(dtype), [name for name, _ in module.named_parameters()]
+    arguments, inputs = MODULES[kind]
+    module = getattr(nn, kind)(*arguments).to(dtype).train(not name.endswith(" eval"))
+    names = [name for name, _ in module.named_parameters()]
     prepare = PREPARED.get(kind, lambda *inputs: inputs)
 
     def function(*given):
@@ -240,6 +241,5 @@ def _module(name: str, dtype) -> tuple:
 
 
 TRAINING_MATTERS = ("Batch", "Instance", "Dropout", "RReLU")
-MODULE_NAMES = [name for name in (*MODULES, *UTILITIES) if name in UTILITIES or hasattr(nn, name)]
-MODULE_NAMES += [f"{name} eval" for name in MODULES if any(x in name for x in TRAINING_MATTERS)]
-NAMES = [*MODULE_NAMES, *FUNCTIONS]
+NAMES = [*FUNCTIONS, *(name for name in MODULES if hasattr(nn, name))]  # torch may be older
+NAMES += [f"{name} eval" for name in MODULES if any(x in name for x in TRAINING_MATTERS)]

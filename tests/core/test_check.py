@@ -1,140 +1,145 @@
 """What hg.check finds, and what solvers say of causes."""
 
 import math
-from dataclasses import replace
 
 import catalogue
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import hgcore as hg
 
 nan = math.nan
+ONES, ZEROS = torch.ones(5).double(), torch.zeros(5).double()
 INPUTS = torch.as_tensor(np.random.default_rng(0).standard_normal((6, 5)))
+MODULE = nn.Linear(5, 1).double()
+WEIGHTS, NET = hg.nets.functional(MODULE)
+TRAINED = {"initial": WEIGHTS, "n": 6}
+cut = torch.Tensor.detach
 
 
-def bowl(**changes):
-    return catalogue.bowl(hg.Torch(), **changes)
+def bowl(hyper=(0.1, 0.3), **changes):
+    return catalogue.bowl(hg.Torch(), **changes)[0], list(hyper)
+
+
+def inner(loss, **changes):
+    return {"inner_loss": loss} | changes
+
+
+def outer(loss, **changes):
+    return {"outer_loss": loss} | changes
+
+
+def rated(rate, decay=0.9, **changes):
+    return {"optimizer": hg.Momentum(rate, decay)} | changes
+
+
+def right(w, h, t=None):
+    return NET(w, INPUTS).square().sum() + h[0] * w.sum()
+
+
+def itself(w, h, t=None):
+    """The module in place of its function."""
+    return MODULE(INPUTS).square().sum()
+
+
+def both(w, h, t=None):
+    return right(w, h) + itself(w, h)
+
+
+def halved(w):  # a square whose gradient is right and whose second derivative is not
+    return (2 * w - cut(w)) @ cut(w)
+
+
+def many(part):
+    """20 of 501 are moved one by one; all together along a random direction."""
+    loss = lambda w, h, t: (h[:500].reshape(-1, 5) @ w - 1).square().mean()  # noqa: E731
+    rate = lambda h, t: (h[500] / 2).exp() * part((h[500] / 2).exp())  # noqa: E731
+    return inner(loss, initial=ZEROS, hyper=[*np.linspace(-1, 1, 500), -2.0]) | rated(rate)
 
 
 def test_check_finds_nothing_wrong(backend):
     for name in ("momentum", "rmsprop", "adamw"):
         report = hg.check(*catalogue.everything(backend, name, steps=3))
         assert report.ok and len(report.findings) > 20, str(report)
+    report = hg.check(*bowl([0.1], inner_loss=right, outer_loss=right, **TRAINED))
+    assert "note" not in str(report)
 
 
-def single_precision(activation, seed, cut=lambda x: x):
+FINDINGS = [  # changes of the problem, words
+    (inner(lambda w, h, t: (w - cut(w) ** 2 * h[0]).square().sum()), "WRONG inner d/dw:"),
+    (inner(lambda w, h, t: halved(w) * h[0]), "WRONG inner d2/dw2:"),
+    (inner(lambda w, h, t: w @ w * h[0].item() * h[1]), "WRONG inner d2/dw dhyper:"),
+    (outer(lambda w, h: (w * cut(w)).sum()), "WRONG outer d/dw:"),
+    (outer(lambda w, h: w @ w * h[0].item() * h[1]), "WRONG outer d/dhyper:"),
+    ({"optimizer": hg.GradientDescent(lambda h, t: 0.1 * h[0].item() * h[1])}, "WRONG hyper[0]:"),
+    (many(lambda x: x), "ok    all of hyper"),
+    (many(cut), "WRONG all of hyper"),
+    (inner(lambda w, h, t: torch.rand(()).double() * w @ w), "WRONG same bits: the gradient"),
+    (outer(lambda w, h: torch.rand(()).double() * w.sum()), "WRONG same bits: the outer loss"),
+    (rated(lambda h, t: torch.rand(()) * h[0]), "WRONG same bits: rate"),
+    ({"initial": lambda h: torch.randn(5).double()}, "WRONG same bits: initial differs when"),
+    (inner(lambda w, h, t: (w * w).sum() * {0: 1.0}[t]), "WRONG KeyError"),
+    (outer(lambda w, h: (w > 0).double().mean()), "WRONG ValueError: outer_loss has no deriv"),
+    (inner(both, **TRAINED), "note  inner_loss: uses 2 other tensors that require a grad"),
+    (outer(both, **TRAINED), "note  outer_loss: uses 2 other tensors that require a grad"),
+    ({"optimizer": hg.Adam(lambda h, t: h[0] - 5.8)}, "rate: -5.7 at step 0, so the loss grows"),
+    ({"hyper": [0.1, 0.3, 1.0]}, "note  hyper[2]: no effect within 6 steps"),
+    # of more than 20, those that act come first
+    ({"initial": lambda h: h[100] + ZEROS, "hyper": np.linspace(0, 1, 101)}, "ok    hyper[100]:"),
+    # at 1e-8 of a root, every step is too long
+    (inner(lambda w, h, t: w @ w * (1 + h[0].sqrt()), hyper=[1e-9, 0.3]), "not compared"),
+    (inner(lambda w, h, t: 0 * (w * w).sum() * h[0]), "ok    inner d/dw: 0, differ"),
+    # torch's derivative at the kink is zero, which is that of one side
+    (outer(lambda w, h: w @ w * (1 + (h[0] - 0.1).relu())), "has a kink here"),
+    # rounding to single precision hides the small derivative by h
+    (outer(lambda w, h: (w @ w + 1e-4 * h[0]).float().double()), "scatter by"),
+    # rounding of the loss, which cancels, is much larger than that of its value
+    (outer(lambda w, h: w @ w + ((1e6 + h[0]) - 1e6), hyper=[0.1, 0.3, 1.0]), "ok    outer d/dh"),
+    # fixed point cannot hold it: check goes on with another solver
+    ({"initial": 1e5 * ONES}, "ok    Stored, Checkpointed"),
+]
+
+
+@pytest.mark.parametrize("changes, words", FINDINGS)
+def test_check_finds(changes, words):
+    report = hg.check(*bowl(**changes))
+    assert words in str(report) and report.ok == ("WRONG" not in words), str(report)
+
+
+def single_precision(activation, seed, part=lambda x: x):
     """AdamW on random data in float32; hyper: log rate, log weight decay, log penalty."""
     torch.manual_seed(seed)
-    linear = torch.nn.Linear
-    layers = linear(8, 64), activation(), linear(64, 64), activation(), linear(64, 1)
-    weights, f = hg.nets.functional(torch.nn.Sequential(*layers))
+    layers = nn.Linear(8, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 1)
+    weights, f = hg.nets.functional(nn.Sequential(*layers))
     draw = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(64, k, generator=draw, dtype=torch.float64).float() for k in (8, 1))
-    loss = lambda w, rows: torch.nn.functional.mse_loss(f(w, x[rows]), y[rows])  # noqa: E731
+    loss = lambda w, rows: nn.functional.mse_loss(f(w, x[rows]), y[rows])  # noqa: E731
     return hg.Problem(
         hg.Torch(dtype="float32"),
         lambda w, h, t: loss(w, slice(32)) + h[2].exp() * w @ w,
         lambda w, h: loss(w, slice(32, None)),
-        hg.AdamW(lambda h, t: h[0].exp(), weight_decay=lambda h, t: cut(h[1]).exp()),
+        hg.AdamW(lambda h, t: h[0].exp(), weight_decay=lambda h, t: part(h[1]).exp()),
         weights,
         steps=10,
     )
 
 
-def test_check_finds_a_small_effect_in_single_precision():
-    """At the shortest steps it is lost in rounding, which looks like no effect."""
-    hyper = [-5.0, -3.0, -30.0]
-    assert hg.check(single_precision(torch.nn.Tanh, 3), hyper).ok
-    report = hg.check(single_precision(torch.nn.Tanh, 3, torch.Tensor.detach), hyper)
-    assert "WRONG hyper[1]" in str(report)
-
-
-def test_check_of_right_kinks_in_single_precision():
-    """Two step lengths across kinks agreed by chance, and not with the derivative."""
-    for rate, seed in ((-5.0, 201), (-7.0, 205)):
-        report = hg.check(single_precision(torch.nn.ReLU, seed), [rate, -2.0, -5.0])
-        assert report.ok, str(report)
-
-
-NOTES = [  # changes of the problem, hyper, words
-    ({}, [0.1, 0.3, 1.0], "note  hyper[2]: no effect within 6 steps"),
-    # at 1e-8 of a root, every step is too long
-    ({"inner_loss": lambda w, h, t: w @ w * (1 + h[0].sqrt())}, [1e-9, 0.3], "not compared"),
-    (
-        {"inner_loss": lambda w, h, t: 0 * (w * w).sum() * h[0]},
-        [0.1, 0.3],
-        "ok    inner d/dw: 0, differ",
-    ),
-    # torch's derivative at the kink is zero, which is that of one side
-    ({"outer_loss": lambda w, h: w @ w * (1 + (h[0] - 0.1).relu())}, [0.1, 0.3], "has a kink here"),
-    # rounding to single precision hides the small derivative by h
-    ({"outer_loss": lambda w, h: (w @ w + 1e-4 * h[0]).float().double()}, [0.1, 0.3], "scatter by"),
-    # rounding of the loss, which cancels, is much larger than that of its value
-    (
-        {"outer_loss": lambda w, h: w @ w + ((1e6 + h[0]) - 1e6)},
-        [0.1, 0.3, 1.0],
-        "ok    outer d/dh",
-    ),
-    # fixed point cannot hold it: check goes on with another solver
-    ({"initial": torch.full((5,), 1e5).double()}, [0.1, 0.3], "ok    Stored, Checkpointed"),
+SINGLE = [  # arguments, hyper, what is wrong
+    ((nn.Tanh, 3), [-5.0, -3.0, -30.0], ""),
+    # at the shortest steps the small effect is lost in rounding, which looks like no effect
+    ((nn.Tanh, 3, cut), [-5.0, -3.0, -30.0], "WRONG hyper[1]"),
+    # differences of two step lengths across kinks agree by chance, and not with the derivative
+    ((nn.ReLU, 201), [-5.0, -2.0, -5.0], ""),
+    ((nn.ReLU, 205), [-7.0, -2.0, -5.0], ""),
 ]
 
 
-@pytest.mark.parametrize("change, hyper, words", NOTES)
-def test_check_notes(change, hyper, words):
-    report = hg.check(bowl(**change)[0], hyper)
-    assert report.ok and words in str(report) and "note  " in str(report)
-
-
-def halved(w):  # a square whose gradient is right and whose second derivative is not
-    return (2 * w - w.detach()) @ w.detach()
-
-
-FAULTS = [  # changes of the problem, words
-    ({"inner_loss": lambda w, h, t: (w - w.detach() ** 2 * h[0]).square().sum()}, "inner d/dw:"),
-    ({"inner_loss": lambda w, h, t: halved(w) * h[0]}, "inner d2/dw2:"),
-    ({"inner_loss": lambda w, h, t: (w**2).sum() * h[0].item() * h[1]}, "inner d2/dw dhyper:"),
-    ({"outer_loss": lambda w, h: (w * w.detach()).sum()}, "outer d/dw:"),
-    ({"outer_loss": lambda w, h: (w * w).sum() * h[0].item() * h[1]}, "outer d/dhyper:"),
-    ({"optimizer": hg.GradientDescent(lambda h, t: 0.1 * h[0].item() * h[1])}, "hyper[0]:"),
-    ({"inner_loss": lambda w, h, t: torch.rand(()).double() * (w * w).sum()}, "same bits: the gr"),
-    ({"outer_loss": lambda w, h: torch.rand(()).double() * w.sum()}, "same bits: the outer loss"),
-    ({"optimizer": hg.HeavyBall(lambda h, t: torch.rand(()) * h[0], 0.9)}, "same bits: rate"),
-    ({"inner_loss": lambda w, h, t: (w * w).sum() * {0: 1.0}[t]}, "KeyError"),
-    ({"outer_loss": lambda w, h: (w > 0).double().mean()}, "ValueError: outer_loss has no deriv"),
-]
-
-
-@pytest.mark.parametrize("change, words", FAULTS)
-def test_check_finds(change, words):
-    report = hg.check(*bowl(**change))
-    assert not report.ok and f"WRONG {words}" in str(report)
-
-
-each_solver = pytest.mark.parametrize("solver", catalogue.SOLVERS.values(), ids=catalogue.SOLVERS)
-
-
-def realtime(problem, hyper):
-    return next(hg.realtime(problem, hyper, optimizer=hg.Adam(0.1), steps=1))
-
-
-@pytest.mark.parametrize("name", ["inner_loss", "outer_loss"])
-def test_module_itself_in_a_loss_is_noticed(name):
-    """In place of its function: an error if nothing that is trained is in the loss, or a note."""
-    module = torch.nn.Linear(5, 1).double()
-    weights, net = hg.nets.functional(module)
-    right = lambda w, h, t=None: net(w, INPUTS).square().sum() + h[0] * w.sum()  # noqa: E731
-    itself = lambda w, h, t=None: module(INPUTS).square().sum()  # noqa: E731
-    problem, hyper = bowl(initial=weights, inner_loss=right, outer_loss=right)
-    assert "note" not in str(hg.check(problem, hyper[:1]))
-    both = lambda w, h, t=None: right(w, h) + itself(w, h)  # noqa: E731
-    report = hg.check(replace(problem, **{name: both}), hyper[:1])
-    assert f"note  {name}: uses 2 other tensors that require a gradient" in str(report)
-    for solver in catalogue.SOLVERS.values():
-        with pytest.raises(ValueError, match=f"{name} has no deriv.* it calls a module itself"):
-            solver(replace(problem, **{name: itself}), hyper)
+@pytest.mark.parametrize("arguments, hyper, words", SINGLE)
+def test_check_in_single_precision(arguments, hyper, words):
+    report = hg.check(single_precision(*arguments), hyper)
+    assert words in str(report) and report.ok == (not words), str(report)
 
 
 def hooked(w, h, t):
@@ -143,39 +148,101 @@ def hooked(w, h, t):
     return (w**4).sum() * h[0]
 
 
-@each_solver
-def test_hook_on_the_weights_raises(solver):
-    with pytest.raises(ValueError, match="hook on its weights.*clip="):
-        solver(*bowl(inner_loss=hooked))
+def bad(t, at):
+    return nan if t == at else 1.0
 
 
-CUT = {  # what is wrong -> changes of the problem, by a function that loses the graph
-    "rate": lambda cut: {"optimizer": hg.Momentum(lambda h, t: cut(h[0]), 0.9)},
-    "initial": lambda cut: {"initial": lambda h: torch.ones(5).double() * cut(h[0])},
-    "inner_loss": lambda cut: {"inner_loss": lambda w, h, t: (w * w).sum() * cut(h[0])},
-    "outer_loss": lambda cut: {"outer_loss": lambda w, h: (w * w).sum() * cut(h[0])},
-    "inner_loss of w": lambda cut: {"inner_loss": lambda w, h, t: cut((w * w).sum()) * h[0]},
-    "outer_loss of w": lambda cut: {"outer_loss": lambda w, h: cut((w**3).sum()) + 0 * h[0]},
-    # where the penalty has no slope at the start
-    "inner_loss from zero": lambda cut: {
-        "inner_loss": lambda w, h, t: (w - 1).square().sum() + cut(h[0]) * w @ w,
-        "initial": torch.zeros(5).double(),
-    },
+def zeros(w):
+    return w - cut(w)
+
+
+FREE = inner(lambda w, h, t: (w * w).sum())
+FLAT = inner(lambda w, h, t: w[:4] @ w[:4] * h[0])  # the last weight has no gradient
+WAVES = inner(lambda w, h, t: torch.sin(1e5 * w).sum() / 1e4, steps=100)
+# the penalty has no slope at the start
+PENALTY = inner(lambda w, h, t: (w - 1).square().sum() + cut(h[0]) * w @ w, initial=ZEROS)
+# it moves the weights without a gradient, too, so the hypergradient is not zero
+DECAYED = {
+    "optimizer": hg.AdamW(lambda h, t: h[0], weight_decay=lambda h, t: h[1]),
+    "initial": ONES,
 }
+CUT = "{} changes with its arguments but a derivative is".format
+CUTS = [  # changes of the problem, words of the error: else a hypergradient would be zero
+    (FREE | rated(lambda h, t: h[0].item()), CUT("rate")),
+    (FREE | {"initial": lambda h: ONES * cut(h[0])}, CUT("initial")),
+    (inner(lambda w, h, t: (w * w).sum() * h[0].item()), CUT("inner_loss")),
+    (FREE | outer(lambda w, h: (w * w).sum() * cut(h[0])), CUT("outer_loss")),
+    (inner(lambda w, h, t: cut((w * w).sum()) * h[0]), CUT("inner_loss")),
+    (FREE | outer(lambda w, h: (w**3).sum().item() + 0 * h[0]), CUT("outer_loss")),
+    (PENALTY, CUT("inner_loss")),
+    (inner(itself, **TRAINED), "inner_loss has no deriv.* it calls a module itself"),
+    (outer(itself, **TRAINED), "outer_loss has no deriv.* it calls a module itself"),
+    (inner(hooked), "hook on its weights.*clip="),
+]
+CAUSES = [  # changes of the problem, words of the error
+    (DECAYED | inner(lambda w, h, t: (cut(w) - 1).square().sum()), "inner_loss has no derivative"),
+    (inner(lambda w, h, t: (bad(t, 2) * w).sum()), "step 2: .* is nan, at other .* data"),
+    (inner(lambda w, h, t: zeros(w).square().sum().sqrt()), "step 0: .*, 5 of 5: a root"),
+    (inner(lambda w, h, t: 18 * (w + 0.3).sqrt().sum()), "step [0-9]: .* nan: a logar"),
+    (inner(lambda w, h, t: abs(zeros(w)).pow(1.5).sum()), "second derivatives .* step 5"),
+    ({"initial": torch.tensor([1, nan, 1, 1, 1]).double()}, r"initial weights .*\[1\], 1 of 5"),
+    (rated(1e300), "at step .: .* lower the rate|at step 0; fixed point"),
+    (rated(lambda h, t: bad(t, 2)), "step 2: the coefficient rate is not"),
+    (outer(lambda w, h: (INPUTS * nan @ w).sum()), "the outer loss is nan although train"),
+    (outer(lambda w, h: (0 * w).sum().sqrt()), "gradient of the outer loss is not"),
+    (FLAT | {"optimizer": hg.Adam(0.1, epsilon=0.0)}, "step 0: .* use a larger epsilon"),
+    (WAVES | rated(0.01, 0.5), "adjoints grew to .* shorten"),
+]
 
 
-@pytest.mark.parametrize("solver", [*catalogue.SOLVERS.values(), realtime])
-@pytest.mark.parametrize("name", CUT)
-def test_derivative_cut_off_raises(solver, name):
-    """The hypergradient would be zero, and descend would stand still without a word."""
-    words = f"{name.split()[0]} changes with its arguments but a derivative is"
-    for cut in (torch.Tensor.item, torch.Tensor.detach):
-        change = {"inner_loss": lambda w, h, t: (w * w).sum()} | CUT[name](cut)
-        with pytest.raises(ValueError, match=words):
-            solver(*bowl(**change))
+def realtime(problem, hyper):
+    return list(hg.realtime(problem, hyper, optimizer=hg.Adam(0.1), steps=5, every=4))
 
 
-FLAT = [  # functions with a derivative of zero at zero
+def alternate(solver):
+    options = {"optimizer": hg.Adam(0.1), "steps": 5, "every": 4}
+    return lambda problem, hyper: list(hg.alternate(solver, problem, hyper, **options))
+
+
+REVERSE, IMPLICIT = hg.Reverse(), hg.Implicit(hg.DenseSolve())
+ITERATED = hg.Implicit(hg.ConjugateGradient())
+CUT_RIDGE = inner(lambda w, h, t: (w - cut(h[0])).square().sum() + h[1].exp() * w @ w)
+STEEP = inner(lambda w, h, t: ((w - h[0]) ** 4).sum(), optimizer=hg.HeavyBall(5.0, 0.9))
+STEEP_CAUSE = "outer step 1: .* the inner loss is inf, .* lower the"
+HUGE = inner(lambda w, h, t: (w * w).sum() * h[0] * 1e300, hyper=[1e9, 0.1])
+# one slope is infinite, as of example weights that a projection puts on zero
+ROOT = inner(lambda w, h, t: h.sqrt() @ (w - 1).square() + w @ w, initial=ZEROS)
+ROOT |= {"hyper": [0.3, 0.0, 0.2, 0.1, 0.4]}
+ROOT_CAUSE = r"derivative of the inner loss by hyper\[1\].* root"
+STOPS = [(solver, *row) for solver in catalogue.SOLVERS.values() for row in (*CUTS, *CAUSES)]
+STOPS += [(realtime, *row) for row in CUTS]
+STOPS += [  # solver, changes of the problem, words of the error
+    *((solver, ROOT, ROOT_CAUSE) for solver in (REVERSE, IMPLICIT)),
+    *((solver, CUT_RIDGE, CUT("inner_loss")) for solver in (IMPLICIT, alternate(IMPLICIT))),
+    (REVERSE, HUGE, "is inf, with a hyperparameter beyond 1e6: lower the out"),
+    (ITERATED, inner(lambda w, h, t: w @ w * bad(t, None)), "at the trained weights the"),
+    (ITERATED, inner(lambda w, h, t: abs(zeros(w)).pow(1.5).sum()), "second derivatives"),
+    (ITERATED, outer(lambda w, h: w.sum() * nan), "the outer loss is nan"),
+    # in a later part of training, whose first weights are large already
+    (realtime, STEEP, STEEP_CAUSE),
+    *((alternate(way), STEEP, STEEP_CAUSE) for way in (REVERSE, hg.Implicit(hg.Identity()))),
+]
+
+
+@pytest.mark.parametrize("solver, changes, words", STOPS)
+def test_solvers_name_what_is_wrong(solver, changes, words):
+    with pytest.raises((ValueError, hg.Diverged), match=words), np.errstate(all="ignore"):
+        solver(*bowl(**changes))
+
+
+@pytest.mark.parametrize("solver", [IMPLICIT, alternate(IMPLICIT)])
+def test_implicit_warns_of_what_it_cannot_differentiate(solver):
+    ridge = inner(lambda w, h, t: (w - 1).square().sum() + h[1].exp() * w @ w, initial=ZEROS)
+    with pytest.warns(UserWarning, match=r"hyper\[0\] the derivative 0: .* not depend on rate"):
+        solver(*bowl(**ridge | {"optimizer": hg.HeavyBall(lambda h, t: 0.1 * h[0].exp(), 0.9)}))
+
+
+FLAT_AT_ZERO = [
     torch.relu,
     torch.square,
     torch.abs,
@@ -184,179 +251,29 @@ FLAT = [  # functions with a derivative of zero at zero
 ]
 
 
-@each_solver
-def test_zero_derivatives_that_are_right(solver):
+@pytest.mark.parametrize("solver", catalogue.SOLVERS.values(), ids=catalogue.SOLVERS)
+@pytest.mark.parametrize("f", FLAT_AT_ZERO)
+def test_zero_derivatives_that_are_right(solver, f):
     """At a kink, at a minimum, and for a constant."""
-    for f in FLAT:
-        loss = lambda w, h, t, f=f: (w * w).sum() * f(h[0] - 0.1) + h[1]  # noqa: E731
-        problem, _ = bowl(inner_loss=loss, initial=torch.ones(5).double())
-        assert not solver(problem, [0.1, 0.3]).grad.any()
+    loss = lambda w, h, t: (w * w).sum() * f(h[0] - 0.1) + h[1]  # noqa: E731
+    assert not solver(*bowl(inner_loss=loss, initial=ONES)).grad.any()
 
 
-def test_noise_of_kernels_is_no_derivative_cut_off():
-    rng = np.random.default_rng(0)
-    noise = lambda: 1 + 1e-15 * rng.standard_normal()  # noqa: E731
-    problem, _ = bowl(inner_loss=lambda w, h, t: (w * w).sum() * noise() + 0 * h[0])
-    assert float(hg.Reverse()(problem, [0.1, 0.3, 1.0]).grad[2]) == 0
-
-
-def bad(t, at):
-    return nan if t == at else 1.0
-
-
-def zeros(w):
-    return w - w.detach()
-
-
-WAVES = {"inner_loss": lambda w, h, t: torch.sin(1e5 * w).sum() / 1e4, "steps": 100}
-UNMOVED = {"inner_loss": lambda w, h, t: w[:4] @ w[:4] * h[0]}  # the last weight has no gradient
-CAUSES = [  # changes, words of the error
-    ({"inner_loss": lambda w, h, t: (bad(t, 2) * w).sum()}, "step 2: .* is nan, at other .* data"),
-    ({"inner_loss": lambda w, h, t: zeros(w).square().sum().sqrt()}, "step 0: .*, 5 of 5: a root"),
-    ({"inner_loss": lambda w, h, t: 18 * (w + 0.3).sqrt().sum()}, "step [0-9]: .* nan: a logar"),
-    ({"inner_loss": lambda w, h, t: abs(zeros(w)).pow(1.5).sum()}, "second derivatives .* step 5"),
-    ({"initial": torch.tensor([1, nan, 1, 1, 1]).double()}, r"initial weights .*\[1\], 1 of 5"),
-    ({"optimizer": hg.Momentum(1e300, 0.9)}, "at step .: .* lower the rate|at step 0; fixed point"),
-    (
-        {"optimizer": hg.Momentum(lambda h, t: bad(t, 2), 0.9)},
-        "step 2: the coefficient rate is not",
-    ),
-    ({"outer_loss": lambda w, h: (INPUTS * nan @ w).sum()}, "the outer loss is nan although train"),
-    ({"outer_loss": lambda w, h: (0 * w).sum().sqrt()}, "gradient of the outer loss is not"),
-    (UNMOVED | {"optimizer": hg.Adam(0.1, epsilon=0.0)}, "step 0: .* use a larger epsilon"),
-    (WAVES | {"optimizer": hg.Momentum(0.01, 0.5)}, "adjoints grew to .* shorten"),
-]
-
-
-@each_solver
-@pytest.mark.parametrize("changes, words", CAUSES)
-def test_cause_of_what_is_not_finite(solver, changes, words):
-    with pytest.raises(hg.Diverged, match=words), np.errstate(all="ignore"):
-        solver(*bowl(**changes))
-
-
-@pytest.mark.parametrize("way", ["realtime", hg.Implicit(hg.Identity()), hg.Reverse()])
-def test_cause_in_loops(way):
-    """Also in a later part of training, whose first weights are large already."""
-    optimizer = {"optimizer": hg.Adam(0.1), "steps": 5, "every": 4}
-    problem = bowl(
-        inner_loss=lambda w, h, t: ((w - h[0]) ** 4).sum(), optimizer=hg.HeavyBall(5.0, 0.9)
-    )
-    with pytest.raises(hg.Diverged, match="outer step 1: .* the inner loss is inf, .* lower the"):
-        if way == "realtime":
-            list(hg.realtime(*problem, **optimizer))
-        list(hg.alternate(way, *problem, **optimizer))
-
-
-def test_cause_in_hyper():
-    problem, _ = bowl(inner_loss=lambda w, h, t: (w * w).sum() * h[0] * 1e300)
-    with pytest.raises(
-        hg.Diverged, match="is inf, with a hyperparameter beyond 1e6: lower the out"
-    ):
-        hg.Reverse()(problem, [1e9, 0.1])
-
-
-def test_cause_in_implicit():
-    for changes, words in (
-        (
-            {"inner_loss": lambda w, h, t: (w * w).sum() * bad(t, None)},
-            "at the trained weights the",
-        ),
-        ({"inner_loss": lambda w, h, t: abs(zeros(w)).pow(1.5).sum()}, "second derivatives"),
-        ({"outer_loss": lambda w, h: w.sum() * nan}, "the outer loss is nan"),
-    ):
-        with pytest.raises(hg.Diverged, match=words), np.errstate(all="ignore"):
-            hg.Implicit(hg.ConjugateGradient())(*bowl(**changes))
-
-
-def test_check_finds_one_cut_among_many():
-    """20 of 501 are moved one by one; all together along a random direction."""
-    half = lambda h: (h[500] / 2).exp() * (h[500] / 2).exp().detach()  # noqa: E731
-    whole = lambda h: h[500].exp()  # noqa: E731
-    hyper = np.append(np.linspace(-1, 1, 500), -2.0)
-    for rate, ok in ((whole, True), (half, False)):
-        report = hg.check(
-            bowl(
-                inner_loss=lambda w, h, t: (h[:500].reshape(-1, 5) @ w - 1).square().mean(),
-                initial=torch.zeros(5),
-                optimizer=hg.Momentum(lambda h, t, f=rate: f(h), 0.9),
-            )[0],
-            hyper,
-        )
-        assert report.ok == ok and ("WRONG all of hyper" in str(report)) != ok, str(report)
-
-
-def test_check_moves_hyperparameters_that_act_first():
-    problem, _ = bowl(initial=lambda h: h[100] + torch.zeros(5).double())
-    report = hg.check(problem, np.linspace(0, 1, 101))
-    assert "hyper[0]:" in str(report) and "hyper[100]:" in str(report)
-
-
-def test_check_names_a_random_start_and_a_negative_rate():
-    report = hg.check(*bowl(initial=lambda h: torch.randn(5).double()))
-    assert not report.ok and "initial differs when computed twice" in str(report)
-    report = hg.check(*bowl(optimizer=hg.Adam(lambda h, t: h[0] - 5.8)))
-    assert report.ok and "rate: -5.7 at step 0, so the loss grows" in str(report)
-
-
-def implicit(problem, hyper):
-    return hg.Implicit(hg.DenseSolve())(problem, hyper)
-
-
-def alternate(problem, hyper):
-    solver = hg.Implicit(hg.DenseSolve())
-    return next(hg.alternate(solver, problem, hyper, optimizer=hg.Adam(0.1), steps=1))
-
-
-@pytest.mark.parametrize("solver", [implicit, alternate])
-def test_implicit_sees_one_cut_of_several(solver):
-    inner_loss = lambda w, h, t: (w - float(h[0])).square().sum() + h[1].exp() * w @ w  # noqa: E731
-    with pytest.raises(ValueError, match="inner_loss changes with its arguments but a derivative"):
-        solver(*bowl(inner_loss=inner_loss))
-
-
-@pytest.mark.parametrize("solver", [implicit, alternate])
-def test_implicit_warns_of_what_it_cannot_differentiate(solver):
-    inner_loss = lambda w, h, t: (w - 1).square().sum() + h[1].exp() * w @ w  # noqa: E731
-    change = {"inner_loss": inner_loss, "initial": torch.zeros(5)}
-    optimizer = hg.HeavyBall(lambda h, t: 0.1 * h[0].exp(), 0.9)
-    with pytest.warns(UserWarning, match=r"hyper\[0\] the derivative 0: .* not depend on rate"):
-        solver(*bowl(**change, optimizer=optimizer))
-
-
-@each_solver
-def test_loss_without_the_weights_raises(solver):
-    """Weight decay moves the weights all the same, so the hypergradient is not zero."""
-    optimizer = hg.AdamW(lambda h, t: h[0], weight_decay=lambda h, t: h[1])
-    cut = lambda w, h, t: (w.detach() - 1).square().sum()  # noqa: E731
-    with pytest.raises(ValueError, match="inner_loss has no derivative"):
-        solver(*bowl(optimizer=optimizer, inner_loss=cut, initial=torch.ones(5).double()))
-
-
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_cut_images_of_a_relu_net_raise(seed):
     """The step of the test must be short: within 1e-3 the gradient jumps at many kinks."""
     torch.manual_seed(seed)
-    layers = torch.nn.Linear(20, 40), torch.nn.ReLU(), torch.nn.Linear(40, 4)
-    weights, f = hg.nets.functional(torch.nn.Sequential(*layers).double())
-    labels, entropy = torch.arange(10) % 4, torch.nn.functional.cross_entropy
+    layers = nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 4)
+    weights, f = hg.nets.functional(nn.Sequential(*layers).double())
+    labels, entropy = torch.arange(10) % 4, nn.functional.cross_entropy
     x, images = torch.randn(2, 10, 20, dtype=torch.float64)
     problem = hg.Problem(
         hg.Torch(),
-        lambda w, h, t: entropy(f(w, h.reshape(10, 20).detach()), labels),
+        lambda w, h, t: entropy(f(w, cut(h.reshape(10, 20))), labels),
         lambda w, h: entropy(f(w, x), labels),
         hg.HeavyBall(0.1, 0.9),
         weights,
         steps=40,
     )
-    with pytest.raises(ValueError, match="inner_loss changes with its arguments"):
+    with pytest.raises(ValueError, match=CUT("inner_loss")):
         hg.Reverse()(problem, images.ravel())
-
-
-@pytest.mark.parametrize("solver", [hg.Reverse(), implicit], ids=["reverse", "implicit"])
-def test_infinite_slope_by_a_hyperparameter_is_named(solver):
-    """As of example weights that a projection puts on zero."""
-    inner_loss = lambda w, h, t: (h.sqrt() * (w - 1).square()).sum() + w @ w  # noqa: E731
-    hyper = [0.3, 0.0, 0.2, 0.1, 0.4]
-    with pytest.raises(hg.Diverged, match=r"derivative of the inner loss by hyper\[1\].* root"):
-        solver(bowl(inner_loss=inner_loss, initial=torch.zeros(5).double())[0], hyper)
