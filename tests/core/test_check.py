@@ -19,8 +19,8 @@ TRAINED = {"initial": WEIGHTS, "n": 6}
 cut = torch.Tensor.detach
 
 
-def bowl(hyper=(0.1, 0.3), **changes):
-    return catalogue.bowl(hg.Torch(), **changes)[0], list(hyper)
+def bowl(hyper=(0.1, 0.3), dtype="float64", **changes):
+    return catalogue.bowl(hg.Torch(dtype=dtype), **changes)[0], list(hyper)
 
 
 def inner(loss, **changes):
@@ -52,6 +52,10 @@ def halved(w):  # a square whose gradient is right and whose second derivative i
     return (2 * w - cut(w)) @ cut(w)
 
 
+def small(x):
+    return 5e-5 * (3 * x).exp()
+
+
 def many(part):
     """20 of 501 are moved one by one; all together along a random direction."""
     loss = lambda w, h, t: (h[:500].reshape(-1, 5) @ w - 1).square().mean()  # noqa: E731
@@ -67,13 +71,14 @@ def test_check_finds_nothing_wrong(backend):
     assert "note" not in str(report)
 
 
+FREE = inner(lambda w, h, t: (w * w).sum())
 FINDINGS = [  # changes of the problem, words
     (inner(lambda w, h, t: (w - cut(w) ** 2 * h[0]).square().sum()), "WRONG inner d/dw:"),
     (inner(lambda w, h, t: halved(w) * h[0]), "WRONG inner d2/dw2:"),
     (inner(lambda w, h, t: w @ w * h[0].item() * h[1]), "WRONG inner d2/dw dhyper:"),
     (outer(lambda w, h: (w * cut(w)).sum()), "WRONG outer d/dw:"),
     (outer(lambda w, h: w @ w * h[0].item() * h[1]), "WRONG outer d/dhyper:"),
-    ({"optimizer": hg.GradientDescent(lambda h, t: 0.1 * h[0].item() * h[1])}, "WRONG hyper[0]:"),
+    (FREE | rated(lambda h, t: h[0].item()), "WRONG hyper[0]:"),
     (many(lambda x: x), "ok    all of hyper"),
     (many(cut), "WRONG all of hyper"),
     (inner(lambda w, h, t: torch.rand(()).double() * w @ w), "WRONG same bits: the gradient"),
@@ -87,12 +92,20 @@ FINDINGS = [  # changes of the problem, words
     ({"optimizer": hg.Adam(lambda h, t: h[0] - 5.8)}, "rate: -5.7 at step 0, so the loss grows"),
     ({"hyper": [0.1, 0.3, 1.0]}, "note  hyper[2]: no effect within 6 steps"),
     # of more than 20, those that act come first
-    ({"initial": lambda h: h[100] + ZEROS, "hyper": np.linspace(0, 1, 101)}, "ok    hyper[100]:"),
+    ({"initial": lambda h: h[100] + ZEROS, "hyper": np.linspace(0, 1, 101)}, "ok    hyper[0]:"),
     # at 1e-8 of a root, every step is too long
     (inner(lambda w, h, t: w @ w * (1 + h[0].sqrt()), hyper=[1e-9, 0.3]), "not compared"),
     (inner(lambda w, h, t: 0 * (w * w).sum() * h[0]), "ok    inner d/dw: 0, differ"),
     # torch's derivative at the kink is zero, which is that of one side
     (outer(lambda w, h: w @ w * (1 + (h[0] - 0.1).relu())), "has a kink here"),
+    # at the shortest steps the small effect is lost in rounding, which looks like no effect
+    (outer(lambda w, h: w @ w + 1 + small(cut(h[0])), dtype="float32"), "WRONG outer d/dhyper:"),
+    (outer(lambda w, h: w @ w + 1 + small(h[0]), dtype="float32"), "ok    outer d/dhyper:"),
+    # differences of two step lengths agree by chance
+    (
+        outer(lambda w, h: w @ w + 1e-4 * cut(h[0]), dtype="float32"),
+        "d/dhyper: 0, not compared: diff",
+    ),
     # rounding to single precision hides the small derivative by h
     (outer(lambda w, h: (w @ w + 1e-4 * h[0]).float().double()), "scatter by"),
     # rounding of the loss, which cancels, is much larger than that of its value
@@ -108,44 +121,15 @@ def test_check_finds(changes, words):
     assert words in str(report) and report.ok == ("WRONG" not in words), str(report)
 
 
-def single_precision(activation, seed, part=lambda x: x):
-    """AdamW on random data in float32; hyper: log rate, log weight decay, log penalty."""
-    torch.manual_seed(seed)
-    layers = nn.Linear(8, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 1)
-    weights, f = hg.nets.functional(nn.Sequential(*layers))
-    draw = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(64, k, generator=draw, dtype=torch.float64).float() for k in (8, 1))
-    loss = lambda w, rows: nn.functional.mse_loss(f(w, x[rows]), y[rows])  # noqa: E731
-    return hg.Problem(
-        hg.Torch(dtype="float32"),
-        lambda w, h, t: loss(w, slice(32)) + h[2].exp() * w @ w,
-        lambda w, h: loss(w, slice(32, None)),
-        hg.AdamW(lambda h, t: h[0].exp(), weight_decay=lambda h, t: part(h[1]).exp()),
-        weights,
-        steps=10,
-    )
-
-
-SINGLE = [  # arguments, hyper, what is wrong
-    ((nn.Tanh, 3), [-5.0, -3.0, -30.0], ""),
-    # at the shortest steps the small effect is lost in rounding, which looks like no effect
-    ((nn.Tanh, 3, cut), [-5.0, -3.0, -30.0], "WRONG hyper[1]"),
-    # differences of two step lengths across kinks agree by chance, and not with the derivative
-    ((nn.ReLU, 201), [-5.0, -2.0, -5.0], ""),
-    ((nn.ReLU, 205), [-7.0, -2.0, -5.0], ""),
-]
-
-
-@pytest.mark.parametrize("arguments, hyper, words", SINGLE)
-def test_check_in_single_precision(arguments, hyper, words):
-    report = hg.check(single_precision(*arguments), hyper)
-    assert words in str(report) and report.ok == (not words), str(report)
-
-
 def hooked(w, h, t):
     if w.requires_grad:
         w.register_hook(lambda g: g / 2)
     return (w**4).sum() * h[0]
+
+
+def jagged(x):
+    """Kinks within 1e-3, so that a step must be short, and one right beside 0.1."""
+    return abs(torch.tensor([3103, 5237, 7774, 4516, 400.001]).double() * x % 2 - 1)
 
 
 def bad(t, at):
@@ -156,7 +140,6 @@ def zeros(w):
     return w - cut(w)
 
 
-FREE = inner(lambda w, h, t: (w * w).sum())
 FLAT = inner(lambda w, h, t: w[:4] @ w[:4] * h[0])  # the last weight has no gradient
 WAVES = inner(lambda w, h, t: torch.sin(1e5 * w).sum() / 1e4, steps=100)
 # the penalty has no slope at the start
@@ -175,6 +158,7 @@ CUTS = [  # changes of the problem, words of the error: else a hypergradient wou
     (inner(lambda w, h, t: cut((w * w).sum()) * h[0]), CUT("inner_loss")),
     (FREE | outer(lambda w, h: (w**3).sum().item() + 0 * h[0]), CUT("outer_loss")),
     (PENALTY, CUT("inner_loss")),
+    (inner(lambda w, h, t: w**2 @ jagged(cut(h[0]))), CUT("inner_loss")),
     (inner(itself, **TRAINED), "inner_loss has no deriv.* it calls a module itself"),
     (outer(itself, **TRAINED), "outer_loss has no deriv.* it calls a module itself"),
     (inner(hooked), "hook on its weights.*clip="),
@@ -257,23 +241,3 @@ def test_zero_derivatives_that_are_right(solver, f):
     """At a kink, at a minimum, and for a constant."""
     loss = lambda w, h, t: (w * w).sum() * f(h[0] - 0.1) + h[1]  # noqa: E731
     assert not solver(*bowl(inner_loss=loss, initial=ONES)).grad.any()
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_cut_images_of_a_relu_net_raise(seed):
-    """The step of the test must be short: within 1e-3 the gradient jumps at many kinks."""
-    torch.manual_seed(seed)
-    layers = nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 4)
-    weights, f = hg.nets.functional(nn.Sequential(*layers).double())
-    labels, entropy = torch.arange(10) % 4, nn.functional.cross_entropy
-    x, images = torch.randn(2, 10, 20, dtype=torch.float64)
-    problem = hg.Problem(
-        hg.Torch(),
-        lambda w, h, t: entropy(f(w, cut(h.reshape(10, 20))), labels),
-        lambda w, h: entropy(f(w, x), labels),
-        hg.HeavyBall(0.1, 0.9),
-        weights,
-        steps=40,
-    )
-    with pytest.raises(ValueError, match=CUT("inner_loss")):
-        hg.Reverse()(problem, images.ravel())
