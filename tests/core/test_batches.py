@@ -39,11 +39,12 @@ def test_kept_batches_come_again():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_drawn_batches_are_those_of_their_address(shuffle):
-    """Each epoch holds every example; augmentations repeat; the generators are not disturbed."""
+    """Each epoch holds every example, augmented anew; they repeat; the generators are not disturbed."""
     drawn, before = draw(loader(shuffle=shuffle), seed=3), generators(INPUTS)
     batches = [drawn(t) for t in range(6)]
     assert before == generators(INPUTS)
     assert all(torch.equal(drawn(t)["inputs"], batches[t]["inputs"]) for t in (5, 0, 2))
+    assert not torch.equal(batches[0]["inputs"], batches[3]["inputs"])  # of two epochs
     epochs = [torch.cat([b["labels"] for b in batches[i : i + 3]]) for i in (0, 3)]
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert torch.equal(*epochs) != shuffle

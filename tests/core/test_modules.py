@@ -80,10 +80,10 @@ def containers():
 
     def forward(m, x):
         m.named.move_to_end("layer")
-        return m.stages["first"][0][0](x) + m.named["layer"](x) @ m.weights[0]
+        return m.stages["first"][0][0](x) + m.call(m.named["layer"](x)) @ m.weights[0]
 
     part = layer()
-    held = {"stages": {"first": [(part,)]}, "weights": [part.weight]}
+    held = {"stages": {"first": [(part,)]}, "weights": [part.weight], "call": part.forward}
     return Custom(forward, layer=part, **held, named=OrderedDict(layer=part))
 
 
