@@ -78,7 +78,7 @@ FINDINGS = [  # changes of the problem, words
     (inner(lambda w, h, t: w @ w * h[0].item() * h[1]), "WRONG inner d2/dw dhyper:"),
     (outer(lambda w, h: (w * cut(w)).sum()), "WRONG outer d/dw:"),
     (outer(lambda w, h: w @ w * h[0].item() * h[1]), "WRONG outer d/dhyper:"),
-    (FREE | rated(lambda h, t: h[0].item()), "WRONG hyper[0]:"),
+    (FREE | {"optimizer": hg.GradientDescent(lambda h, t: h[0].item())}, "WRONG hyper[0]:"),
     (many(lambda x: x), "ok    all of hyper"),
     (many(cut), "WRONG all of hyper"),
     (inner(lambda w, h, t: torch.rand(()).double() * w @ w), "WRONG same bits: the gradient"),

@@ -117,7 +117,7 @@ MODULES = NETS | {
     "containers": (containers, [randn(5, 3)]),
     "keeping": (keeping, [randn(5, 3)]),
     "pruned": (pruned, [randn(5, 3)]),
-    "several inputs": (lambda: nn.MultiheadAttention(8, 2), [HEADS] * 3),
+    "several inputs": (lambda: nn.MultiheadAttention(8, 2), [HEADS] * 3 + [None, False]),
     "nested inputs": (lambda: nn.LSTM(8, 4), [HEADS, STATE]),
 }
 
