@@ -43,8 +43,8 @@ MODULES = {  # inputs: modules that take them
     LayerNorm(4) LeakyReLU() Linear(4,3) LogSigmoid() LogSoftmax(1) Mish() PReLU() RMSNorm(4)
     RNNCell(4,3) RReLU() ReLU() ReLU6() SELU() SiLU() Sigmoid() Softmax(1) Softmin(1) Softplus()
     Softshrink() Softsign() Tanh() Tanhshrink() Threshold(0.1,2.0) Unflatten(1,(2,2))""",
-    PAIR: """BCELoss() BCEWithLogitsLoss() Bilinear(4,4,2) CosineSimilarity() HuberLoss() KLDivLoss()
-    L1Loss() MSELoss() MultiLabelSoftMarginLoss() PairwiseDistance() PoissonNLLLoss()
+    PAIR: """BCELoss() BCEWithLogitsLoss() Bilinear(4,4,2) CosineSimilarity() HuberLoss()
+    KLDivLoss() L1Loss() MSELoss() MultiLabelSoftMarginLoss() PairwiseDistance() PoissonNLLLoss()
     SmoothL1Loss()""",
     (X, X, X): "GaussianNLLLoss() TripletMarginLoss() TripletMarginWithDistanceLoss()",
     (X, LABELS): """AdaptiveLogSoftmaxWithLoss(4,6,(2,4),2.0) CrossEntropyLoss()

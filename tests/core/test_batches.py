@@ -39,7 +39,7 @@ def test_kept_batches_come_again():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_drawn_batches_are_those_of_their_address(shuffle):
-    """Each epoch holds every example, augmented anew; they repeat; the generators are not disturbed."""
+    """Each epoch holds every example, augmented anew; generators are not disturbed."""
     drawn, before = draw(loader(shuffle=shuffle), seed=3), generators(INPUTS)
     batches = [drawn(t) for t in range(6)]
     assert before == generators(INPUTS)

@@ -220,7 +220,7 @@ def test_solvers_name_what_is_wrong(solver, changes, words):
 
 
 @pytest.mark.parametrize("solver", [IMPLICIT, alternate(IMPLICIT)])
-def test_implicit_warns_of_what_it_cannot_differentiate(solver):
+def test_implicit_warns_of_what_it_leaves_out(solver):
     ridge = inner(lambda w, h, t: (w - 1).square().sum() + h[1].exp() * w @ w, initial=ZEROS)
     with pytest.warns(UserWarning, match=r"hyper\[0\] the derivative 0: .* not depend on rate"):
         solver(*bowl(**ridge | {"optimizer": hg.HeavyBall(lambda h, t: 0.1 * h[0].exp(), 0.9)}))
