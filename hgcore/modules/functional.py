@@ -98,10 +98,10 @@ class ModuleFunction:
         return ModuleFunction(module.eval())
 
     def _parameters(self, weights) -> dict:
-        """Return {name: view of weights}, complex where the module's parameter is."""
+        """Return {name: block of weights}, complex where the module's parameter is."""
         pairs = {name for name, p in self.trained.items() if p.is_complex()}
-        blocks = self.layout.split(weights).items()
-        return {name: torch.view_as_complex(x) if name in pairs else x for name, x in blocks}
+        blocks = self.layout.split(weights).items()  # view_as_complex takes even places only
+        return {k: torch.complex(*x.unbind(-1)) if k in pairs else x for k, x in blocks}
 
     def _copy(self, weights):
         """Return a copy of the module whose parameters are views of `weights`.
