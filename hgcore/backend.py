@@ -49,9 +49,8 @@ class Backend:
     vjp(f, *args): (outputs, tuple of their cotangents -> those of the arguments); the latter takes
         only=i for that of argument i alone
     jvp(f, *args): (outputs, tangents of the arguments -> those of the outputs)
-    sources(f, *args): (whether a scalar f(*args) comes from args by operations with derivatives,
-        how many other tensors it has, or could have, slopes by: the parameters of a torch module
-        that was called itself)
+    sources(f, *args): of a scalar f(*args): (whether it has a derivative by args, the number of
+        other tensors that it could have one by, such as parameters of a module called itself)
     """
 
     name: str
@@ -98,13 +97,14 @@ class Backend:
 def require_scalar(value, attribute: str = "shape"):
     """Return the value of a loss; raise ValueError unless it is a real scalar of shape ().
 
-    attribute: one that the backend's arrays have.
+    attribute: what the backend's arrays have; "detach" refuses those of NumPy.
     """
-    what = "a loss must return a scalar of shape (), got"
+    what, kind = "a loss must return a scalar of shape (), got", type(value).__name__
     if not hasattr(value, attribute):
-        cut = ": float() and .item() cut its graph off, as NumPy does; use backend.xp"
-        number = isinstance(value, (Real, np.ndarray))
-        raise ValueError(f"{what} {type(value).__name__}{cut * number}")
+        cut = ": float() and .item() cut its graph off" * isinstance(value, Real)
+        if hasattr(value, "shape"):
+            cut = f" of shape {value.shape}: NumPy cut its graph off; use backend.xp"
+        raise ValueError(f"{what} {kind}{cut}")
     if value.shape != ():
         raise ValueError(f"{what} {value.shape}; take its mean")
     require_real(value)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from hgcore.arrays import require_instance
 from hgcore.backend import Linearized
-from hgcore.checks.causes import examined, of_optimum, of_run
+from hgcore.checks.causes import examined, named, of_optimum, of_run
 from hgcore.problem import Diverged, DivergenceMonitor, Problem, quiet
 from hgcore.trajectory import Stored, train
 
@@ -128,10 +130,7 @@ class Implicit:
     @quiet
     def __call__(self, problem: Problem, hyper, state=None) -> Hypergradient:
         """Return the hypergradient at `state` (flat or a tuple), by default after training."""
-        if state is None:
-            state = train(problem, hyper)
-        else:
-            state = problem.split_state(state, len(problem.initial_state(hyper)[0]))
+        state = self._state(problem, hyper, state)
         value, adjoint, direct = problem.outer_gradients(state[0], hyper)
         parts = self._linearize(problem, hyper, state[0])
         solution = self.solve(_product(parts), adjoint)
@@ -139,16 +138,26 @@ class Implicit:
         return _finite(problem, value, grad, state, state[0].nbytes)
 
     @quiet
-    def conditions(self, problem: Problem, hyper, state) -> Conditions:
-        """Return how far from true the two assumptions are at `state`; solves once more."""
+    def conditions(self, problem: Problem, hyper, state=None) -> Conditions:
+        """Return how far from true both assumptions are at `state`; solves once more."""
         hyper = problem.as_hyper(hyper)
-        weights = problem.split_state(state, len(problem.initial_state(hyper)[0]))[0]
-        _, adjoint, _ = problem.outer_gradients(weights, hyper)
-        parts = self._linearize(problem, hyper, weights)
-        gradient, apply = _mean([part.gradient for part in parts]), _product(parts)
-        missed = apply(self.solve(apply, adjoint)) - adjoint
-        slope, residual, length = (float(x @ x) ** 0.5 for x in (gradient, missed, adjoint))
-        return Conditions(slope, residual / (length or 1.0))
+        with named(lambda: of_optimum(self, problem, hyper, state)):
+            state = self._state(problem, hyper, state)
+            _, b, _ = problem.outer_gradients(state[0], hyper)
+            parts = self._linearize(problem, hyper, state[0])
+            apply = _product(parts)
+            vectors = _mean([part.gradient for part in parts]), apply(self.solve(apply, b)) - b, b
+        # in double precision: squares of small numbers would underflow
+        slope, missed, size = (
+            np.linalg.norm(np.float64(problem.backend.numpy(x))) for x in vectors
+        )
+        return Conditions(float(slope), float(missed / (size or 1.0)))
+
+    def _state(self, problem: Problem, hyper, state) -> tuple:
+        """Return (weights, *slots) of `state` (flat or a tuple), by default after training."""
+        if state is None:
+            return train(problem, hyper)
+        return problem.split_state(state, len(problem.initial_state(hyper)[0]))
 
     def _linearize(self, problem: Problem, hyper, weights) -> list[Linearized]:
         """Return the inner loss at each of `inner_batches`, linearized."""

@@ -217,10 +217,10 @@ class Problem:
         return self.backend.gradients(self.outer_loss, weights, hyper)
 
     def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
-        """Return, for each of `steps`, the smallest value of each decay and of shrink.
+        """Return, for each of `steps`, the smallest values of decays and of shrink.
 
-        Also of a clip or epsilon that is a function. Raises ValueError, naming the step, for one
-        out of its range. Reads from the device once.
+        Those of a clip and an epsilon that are functions stand beside them. Raises ValueError,
+        naming the step, for one out of its range. Reads from the device once.
         """
         optimizer, backend, xp, rows = self.optimizer, self.backend, self.backend.xp, []
         steps = range(self.steps) if steps is None else steps
@@ -241,8 +241,8 @@ class Problem:
                     optimizer.require_limit(name, row[name], where)
                     continue
                 largest = 1.0 if name == SHRINK else optimizer.largest_decay
-                for end in (row[name], high):
-                    require_decay(name, end, largest, where)
+                for bound in (row[name], high):
+                    require_decay(name, bound, largest, where)
         return rows if changing else rows * len(steps)
 
 

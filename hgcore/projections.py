@@ -13,7 +13,7 @@ def box(low, high) -> Callable:
     for name, bound in (("low", low), ("high", high)):
         if bound is None:
             raise TypeError(
-                f"{name} must be a number or a vector, got None; -inf and inf are no bounds"
+                f"{name} must be a number or a vector, got None; use -inf or inf for an open end"
             )
     lows, highs = np.broadcast_arrays(_host(low), _host(high))
     if (wrong := lows > highs).any():

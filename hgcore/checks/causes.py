@@ -37,7 +37,7 @@ def examined(cause: Callable) -> Callable:
         def method(self, problem: Problem, hyper, *args, **kwargs):
             require_instance("problem", problem, Problem, "hg.Problem(...)")
             hyper = problem.as_hyper(hyper)
-            with _named(lambda: cause(self, problem, hyper, *args, **kwargs)):
+            with named(lambda: cause(self, problem, hyper, *args, **kwargs)):
                 result = solve(self, problem, hyper, *args, **kwargs)
             if not getattr(problem, "first", 0):  # later parts of a run have the same functions
                 batches = getattr(self, "inner_batches", None)
@@ -51,12 +51,12 @@ def examined(cause: Callable) -> Callable:
 
 def examined_steps(problem: Problem, hyper, state: tuple | None, steps: range):
     """Return a context: a Diverged in these steps names its cause, by a second run of them."""
-    return _named(lambda: _training(problem, hyper, state, steps)[0])
+    return named(lambda: _training(problem, hyper, state, steps)[0])
 
 
 @contextlib.contextmanager
-def _named(cause: Callable) -> Iterator[None]:
-    """Give a Diverged the words of cause(), if there are any."""
+def named(cause: Callable) -> Iterator[None]:
+    """Give a Diverged in the block the words of cause(), if there are any."""
     try:
         yield
     except OutOfRange:
@@ -196,9 +196,9 @@ def of_optimum(solver, problem: Problem, hyper, state=None) -> str | None:
 
 def _products(problem: Problem, linearized: Linearized, q, place: str) -> str | None:
     """Return what is not finite in products of q (n,) with second derivatives."""
-    if where := _where(problem, linearized.hvp(q)):
+    if where := _not_finite(problem, linearized.hvp(q)):
         return f"second derivatives of the inner loss {place} are not finite in {where}: {_KINK}"
-    if where := _where(problem, linearized.mixed(q), "hyper"):
+    if where := _not_finite(problem, linearized.mixed(q), "hyper"):
         return f"the derivative of the inner loss by {where} is not finite {place}: {_KINK}"
     return None
 
@@ -208,12 +208,12 @@ def _training(problem: Problem, hyper, state=None, steps: range | None = None) -
     """Return (what is not finite in training or None, the trained weights)."""
     start = state = problem.initial_state(hyper) if state is None else state
     for name, vector in zip(("weights", "velocity"), state, strict=False):
-        if where := _where(problem, vector):
+        if where := _not_finite(problem, vector):
             return f"the initial {name} are not finite in {where}", None
     for t in range(problem.steps) if steps is None else steps:
         gradient = problem.objective(hyper).gradient(state[0], t)
         after = problem.step(state, gradient, hyper, t)
-        if any(_where(problem, x) for x in (gradient, *after)):
+        if any(_not_finite(problem, x) for x in (gradient, *after)):
             found = _loss(problem, hyper, t, start[0], state[0], gradient)
             found = found or _step(problem, hyper, t, state[0], gradient)
             return f"training diverged at step {t}: {found}", None
@@ -236,7 +236,7 @@ def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
         if magnitude > 100 * min(size, 1e4):
             return f"{found}, at weights up to {magnitude:.3g}: {_RATE}"
         return f"{found}: {_DOMAIN}"
-    if where := _where(problem, gradient):
+    if where := _not_finite(problem, gradient):
         return f"the inner loss is {value:.4g}, its gradient not finite in {where}: {_KINK}"
     return None
 
@@ -244,7 +244,7 @@ def _loss(problem: Problem, hyper, t, start, weights, gradient) -> str | None:
 def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
     """Return what is not finite in step t, which has a finite gradient."""
     for name, value in vars(problem.coefficients(gradient, hyper, t)).items():
-        if name != "t" and _where(problem, value):
+        if name != "t" and _not_finite(problem, value):
             return f"the coefficient {name} is not finite"
         if name == "epsilon" and not bool((value > 0).all()):
             return "a second moment is zero and epsilon is not positive: use a larger epsilon"
@@ -255,13 +255,13 @@ def _step(problem: Problem, hyper, t: int, weights, gradient) -> str:
 def _outer(problem: Problem, hyper, weights) -> str | None:
     """Return what is not finite in the outer loss at the trained weights."""
     value, by_weights, by_hyper = problem.outer_gradients(weights, hyper)
-    if _where(problem, value):
+    if _not_finite(problem, value):
         return (
             f"the outer loss is {float(value):.3g} although training was finite: look for values"
             f" that are not finite in its data, or for {_DOMAIN}"
         )
     for name, slope in (("weights", by_weights), ("hyper", by_hyper)):
-        if where := _where(problem, slope, name):
+        if where := _not_finite(problem, slope, name):
             return f"the gradient of the outer loss is not finite in {where}: {_KINK}"
     return None
 
@@ -277,12 +277,12 @@ def _backward(problem: Problem, hyper) -> str | None:
         if found := _products(problem, linearized, adjoint[0] / size, f"at step {t}"):
             return found
         adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)
-        if any(_where(problem, x) for x in (*adjoint, part)):
+        if any(_not_finite(problem, x) for x in (*adjoint, part)):
             return f"adjoints grew to {size:.3g} at step {t}: shorten the run or {_RATE}"
     return None
 
 
-def _where(problem: Problem, x, name: str = "weights") -> str:
+def _not_finite(problem: Problem, x, name: str = "weights") -> str:
     """Return the blocks, or else the entries, in which a vector or scalar is not finite, or ""."""
     if bool(problem.backend.xp.isfinite(x).all()):
         return ""

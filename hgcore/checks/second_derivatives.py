@@ -21,49 +21,75 @@ class Limit(NamedTuple):
     names: str = ""  # torch's modules, norms and functions that use it
 
 
-_LOSS = "pass the module or function itself; hg.fast.Compiled compiles a whole loss"
-_BLOCK = "call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), as the function of"
 _ROOT = "the square root of the sums of squared differences"
-_FLAGS = "run them inside torch.backends.cudnn.flags(enabled=False)"
-_DENSE = "use dense ones, such as those of Embedding(sparse=False)"
-_BAG = "use Embedding and the mean over each bag"
-_RELU = "write it with torch.relu"
-_INDEX = "use torch.index_add or torch.scatter_reduce"
 # Without an error: torch leaves out terms of the second derivative, or all of them.
 WRONG = (
     Limit("weight_norm", "WeightNorm", "divide by the norm in your own module", "WeightNorm"),
-    Limit("what torch.compile has compiled", "CompiledFunction", _LOSS, "OptimizedModule"),
+    Limit(
+        "what torch.compile has compiled",
+        "CompiledFunction",
+        "pass the module or function itself; hg.fast.Compiled compiles a whole loss",
+        "OptimizedModule",
+    ),
     Limit("torch.cond", "AutogradOp", "use torch.where, or Python's if", "torch.cond"),
-    Limit("draws from Beta and Dirichlet", "_Dirichlet", "draw from LogNormal", "Beta Dirichlet"),
+    Limit(
+        "draws from Beta and Dirichlet",
+        "_Dirichlet",
+        "draw from Normal or LogNormal",
+        "Beta Dirichlet",
+    ),
 )
 # With an error, in which the user's function may not occur.
 MISSING = (
     Limit(
         "fused attention",  # hg.nets.functional selects the plain kernel for modules
         "attention",
-        f"{_BLOCK} hg.nets.functional does",
+        "call it inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH), as the function of"
+        " hg.nets.functional does",
         "scaled_dot_product_attention multi_head_attention_forward",
     ),
     Limit(
         "torch.cdist", "_cdist", f"use compute_mode='use_mm_for_euclid_dist', or {_ROOT}", "cdist"
     ),
     Limit("pdist", "_pdist", f"use {_ROOT}", "pdist"),
-    Limit("EmbeddingBag", "embedding_bag", _BAG, "EmbeddingBag embedding_bag"),
+    Limit(
+        "EmbeddingBag",
+        "embedding_bag",
+        "use Embedding and the mean over each bag",
+        "EmbeddingBag embedding_bag",
+    ),
     Limit("Hardsigmoid", "hardsigmoid", "use relu6(x + 3) / 6", "Hardsigmoid"),
     Limit(
-        "a multi-class margin loss", "margin_loss", _RELU, "MultiMarginLoss MultiLabelMarginLoss"
+        "a multi-class margin loss",
+        "margin_loss",
+        "write it with torch.relu",
+        "MultiMarginLoss MultiLabelMarginLoss",
     ),
     Limit("CTCLoss", "ctc_loss", "write its recursion with torch.logsumexp", "CTCLoss"),
     Limit("CrossMapLRN2d", "out=", "use LocalResponseNorm", "CrossMapLRN2d"),
-    Limit("torch.segment_reduce", "segment_reduce", _INDEX, "segment_reduce"),
+    Limit(
+        "torch.segment_reduce",
+        "segment_reduce",
+        "use torch.index_add or torch.scatter_reduce",
+        "segment_reduce",
+    ),
     Limit("draws from Gamma", "standard_gamma", "draw from LogNormal", "Gamma"),
-    Limit("cuDNN's recurrent nets", "cudnn_rnn", _FLAGS),  # on a GPU only
-    Limit("sparse tensors", "[Ss]parse", _DENSE, "sparse.softmax"),
+    Limit(  # on a GPU only
+        "cuDNN's recurrent nets",
+        "cudnn_rnn",
+        "run them inside torch.backends.cudnn.flags(enabled=False)",
+    ),
+    Limit(
+        "sparse tensors",
+        "[Ss]parse",
+        "use dense ones, such as those of Embedding(sparse=False)",
+        "sparse.softmax",
+    ),
 )
-_WHY = {WRONG: "second derivatives that torch gets wrong", MISSING: "no second derivative in torch"}
-MODULES = {  # class of torch: why a module of it, or with such a norm, is refused
+_WRONGLY, _NEVER = "second derivatives that torch gets wrong", "no second derivative in torch"
+MODULES = {  # name of a class of torch (or a function): why modules of it are refused
     name: f"has {why}; {limit.instead}"
-    for limits, why in _WHY.items()
+    for limits, why in ((WRONG, _WRONGLY), (MISSING, _NEVER))
     for limit in limits
     for name in limit.names.split()
 }

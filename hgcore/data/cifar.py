@@ -20,7 +20,8 @@ def cifar10_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """Return (pixels (60000, 3072) uint8, labels (60000,) int64, 50000 training images).
 
     Pixels are ordered by channel, row, column; images are in the official order. The source is the
-    sheets if the cache or the mirror has them and not the archive, which is downloaded otherwise.
+    archive if the cache or the mirror has it, else the sheets if either has them, else the archive,
+    which is downloaded.
     """
     parts = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     if in_reach(ARCHIVE_10) or not in_reach("cifar10/data_batch_1.webp"):

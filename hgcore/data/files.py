@@ -76,15 +76,18 @@ def find_root() -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
             return folder
     raise FileNotFoundError(
-        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one,"
-        " or for data alone HGCORE_DATA to a folder"
+        f"{start} lies in no repository with pyproject.toml and notebooks/; set HGCORE_ROOT to one"
     )
 
 
 def cache() -> Path:
     """HGCORE_DATA; without it data/ of the repository."""
-    chosen = os.environ.get("HGCORE_DATA")
-    return Path(chosen).absolute() if chosen else find_root() / "data"
+    if chosen := os.environ.get("HGCORE_DATA"):
+        return Path(chosen).absolute()
+    try:
+        return find_root() / "data"
+    except FileNotFoundError as error:
+        raise DataError(f"{error}, or HGCORE_DATA to a folder for data") from None
 
 
 def in_reach(name: str) -> bool:

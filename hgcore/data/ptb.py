@@ -30,12 +30,15 @@ def ptb(words: int = 10_000) -> Text:
 
 
 def numbered(train: list[str], valid: list[str], test: list[str], *, words: int) -> Text:
-    """Return three texts as numbers of words; see `ptb`."""
+    """Return three texts as numbers of words; see `ptb`.
+
+    Raises ValueError if `words` is more than there are, or too few to keep <unk>.
+    """
     counts = Counter(train)
     known = sorted(counts, key=lambda word: (-counts[word], word))[:words]
     if UNKNOWN not in known or words > len(counts):
-        most = f"{len(counts):,}, and enough to keep {UNKNOWN}"
-        raise ValueError(f"words must be at most {most}; got {words}")
+        rank = "too few to keep <unk>" if UNKNOWN not in known else "more than there are"
+        raise ValueError(f"words must lie in 3..{len(counts):,}, got {words}: {rank}")
     number = {word: i for i, word in enumerate(known)}
     other = number[UNKNOWN]
     parts = (np.array([number.get(word, other) for word in part]) for part in (train, valid, test))

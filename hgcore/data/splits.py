@@ -49,12 +49,13 @@ def splits(source: str, sizes: Sequence[int], centre=True, dtype="float64") -> l
     images (60,000 of mnist, 5,000 of mnist_small), whatever the sizes. Raises ValueError for an
     unknown source or sizes that do not fit, DataError if the files found have too few images.
     """
+    known = ", ".join(f"{name} ({entry.total:,} images)" for name, entry in SOURCES.items())
     if source not in SOURCES:
-        raise ValueError(f"there is no data set {source!r}; take one of {', '.join(SOURCES)}")
+        raise ValueError(f"there is no data set {source!r}; take one of {known}")
     load, total, classes = SOURCES[source]
     if sum(sizes) > total or any(size < 0 for size in sizes):
-        rule = f"none negative, must add to at most {total:,}, the images of {source}"
-        raise ValueError(f"sizes, {rule}; got {list(sizes)}")
+        rule = f"sizes, none negative, must add up to at most {total:,}"
+        raise ValueError(f"{rule}, got {list(sizes)} of {source}; sets: {known}")
     pixels, labels, n = load()
     if sum(sizes) > len(pixels):
         raise DataError(

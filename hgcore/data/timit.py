@@ -78,9 +78,11 @@ def timit() -> Iterator[Utterance]:
     if not names:
         raise DataError("no file named like TRAIN/DR1/FCJF0/SA1.PHN or dr1-fvmh0/sa1.phn in TIMIT")
     for name in names:
-        kinds = f"{name} (lines 'start end phone') or its .wav (SPHERE or RIFF)"
-        with refusing(f"{kinds} cannot be read"):
-            contents = files[name](), files[name[:-4] + ".wav"]()
+        sound = next((s for s in (".wav", ".wav.wav") if name[:-4] + s in files), None)
+        if sound is None:
+            raise DataError(f"{name} has no .wav beside it")
+        with refusing(f"{name} or its sound cannot be read"):
+            contents = files[name](), files[name[:-4] + sound]()
             utterance = _utterance(name, *contents)
         digest.update(b"".join([name.encode(), *contents]))
         yield utterance
@@ -94,16 +96,18 @@ def _files() -> dict[str, Callable]:
     if own and (root := Path(own)).is_dir():
         paths = [path for path in root.rglob("*") if path.is_file()]
         return {path.relative_to(root).as_posix().lower(): path.read_bytes for path in paths}
+    file = own or io.BytesIO(fetch(SAMPLE if in_reach(SAMPLE) else NLTK))
     with refusing(f"{own or 'the sample of TIMIT'} is neither a folder nor a zip"):
-        archive = zipfile.ZipFile(own or io.BytesIO(fetch(SAMPLE if in_reach(SAMPLE) else NLTK)))
+        archive = zipfile.ZipFile(file)
     return {name.lower(): partial(archive.read, name) for name in archive.namelist()}
 
 
 def _utterance(name: str, marks: bytes, sound: bytes) -> Utterance:
     part, region, speaker, sentence = _NAME.search(name).groups()
     rows = [line.split() for line in marks.decode("ascii").splitlines() if line.strip()]
-    starts, ends = (np.array([int(row[i]) for row in rows]) for i in range(2))
-    phones = [row[2] for row in rows]
+    with refusing(f"{name} is not made of lines 'start end phone'"):
+        starts, ends = (np.array([int(row[i]) for row in rows]) for i in range(2))
+        phones = [row[2] for row in rows]
     if not phones or (unknown := set(phones) - set(PHONES)):
         raise DataError(f"{name}: expected phones of TIMIT, found {unknown if phones else 'none'}")
     samples = _samples(name, sound)
@@ -122,14 +126,16 @@ def _samples(name: str, sound: bytes) -> np.ndarray:
         found = {key: int(fields.get(key, 1)) for key in expected}
         kind, coding = fields.get("sample_byte_format", "01"), fields.get("sample_coding", "pcm")
     else:
-        file = wave.open(io.BytesIO(sound))
+        with refusing(f"the sound of {name} is neither SPHERE nor RIFF"):
+            file = wave.open(io.BytesIO(sound))
         found = dict(zip(expected, file.getparams()[:3], strict=True))
         sound, size, kind, coding = file.readframes(file.getnframes()), 0, "01", "pcm"
     if found != expected or coding != "pcm":
         how = "convert it to plain 16-bit samples with sph2pipe -f wav"
         raise DataError(f"the sound of {name} is {coding} with {found}; {how}")
     order = ">i2" if kind == "10" else "<i2"
-    return np.frombuffer(sound, order, offset=size).astype(np.int16)
+    with refusing(f"the sound of {name} is cut off"):
+        return np.frombuffer(sound, order, offset=size).astype(np.int16)
 
 
 def frame_labels(utterance: Utterance, at: np.ndarray, states: bool = False) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from numbers import Integral
 
@@ -18,10 +17,7 @@ def keep(batches: Iterable, backend=None) -> Callable:
     tuple, list or dictionary of them. backend: converts floating-point numbers to its precision
     and device, and moves the rest there.
     """
-    kept = [_on(backend, batch) for batch in batches]
-    if not kept:
-        raise ValueError("keep needs at least one batch, got none")
-    return functools.partial(_kept, kept)
+    return _Kept([_on(backend, batch) for batch in batches])
 
 
 def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callable:
@@ -36,11 +32,17 @@ def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callab
     return _Drawn(source, size, seed, backend)
 
 
-def _kept(batches: list, t):
-    if t is None:
-        return _each(_joined, *batches)
-    require_count("t", t)
-    return batches[t % len(batches)]
+class _Kept:
+    def __init__(self, batches: list):
+        if not batches:
+            raise ValueError("keep needs at least one batch, got none")
+        self.batches = batches
+
+    def __call__(self, t):
+        if t is None:
+            return _each(_joined, *self.batches)
+        require_count("t", t)
+        return self.batches[t % len(self.batches)]
 
 
 class _Drawn:
@@ -54,7 +56,9 @@ class _Drawn:
         if isinstance(source, data.IterableDataset) or not hasattr(source, "__getitem__"):
             raise ValueError("draw needs a data set with an index; use keep for a stream")
         if isinstance(source, dict):
-            raise ValueError("draw takes a tuple of arrays, got a dict; take tuple(x.values())")
+            raise ValueError(
+                "draw takes a tuple of arrays, got a dict: draw(tuple(source.values()))"
+            )
         self.count = len(source[0]) if isinstance(source, tuple) else len(source)
         if isinstance(source, tuple) and len({len(array) for array in source}) > 1:
             raise ValueError(f"arrays must have one length, got {[len(a) for a in source]}")

@@ -16,9 +16,9 @@ from hgcore.modules.refusals import as_real, require_plain
 class ModuleFunction:
     """A torch module as function(weights (n,), *inputs, seed=None, **named) -> its output.
 
-    A call runs a copy of the module whose parameters are views of the vector (complex ones of
-    pairs of numbers). `layout` has their names. What requires no gradient stays as it is, and so do
-    buffers. Batch statistics: in training mode those of the batch given; running averages do not
+    A call runs a copy of the module whose parameters are blocks of the vector (complex ones made
+    of pairs of numbers). `layout` has their names. What requires no gradient stays as it is, and so
+    do buffers. Batch statistics: in training mode those of the batch given; running averages do not
     move, see `evaluation`. Dropout and noise are drawn from `seed`, whole numbers such as (t,).
     Attention uses torch's plain kernel, and recurrent nets do without cuDNN: the others have no
     second derivatives.
@@ -79,8 +79,9 @@ class ModuleFunction:
         layers = [part for part in module.modules() if _tracks_statistics(part)]
         if layers and weights.requires_grad:
             raise ValueError(
-                "evaluation fixes the batch statistics, so a loss of it has a wrong gradient: use"
-                " the function itself there, of a module whose dropout layers are in eval()"
+                "evaluation fixes the batch statistics, so a loss of it has a wrong gradient: test"
+                " trained weights with it; in a loss use the function itself, of a module whose"
+                " dropout layers are in eval()"
             )
         own, count = dict(module.named_parameters()), 0
         with torch.no_grad():
@@ -98,20 +99,23 @@ class ModuleFunction:
         return ModuleFunction(module.eval())
 
     def _parameters(self, weights) -> dict:
-        """Return {name: block of weights}, complex where the module's parameter is."""
+        """Return {name: block of weights}, complex where the module's parameter is.
+
+        Complex ones are copies: a view needs an even place in memory.
+        """
         pairs = {name for name, p in self.trained.items() if p.is_complex()}
-        blocks = self.layout.split(weights).items()  # view_as_complex takes even places only
+        blocks = self.layout.split(weights).items()
         return {k: torch.complex(*x.unbind(-1)) if k in pairs else x for k, x in blocks}
 
     def _copy(self, weights):
-        """Return a copy of the module whose parameters are views of `weights`.
+        """Return a copy of the module whose parameters are blocks of `weights`.
 
         One for each call: activation checkpointing runs parts of it again in the backward pass,
         and several threads may be in a call.
         """
-        views = self._parameters(weights)
+        blocks = self._parameters(weights)
         copies = {id(part): object.__new__(type(part)) for part in self.parts}
-        known = copies | {id(p): views[name] for name, p in self.trained.items()}
+        known = copies | {id(p): blocks[name] for name, p in self.trained.items()}
         with ALONE:
             for part, links in zip(self.parts, self.links, strict=True):
                 own = vars(copies[id(part)])
@@ -160,7 +164,7 @@ class ModuleFunction:
             pairs = zip(buffers.items(), versions, strict=True)
             moves += [name for (name, b), version in pairs if b._version != version]
             if drew:
-                why = "draws random numbers (dropout): give its function seed=(t,), or call eval()"
+                why = "draws random numbers (dropout, noise): give a call seed=(t,), or call eval()"
             elif moves:
                 why = f"changes its buffer {moves[0]!r} in a call: call eval()"
             elif _alike(output, expected):

@@ -78,11 +78,7 @@ def house_prices(backend, hidden: int, seed_path: tuple) -> Task:
     columns, deviations = _standardized(table, (364, 91, 51))
     parts = [Split(part[:, :-1], part[:, -1:]).on(backend) for part in columns]
     net = DenseNet((features.shape[1], hidden, 1))
-
-    def squared_error(outputs, labels):
-        return ((outputs - labels) ** 2).mean()
-
-    return Task(backend, *parts, net, squared_error, float(deviations[-1] ** 2))
+    return Task(backend, *parts, net, _squared_error, float(deviations[-1] ** 2))
 
 
 def digits(backend, hidden: int, source: str, sizes: tuple[int, int, int]) -> Task:
@@ -91,6 +87,10 @@ def digits(backend, hidden: int, source: str, sizes: tuple[int, int, int]) -> Ta
     images, _ = _standardized(np.concatenate([part.images for part in splits]), sizes)
     parts = [Split(x, part.labels).on(backend) for x, part in zip(images, splits, strict=True)]
     return Task(backend, *parts, DenseNet((784, hidden, 10)), multinomial)
+
+
+def _squared_error(outputs, labels):
+    return ((outputs - labels) ** 2).mean()
 
 
 def _standardized(table: np.ndarray, sizes: tuple) -> tuple[list[np.ndarray], np.ndarray]:

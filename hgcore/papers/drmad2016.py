@@ -115,7 +115,8 @@ def unit_penalties(
     def outer(free, hyper):
         return loss(net, scaled(net, free, hyper), valid)
 
-    return Problem(backend, inner, outer, Momentum(rate, decay), start, steps)
+    momentum = Momentum(backend.array(rate), backend.array(decay))
+    return Problem(backend, inner, outer, momentum, start, steps)
 
 
 def retrained_error(problem: Problem, net: DenseNet, hyper, test: Split) -> float:

@@ -147,7 +147,7 @@ def interaction_layout(classes: int, penalties: int = 1) -> Layout:
 
 def as_matrix(pairs: np.ndarray, classes: int) -> np.ndarray:
     """Return the symmetric C (K, K) with zero diagonal of its upper triangle, row by row."""
-    matrix = np.zeros((classes, classes), pairs.dtype)
+    matrix = np.zeros((classes, classes), np.asarray(pairs).dtype)
     matrix[np.triu_indices(classes, 1)] = pairs
     return matrix + matrix.T
 

@@ -90,7 +90,7 @@ class Run(Job):
 
     @property
     def own(self) -> str:
-        """As of a job; else unsaved unless all cells are the file's, since suite.start in order."""
+        """As of a job; "unsaved" if the kernel ran other cells than the file's, or out of order."""
         if super().own or self.first_input is None:
             return super().own or "unsaved"
         cells, executed = notebooks.code(self.name, self.root), [x.strip() for x in inputs()]

@@ -63,18 +63,28 @@ def test_implicit_takes_the_mean_of_batches(backend):
     assert gap(found.grad, hg.Implicit(dense)(problem, hyper, 0.1 * np.ones(6)).grad) < 1e-12
 
 
-def test_conditions_of_implicit(backend):
-    """The length of the gradient, and that of A x - b over that of b; x = 0.3 b by Identity."""
+@pytest.mark.parametrize("scale", [1.0, 1e-24])
+def test_conditions_of_implicit(backend, scale):
+    """The length of the gradient, and that of A x - b over that of b; x = 0.3 b by Identity.
+
+    Small numbers are not taken for zero.
+    """
     problem, hyper = catalogue.regression(backend, steps=3)
+    small = dataclasses.replace(
+        problem, outer_loss=lambda w, hyper: scale * problem.outer_loss(w, hyper)
+    )
     state = hg.train(problem, backend.array(hyper))
     curvature = problem.objective(backend.array(hyper)).linearize(state[0], None)
     b = problem.outer_gradients(state[0], backend.array(hyper))[1]
     missed = 0.3 * curvature.hvp(b) - b
     of_identity = float(missed @ missed / (b @ b)) ** 0.5
     for solve, residual in ((hg.DenseSolve(), 0.0), (hg.Identity(0.3), of_identity)):
-        found = hg.Implicit(solve).conditions(problem, hyper, state)
-        assert abs(found.residual - residual) < 1e-12
-        assert gap(found.slope, float(curvature.gradient @ curvature.gradient) ** 0.5) < 1e-14
+        for given in (state, None):
+            found = hg.Implicit(solve).conditions(small, hyper, given)
+            assert abs(found.residual - residual) < 1e-12
+            assert gap(found.slope, float(curvature.gradient @ curvature.gradient) ** 0.5) < 1e-14
+    with pytest.raises(hg.Diverged, match="the outer loss is nan although training was finite"):
+        hg.Implicit(hg.ConjugateGradient()).conditions(problem, hyper, np.full(6, np.nan))
 
 
 INVERSES = [hg.DenseSolve(), hg.Nystrom(5, 0.0), hg.Nystrom(5, 0.0, gaussian)]
