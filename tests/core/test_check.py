@@ -152,6 +152,7 @@ DECAYED = {
 CUT = "{} changes with its arguments but a derivative is".format
 CUTS = [  # changes of the problem, words of the error: else a hypergradient would be zero
     (FREE | rated(lambda h, t: h[0].item()), CUT("rate")),
+    (FREE | rated(0.1, lambda h, t: 0.9 * h[0].sigmoid().item()), CUT("decay")),
     (FREE | {"initial": lambda h: ONES * cut(h[0])}, CUT("initial")),
     (inner(lambda w, h, t: (w * w).sum() * h[0].item()), CUT("inner_loss")),
     (FREE | outer(lambda w, h: (w * w).sum() * cut(h[0])), CUT("outer_loss")),

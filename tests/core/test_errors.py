@@ -172,6 +172,7 @@ IRREVERSIBLE = [  # changes of the problem, words of the error
     ({"optimizer": OWN_STEP(0.1, 0.9)}, "OwnStep cannot be run backwards"),
     ({"initial": np.linspace(0, -3000, 5)}, r"3000 before step 0; .* below 2048.*Stored\(\)"),
     (RUNAWAY | {"optimizer": hg.Momentum(1.0, 0.9)}, r"at step \d+; fixed point"),
+    (RUNAWAY | {"optimizer": hg.HeavyBall(1e-6, 0.99)}, "fixed point"),  # the slot alone
 ]
 
 

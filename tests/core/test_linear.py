@@ -160,6 +160,7 @@ def neumann_sums():
     yield hg.Identity(0.4), a, b, 0.4 * b, 1e-16, 0
     a, b = matrix(np.geomspace(0.5, 40, 10)), np.array([3.0] + [1.0] * 9)
     yield hg.Neumann(2000), a, b, np.linalg.solve(a, b), 1e-9, 2020  # 20 to find a rate
+    yield hg.Neumann(0), a, b, b / 40, 1e-6, 20  # the rate itself
 
 
 def ill_conditioned():

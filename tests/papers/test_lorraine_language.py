@@ -58,11 +58,12 @@ def written_out(layout, weights, hyper, batch, seed):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_reverse_equals_the_unrolled_loop(layout):
-    """Whose loss is that of other code; three tiny batches."""
+    """The unrolled loop uses the loss that this file writes out; outer_loss is left to hg.check."""
     given = dict(optimizer=hg.GradientDescent(3.0, clip=0.25), seed=0)
     at = language.language_problem(BACKEND, NET, START, layout, TRAIN, VALID, **given)
     problem = replace(at(0), steps=3)
     hyper = BACKEND.array(np.random.default_rng(1).normal(-1, 0.5, layout.size))
+    assert hg.check(problem, hyper).ok
     loss = lambda w, h, t: written_out(layout, w, h, TRAIN(t), (0, t))  # noqa: E731
     value, grad = unrolled(replace(problem, inner_loss=loss), hyper)
     found = hg.Reverse()(problem, hyper)

@@ -32,6 +32,7 @@ FORGED = [  # what was done to (the record f, the toy repository), message
     (lambda f, toy: edit(f, "2.0", "2.5"), "the digest does not fit"),
     (lambda f, toy: edit(f, "0.25", "2.5", sign=True), "has HOLDS, the ledger gives FAILS"),
     (lambda f, toy: edit(f, '"paper"', '"quick"', sign=True), "it belongs to another run"),
+    (lambda f, toy: edit(f, '"seed": 0', '"seed": 7', sign=True), "it belongs to another run"),
     (lambda f, toy: f.unlink() or os.mkfifo(f), "it is not a file"),
     (lambda f, toy: f.write_text("[" * 100_000), "not JSON"),
     (lambda f, toy: toy.add("one", compute="value = 0.5"), "RESULTS.md does not match"),
