@@ -86,5 +86,5 @@ def test_forward_calls_the_loss_once_a_step(backend):
     counted, calls = catalogue.counted(problem)
     hyper = np.linspace(-2, 0, 100)
     found = hg.Forward()(counted, hyper).grad
-    assert len(calls) <= 2 * problem.steps
+    assert calls == [0, 1, 2]
     assert gap(found, hg.Reverse()(problem, hyper).grad) < 1e-13

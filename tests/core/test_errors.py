@@ -53,6 +53,7 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.ConjugateGradient(0), "iterations must be a whole number of products >= 1, got"),
     (lambda b: hg.Nystrom(2, 0)(lambda v: v, b.array(ONES)), r"positive .* \(2 < 3\), got 0"),
     (lambda b: hg.check(lambda k: bowl(b)[0], [0.1]), "problem must be an object .* got function"),
+    (lambda b: IMPLICIT.conditions([], [0.1]), "problem must be an object .* got list"),
     (lambda b: hg.Reverse()(bowl(b)[0], 0.1), r"flat vector \(m,\), got shape .*Layout.join"),
     (lambda b: hg.Reverse()(bowl(b)[0], {"rate": 0.1}), "got dict; use Layout.join"),
     (lambda b: hg.Reverse()(bowl(b)[0], [0.1, math.nan]), "hyper holds"),
@@ -199,7 +200,6 @@ UNSEEDED += [(way, "inner_loss") for way in (hg.Stored(), hg.Checkpointed(), hg.
 
 @pytest.mark.parametrize("way, name", UNSEEDED)
 def test_unseeded_randomness_raises(backend, way, name):
-    """A decay also where no gradient changes with it, so that the weights come back."""
     (problem, hyper), rng = bowl(backend), np.random.default_rng(0)
     unseeded = {
         "inner_loss": lambda w, h, t: problem.inner_loss(w, h, t) * (1 + 0.01 * rng.random()),

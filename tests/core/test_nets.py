@@ -7,13 +7,11 @@ from torch import nn
 
 from hgcore import nets
 
-RNG = np.random.default_rng(0)
-
 
 @pytest.mark.parametrize("sizes", [(4, 3), (20, 9, 8, 7)])
 def test_dense_net_is_that_of_torch(sizes, backend):
-    net = nets.DenseNet(sizes)
-    weights, inputs = RNG.standard_normal(net.layout.size) * 0.3, RNG.standard_normal((7, sizes[0]))
+    net, rng = nets.DenseNet(sizes), np.random.default_rng(0)
+    weights, inputs = 0.3 * rng.standard_normal(net.layout.size), rng.standard_normal((7, sizes[0]))
     expected, blocks = torch.as_tensor(inputs), net.layout.split(torch.as_tensor(weights))
     for i in range(1, len(sizes)):
         expected = expected.tanh() if i > 1 else expected
@@ -33,7 +31,8 @@ def test_initial_weights_have_variance_1_by_inputs():
 @pytest.mark.parametrize("classes", [3, 5])
 def test_losses_of_labels_are_those_of_torch(classes, backend):
     """Of numbers of classes and one-hot labels; also where batch and classes are equal."""
-    scores, labels = RNG.standard_normal((5, classes)) * 3, RNG.integers(classes, size=5)
+    rng = np.random.default_rng(0)
+    scores, labels = rng.standard_normal((5, classes)) * 3, rng.integers(classes, size=5)
     expected = nn.functional.cross_entropy(torch.as_tensor(scores), torch.as_tensor(labels))
     wrong = np.mean(scores.argmax(1) != labels)
     given = [backend.array(np.eye(classes)[labels]), torch.tensor(labels, dtype=torch.int32)]

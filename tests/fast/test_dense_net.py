@@ -41,8 +41,8 @@ def derivatives(log_probabilities, net, loss, weights, direction):
 @pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 3), (4, 6, 5, 6, 3)])
 def test_derivatives_equal_those_of_torch(sizes, loss, dtype, error, monkeypatch):
     """Against float64. A few hundred roundings; tanh by NumPy and by torch, tensors as on a GPU."""
-    net = DenseNet(sizes)
-    point = torch.as_tensor(RNG.standard_normal((2, net.layout.size)))
+    net, rng = DenseNet(sizes), np.random.default_rng(1)
+    point = torch.as_tensor(rng.standard_normal((2, net.layout.size)))
     expected = derivatives(plain, net, loss, *point)
     for name, change in (
         ("elementwise", lambda dtype: "numpy"),

@@ -42,14 +42,29 @@ def constant_penalty(p):
     return lambda w, h, t: p.bare(w, h, t) + (squares * w * w).sum()
 
 
+def scaled(p):
+    """A loss that depends on hyper by itself."""
+    return lambda w, h, t: (1 + h[0] ** 2) * p.bare(w, h, t)
+
+
+def penalized_scaled(p):
+    loss, expand = scaled(p), p.dense.layout.expand
+    return lambda w, h, t: loss(w, h, t) + (expand(p.strength(h)) * w * w).sum()
+
+
 KNOWN = {
     "cross-entropy": lambda p: fast.CrossEntropy(p.dense, p.batch, p.strength),
     "penalized closure": lambda p: fast.Penalized(p.bare, p.dense.layout, p.strength),
     "penalized cross-entropy": penalized,
     "no penalty": lambda p: fast.CrossEntropy(p.dense, p.batch),
     "constant penalty": lambda p: fast.CrossEntropy(p.dense, p.batch, lambda h: p.constant),
+    "loss of hyper": lambda p: fast.Penalized(scaled(p), p.dense.layout, p.strength),
 }
-CLOSURES = {"no penalty": lambda p: p.bare, "constant penalty": constant_penalty}
+CLOSURES = {
+    "no penalty": lambda p: p.bare,
+    "constant penalty": constant_penalty,
+    "loss of hyper": penalized_scaled,
+}
 
 
 def assert_same_hypergradient(solver, hyper, ours, theirs):

@@ -77,7 +77,7 @@ def test_windows_cover_the_text():
     assert window.count == 3 and words.tolist() == [[3, 13], [4, 14], [5, 15]]
     assert targets.tolist() == [4, 14, 5, 15, 6, 16]
     assert window(4)[0].tolist() == words.tolist()
-    text = RNG.integers(WORDS, size=40)
+    text = np.random.default_rng(2).integers(WORDS, size=40)
     short, whole = (language.windows(BACKEND, text, 2, n) for n in (3, 18))
     found, expected = (language.perplexity(NET, START, each) for each in (short, whole))
     assert found == pytest.approx(expected, rel=1e-12)

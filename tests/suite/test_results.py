@@ -60,12 +60,18 @@ def test_check_refuses(file, toy, forge, message, run):
 def test_results_text(toy):
     for name, measured in (("one", 0.25), ("two", 3.0), ("three", 0.25), ("four", None)):
         toy.add(name)
+        if name == "one":
+            edit(toy.ledger, "read off a plot", "second-hand")
+            change = 'changed: [{date: "2026-01-01", what: setting, reason: "a longer run"}]'
+            edit(toy.ledger, "  accept:", f"  {change}\n  accept:")
         if measured:
             toy.record(name, "reduced" if name == "three" else "paper", measured=measured)
     text = results.summary(toy.root)[1]["RESULTS.md"]
     for part in (
         "Of 4 claims of the papers 1 hold, 1 fail, 1 are not decided, 0 are errata and 1 were not"
-        " run. 1 of 3 notebooks ran at a reduced scale; 1 of the claims belong to them. 0 of the",
+        " run. 1 of 3 notebooks ran at a reduced scale; 1 of the claims belong to them. 1 of the"
+        " papers' values are remembered or second-hand. 1 claims and checks were changed after a"
+        " run, 1 of them claims of the papers that hold. Of 0 checks of our own 0 fail.",
         "| [toy/four](notebooks/toy/four.ipynb) | | not run | | |",
         "[one](figures/toy/one.png) | 1 of 1 | paper | 1.5 |",
         "[three](figures/reduced/toy/three.png) | 0 of 1 | reduced | 1.5 |",
@@ -116,3 +122,8 @@ def test_differences(toy):
     assert "series ['more']" in found(more=1)[0]
     assert "pictures differ" in found(shade=0.5)[0]
     assert "one.small: HOLDS, now FAILS" in found(measured=3.0)[0]
+    again = toy.record("one", "quick")
+    edit(again, '"figures": {\n  "one"', '"figures": {\n  "two"', sign=True)
+    for kind in ("png", "pdf"):
+        again.with_name(f"one.{kind}").rename(again.with_name(f"two.{kind}"))
+    assert list(results.differences(toy.record("one"), again)) == ["figures: ['one'], now ['two']"]
