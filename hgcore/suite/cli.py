@@ -11,6 +11,7 @@ from pathlib import Path
 from hgcore.checkpoint import write_atomically
 from hgcore.data import find_root
 from hgcore.suite import notebooks, results
+from hgcore.suite.claims import ledger
 from hgcore.suite.runner import run_all
 from hgcore.suite.session import PROFILES, Job
 
@@ -105,7 +106,7 @@ def run(args, root: Path) -> int:
 
 def verify(args, root: Path) -> int:
     """Run into a temporary folder and compare with the committed records."""
-    jobs, wrong = _jobs(args, root), 0
+    jobs, wrong, entries = _jobs(args, root), 0, ledger(root)
     for job in jobs:  # before anything runs
         if not job.record(root).exists():
             raise ValueError(f"{job.name} has no record at {job.profile}; `list` shows which exist")
@@ -117,8 +118,10 @@ def verify(args, root: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for outcome in run_all(jobs, root, args.jobs, out=out):
-            records = outcome.job.record(root), outcome.job.record(out)
-            found = list(results.differences(*records)) if outcome.status == "done" else ["no run"]
+            job, found = outcome.job, ["no run"]
+            if outcome.status == "done":
+                records = job.record(root), job.record(out)
+                found = list(results.differences(*records, entries.get(job.name, [])))
             wrong += bool(found)
             print(outcome.lines(*found, status="differs" if found else "same"))
     return min(wrong, 1)

@@ -224,18 +224,28 @@ def brief(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def differences(file: Path, other: Path) -> Iterator[str]:
-    """Yield in what the record in `file` differs from that of another run."""
+def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
+    """Yield in what the record in `file` differs from that of another run.
+
+    entries: the notebook's part of the ledger. What a claim measures is compared like the series of
+    its figure, but for outcomes of random runs, of which the verdict is.
+    """
     from matplotlib.image import imread
 
     ours, theirs = load(file), load(other)
-    verdicts = {claim["id"]: claim.get("verdict") for claim in theirs["claims"]}
-    for claim in ours["claims"]:
-        if claim.get("verdict") != verdicts.get(claim["id"]):
-            yield f"claim {claim['id']}: {claim.get('verdict')}, now {verdicts.get(claim['id'])}"
     if set(ours["figures"]) != set(theirs["figures"]):
         yield f"figures: {sorted(ours['figures'])}, now {sorted(theirs['figures'])}"
         return
+    before, after = ({c["id"]: c for c in record["claims"]} for record in (ours, theirs))
+    for entry in entries:
+        name, figure = entry["id"], ours["figures"].get(entry["figure"], {})
+        verdicts = [claims.get(name, {}).get("verdict") for claims in (before, after)]
+        if verdicts[0] != verdicts[1]:
+            yield f"claim {name}: {verdicts[0]}, now {verdicts[1]}"
+        elif name in before and figure.get("rtol") and "confidence" not in entry:
+            gap, rtol = _gap(*(c[name]["measured"] for c in (before, after))), figure["rtol"]
+            if not gap <= rtol:
+                yield f"claim {name}: measured differs by {gap:.2g}, allowed {rtol:.2g}"
     for name, figure in ours["figures"].items():
         again = theirs["figures"][name]
         before, now, rtol = figure["series"], again["series"], again["rtol"]

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imsave
 
 from hgcore.suite import notebooks, results, session
+from hgcore.suite.claims import ledger
 
 
 def edit(file, old, new, sign=False):
@@ -107,13 +108,14 @@ def test_copies_do_not_count(file, toy, run):
 def test_differences(toy):
     """Of the same run, then of one series, claim or picture changed."""
     toy.add("one")
+    entries = ledger(toy.root)["toy/one"]
 
     def found(shade=1, **changed):
         files = []
         for profile, corner, options in (("paper", 1, {}), ("quick", shade, changed)):
             imsave(png := io.BytesIO(), [[0, 1], [corner, 0]], vmin=0, vmax=1)
             files.append(toy.record("one", profile, png=png.getvalue(), **options))
-        return list(results.differences(*files))
+        return list(results.differences(*files, entries))
 
     assert found() == [] and found(line={"x": [1], "y": [2.000001]}) == []
     assert "line differs by 5e-05" in found(line={"x": [1], "y": [2.0001]})[0]
@@ -122,8 +124,12 @@ def test_differences(toy):
     assert "series ['more']" in found(more=1)[0]
     assert "pictures differ" in found(shade=0.5)[0]
     assert "one.small: HOLDS, now FAILS" in found(measured=3.0)[0]
+    assert found(measured=0.25000001) == [] and "measured differs" in found(measured=0.26)[0]
+    entries[0]["confidence"] = 0.95
+    assert found(measured=0.26) == []
     again = toy.record("one", "quick")
     edit(again, '"figures": {\n  "one"', '"figures": {\n  "two"', sign=True)
     for kind in ("png", "pdf"):
         again.with_name(f"one.{kind}").rename(again.with_name(f"two.{kind}"))
-    assert list(results.differences(toy.record("one"), again)) == ["figures: ['one'], now ['two']"]
+    odd = results.differences(toy.record("one"), again, entries)
+    assert list(odd) == ["figures: ['one'], now ['two']"]
