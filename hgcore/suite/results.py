@@ -228,7 +228,8 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
     """Yield in what the record in `file` differs from that of another run.
 
     entries: the notebook's part of the ledger. What a claim measures is compared like the series of
-    its figure, but for outcomes of random runs, of which the verdict is.
+    its figure, but below one absolutely (it may be a rounding error), and outcomes of random runs
+    by their verdict only.
     """
     from matplotlib.image import imread
 
@@ -243,7 +244,8 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
         if verdicts[0] != verdicts[1]:
             yield f"claim {name}: {verdicts[0]}, now {verdicts[1]}"
         elif name in before and figure.get("rtol") and "confidence" not in entry:
-            gap, rtol = _gap(*(c[name]["measured"] for c in (before, after))), figure["rtol"]
+            pair, rtol = (c[name]["measured"] for c in (before, after)), figure["rtol"]
+            gap = _gap(*pair, least=1)
             if not gap <= rtol:
                 yield f"claim {name}: measured differs by {gap:.2g}, allowed {rtol:.2g}"
     for name, figure in ours["figures"].items():
@@ -262,8 +264,8 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
             yield f"{name}: the pictures differ by {gap:.2g} of full scale"
 
 
-def _gap(a, b) -> float:
-    """Return the largest difference of two series over their largest magnitude."""
+def _gap(a, b, least: float = 0) -> float:
+    """Return the largest difference of two series over their largest magnitude, or `least`."""
     if isinstance(a, dict):
         same = isinstance(b, dict) and set(a) == set(b)
         return max((_gap(a[k], b[k]) for k in a), default=0.0) if same else np.inf
@@ -273,5 +275,5 @@ def _gap(a, b) -> float:
         return 0.0 if a == b else np.inf
     if x.shape != y.shape or (np.isnan(x) != np.isnan(y)).any():
         return np.inf
-    scale = max(np.nanmax(abs(part), initial=0) for part in (x, y))
+    scale = max(np.nanmax(abs(part), initial=least) for part in (x, y))
     return float(np.nanmax(abs(x - y), initial=0) / scale) if scale else 0.0
