@@ -53,7 +53,10 @@ def optimizer(name, rate, decay, beta2=0.99, epsilon=1e-3, weight_decay=0.1, **o
 
 
 def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=4, n=3, **options):
-    """A quartic loss; hyper enters every coefficient, the start, the data and both losses."""
+    """A quartic loss; hyper enters every coefficient, the start, the data and both losses.
+
+    Every coefficient changes from step to step.
+    """
     xp, each, spread = backend.xp, (n,) if per_weight else (), 0.3 * per_weight
     blocks = {  # name: shape, center and spread of its hyperparameters
         "rate": ((steps, *each), -3.0, 0.1),
@@ -84,7 +87,7 @@ def everything(backend, name="momentum", decay=0.9, per_weight=False, steps=4, n
         return 1 / (1 + xp.exp(-number))
 
     def coefficient(key, kind=xp.exp):
-        return lambda hyper, t: kind(layout.split(hyper)[key])
+        return lambda hyper, t: kind(layout.split(hyper)[key] + 0.1 * np.cos(t))
 
     rate = lambda hyper, t: xp.exp(layout.split(hyper)["rate"][t])  # noqa: E731
     decays = coefficient("decay", share), coefficient("beta2", share)

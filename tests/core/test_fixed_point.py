@@ -68,6 +68,7 @@ def test_wide_values_are_undone(place):
     for kick, decay in reversed(steps):
         value.undo_decay_add(buffer, decay, place(kick), None)
     assert buffer.empty() and not any(bool((part != 0).any()) for part in value.parts)
+    assert value.mismatches(hg.FixedPoint(place(np.eye(50)[3] * WIDE_UNIT), WIDE_UNIT, True)) == 1
 
 
 def test_wrong_divisions_are_noticed(place):

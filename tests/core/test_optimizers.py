@@ -40,6 +40,15 @@ def test_training_equals_torch_optim(backend, name, clip):
         assert gap(found, w.detach()) < (1e-5 if clip else 1e-9)
 
 
+def test_adam_in_single_precision_with_the_largest_beta():
+    """1 - beta**(t + 1) without cancellation."""
+    ends = []
+    for dtype in ("float32", "float64"):
+        optimizer = hg.Adam(0.1, 0.5, 1 - 2.0**-16)
+        ends.append(hg.train(*catalogue.bowl(hg.Torch(dtype=dtype), 3, optimizer=optimizer))[0])
+    assert gap(*ends) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
 @pytest.mark.parametrize("clip", [None, 0.5])

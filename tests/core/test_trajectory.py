@@ -94,6 +94,17 @@ def test_shortcut_is_exact_on_a_straight_path(backend, kind):
     assert gap(line, exact) < 1e-12
 
 
+def test_shortcut_walks_at_a_steady_pace(backend):
+    """The velocity before each step is the one that made 1 / T of the line of the step before."""
+    rate = lambda h, t: 0.1 + 0.1 * t  # noqa: E731
+    problem, hyper = catalogue.bowl(backend, steps=5, optimizer=hg.Momentum(rate, 0.5))
+    hyper = backend.array(hyper)
+    run, first = hg.Shortcut().train(problem, hyper), problem.initial_state(hyper)[0]
+    for t in (4, 3, 2, 1):
+        velocity = run.undo(t)[0][1]
+        assert gap(rate(None, t - 1) * velocity, (run.final[0] - first) / 5) < 1e-15
+
+
 def test_shortcut_takes_every_optimizer(backend):
     """And a rate of zero, from which no velocity follows."""
     still = hg.Momentum(lambda h, t: 0.1 * (t % 2) * h[1], 0.9)
