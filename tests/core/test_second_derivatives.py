@@ -56,16 +56,15 @@ def test_derivatives_are_right_or_refused(name):
     numerical = (ahead - behind) / (2 * STEP)
     for backend, tolerance in ((hg.Torch(), 1e-5), (hg.Torch(dtype="float32"), 1e-2)):
         loss, at = samples.loss_of(name, getattr(torch, backend.dtype))
-        if not words:
+        try:
             found = backend.linearize(loss, at, at[:1]).hvp(backend.array(direction))
+        except RuntimeError as error:
+            assert words and all(part in str(error) for part in words)
+            with contextlib.suppress(RuntimeError):
+                found = product(loss, at, backend.array(direction))
+                assert not close(found, numerical, tolerance), "torch can do it now"
+        else:  # a newer torch may do what is listed
             assert close(found, numerical, tolerance)
-            continue
-        with pytest.raises(RuntimeError) as raised:
-            backend.linearize(loss, at, at[:1]).hvp(backend.array(direction))
-        assert all(part in str(raised.value) for part in words)
-        with contextlib.suppress(RuntimeError):
-            found = product(loss, at, backend.array(direction))
-            assert not close(found, numerical, tolerance), "torch can do it now"
     loss, at = samples.loss_of(name, torch.float64)
     try:
         (slope,) = hg.Torch().jvp(lambda w: (loss(w),), at)[1](along)
