@@ -188,7 +188,9 @@ class Torch(Backend):
             return tuple(map(self.xp.zeros_like, inputs))
         seeds = [outputs[i] for i in live], inputs, cotangents and [cotangents[i] for i in live]
         with second_derivatives.explained():
-            return self.xp.autograd.grad(*seeds, materialize_grads=True, **options)
+            found = self.xp.autograd.grad(*seeds, allow_unused=True, **options)
+        zeros = functools.partial(self.xp.zeros_like, requires_grad="create_graph" in options)
+        return tuple(zeros(x) if y is None else y for y, x in zip(found, inputs, strict=True))
 
     def _explain(self, error, f, args) -> None:
         """Raise TypeError from `error` if f works in the other precision and not in this one."""
