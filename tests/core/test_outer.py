@@ -104,6 +104,14 @@ def test_loop_names_both_steps_of_divergence(name, first, words, backend):
         list(LOOPS[name](problem, [0.0, 0.0], optimizer=hg.GradientDescent(0.1), steps=5))
 
 
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_loop_names_the_step_of_a_wrong_decay(loop, backend):
+    problem, hyper = catalogue.regression(backend, steps=8)
+    problem = replace(problem, optimizer=hg.Momentum(0.1, lambda h, t: 0.9 if t < 6 else 1.5))
+    with pytest.raises(ValueError, match="decay must lie in .*, got 1.5 at step 6;"):
+        list(loop(problem, hyper, optimizer=STILL, steps=3))
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_resume_takes_a_step_of_the_same_loop_only(name, backend):
     """With the same optimizers, precision, sizes and, where there is one, count of inner steps."""
