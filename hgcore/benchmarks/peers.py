@@ -66,7 +66,7 @@ THEIRS: dict[str, Callable] = {
     "higher": baselines.higher_loop,
     "TorchOpt": baselines.torchopt_loop,
     "JAX, checkpoint every step": partial(baselines.jax_scan, every=lambda steps: 1),
-    "JAX, checkpoint every √T steps": partial(baselines.jax_scan, every=baselines.root),
+    "JAX, checkpoint every root of T": partial(baselines.jax_scan, every=baselines.root),
 }
 OURS: dict[str, Callable] = {
     "Stored": partial(ours, trajectory=Stored()),
