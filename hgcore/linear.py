@@ -163,6 +163,7 @@ class Nystrom:
         rng = np.random.default_rng([*np.atleast_1d(self.seed), n])
         sketch = like(self.draw(rng, min(self.rank, n), n), b)
         image = xp.stack([apply(row) for row in sketch])
+        _require_finite(image)
         core, smallest = sketch @ image.T, len(sketch) * xp.finfo(b.dtype).eps
         inverse = xp.linalg.pinv((core + core.T) / 2, rtol=smallest, hermitian=True)
         basis, triangle = xp.linalg.qr(image.T)
@@ -196,9 +197,15 @@ class DenseSolve:
     def __call__(self, apply: Callable, b):
         xp = namespace(b)
         matrix = xp.stack([apply(row) for row in xp.diag(0 * b + 1)])
-        if bool(xp.isfinite(matrix).all()):  # what is not is reported by the caller
-            _require_inverse(xp.linalg.eigvalsh(matrix), b)
+        _require_finite(matrix)
+        _require_inverse(xp.linalg.eigvalsh(matrix), b)
         return xp.linalg.solve(matrix, b)
+
+
+def _require_finite(products) -> None:
+    """Raise Diverged unless products with A are finite; mixed products of zero would hide it."""
+    if not bool(namespace(products).isfinite(products).all()):
+        raise Diverged("the inner Hessian is not finite: it has no inverse")
 
 
 def _require_inverse(eigenvalues, b) -> None:

@@ -104,6 +104,7 @@ REFUSED = [  # a solve, A, words of the error
     (hg.ConjugateGradient(), np.full((3, 3), np.nan), "not positive definite"),
     (hg.ConjugateGradient(), FEW, "not positive definite"),
     *((solve, FEW, "has no inverse") for solve in INVERSES),
+    *((solve, np.full((5, 5), np.nan), "Hessian is not finite") for solve in INVERSES),
 ]
 
 
