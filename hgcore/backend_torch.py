@@ -187,7 +187,7 @@ class Torch(Backend):
         if not live:
             return tuple(map(self.xp.zeros_like, inputs))
         seeds = [outputs[i] for i in live], inputs, cotangents and [cotangents[i] for i in live]
-        with second_derivatives.explained():
+        with second_derivatives.explained():  # torch 2.8's own zeros always require a gradient
             found = self.xp.autograd.grad(*seeds, allow_unused=True, **options)
         zeros = functools.partial(self.xp.zeros_like, requires_grad="create_graph" in options)
         return tuple(zeros(x) if y is None else y for y, x in zip(found, inputs, strict=True))

@@ -239,13 +239,12 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
         return
     before, after = ({c["id"]: c for c in record["claims"]} for record in (ours, theirs))
     for entry in entries:
-        name, figure = entry["id"], ours["figures"].get(entry["figure"], {})
+        name, rtol = entry["id"], ours["figures"].get(entry["figure"], {}).get("rtol")
         verdicts = [claims.get(name, {}).get("verdict") for claims in (before, after)]
         if verdicts[0] != verdicts[1]:
             yield f"claim {name}: {verdicts[0]}, now {verdicts[1]}"
-        elif name in before and figure.get("rtol") and "confidence" not in entry:
-            pair, rtol = (c[name]["measured"] for c in (before, after)), figure["rtol"]
-            gap = _gap(*pair, least=1)
+        elif name in before and rtol is not None and "confidence" not in entry:
+            gap = _gap(before[name]["measured"], after[name]["measured"], least=1)
             if not gap <= rtol:
                 yield f"claim {name}: measured differs by {gap:.2g}, allowed {rtol:.2g}"
     for name, figure in ours["figures"].items():
