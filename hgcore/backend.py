@@ -18,11 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgcore.arrays import require_real
+from hgcore.arrays import fast_module, namespace, require_real
 
-# True while a backend differentiates a loss in reverse mode: only then may the nodes of fast/
-# replace plain operations, because transforms and compilers cannot see into them.
-reverse_mode = contextvars.ContextVar("reverse_mode", default=False)
+# True while a backend itself calls a function: only then may the nodes of fast/ replace plain
+# operations, because transforms and compilers of torch cannot see into them.
+nodes_allowed = contextvars.ContextVar("nodes_allowed", default=False)
+
+
+def fast_nodes(name: str, vector) -> ModuleType | None:
+    """Return hgcore.fast.`name` if its nodes may replace operations on `vector`, None if not."""
+    if not hasattr(vector, "detach") or namespace(vector).compiler.is_compiling():
+        return None  # asked first: torch.compile cannot follow a ContextVar
+    return fast_module(name) if nodes_allowed.get() else None
 
 
 class Linearized(NamedTuple):

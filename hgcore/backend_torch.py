@@ -9,19 +9,23 @@ from types import ModuleType
 import numpy as np
 
 from hgcore.arrays import require_real
-from hgcore.backend import Backend, require_scalar, reverse_mode
+from hgcore.backend import Backend, nodes_allowed, require_scalar
 from hgcore.checks import second_derivatives
 
 
 @contextlib.contextmanager
-def _unchanged(args: Sequence) -> Iterator[None]:
-    """Raise ValueError if tensors are changed in place: the state of training shares their memory.
+def _own_call(args: Sequence) -> Iterator[None]:
+    """Allow the nodes of fast/ in the backend's call of a function of `args`.
 
-    By torch's count of changes, which does not see .data.
+    Raises ValueError if it changes tensors in place: the state of training shares their memory. By
+    torch's count of changes, which does not see .data.
     """
     tensors = [x for x in args if hasattr(x, "_version")]
-    before = [x._version for x in tensors]
-    yield
+    before, token = [x._version for x in tensors], nodes_allowed.set(True)
+    try:
+        yield
+    finally:
+        nodes_allowed.reset(token)
     if before != [x._version for x in tensors]:
         raise ValueError(
             "a function changes its weights or hyper in place (clamp_, copy_, max_norm), which has"
@@ -102,7 +106,7 @@ class Torch(Backend):
         return functools.partial(self.xp.set_num_threads, self.xp.get_num_threads())
 
     def evaluate(self, f, *args):
-        with self.xp.no_grad(), _unchanged(args):
+        with self.xp.no_grad(), _own_call(args):
             return f(*args)
 
     def gradients(self, f, *args) -> tuple:
@@ -160,14 +164,13 @@ class Torch(Backend):
     def _outputs(self, f, args) -> tuple[list, tuple]:
         """Return (leaves like `args`, the outputs of f there, with their graph)."""
         leaves = [x.detach().requires_grad_() for x in args]
-        with self.xp.enable_grad(), _unchanged(leaves):
+        with self.xp.enable_grad(), _own_call(leaves):
             return leaves, tuple(map(self.traced, f(*leaves)))
 
     def _loss(self, f, leaves):
         """Return the scalar f(*leaves) with its graph."""
-        token = reverse_mode.set(True)
         try:
-            with self.xp.enable_grad(), _unchanged(leaves):
+            with self.xp.enable_grad(), _own_call(leaves):
                 value = require_scalar(f(*leaves), "detach")
             if any(leaf._backward_hooks for leaf in leaves):
                 raise ValueError(
@@ -178,8 +181,6 @@ class Torch(Backend):
         except RuntimeError as error:
             self._explain(error, f, leaves)
             raise
-        finally:
-            reverse_mode.reset(token)
 
     def _grad(self, outputs, inputs, cotangents=None, **options) -> tuple:
         """Return the cotangents of `inputs`, zeros for one that no output depends on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hgcore.arrays import like, namespace, pieces
+from hgcore.backend import fast_nodes
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,19 @@ class Layout:
     def expand(self, values):
         """Return one value per coordinate (size,) from one per block (len(layout),)."""
         _require_shape("expected one value per block,", values, (len(self),))
+        nodes = fast_nodes("blocks", values)
+        if nodes and nodes.fits(values, self.sizes):
+            return nodes.Expand.apply(values, self.sizes)
         xp, parts = namespace(values), pieces(values, [1] * len(self))
         blocks = [(part, size) for part, size in zip(parts, self.sizes, strict=True) if size]
         return xp.concatenate([xp.broadcast_to(part, (size,)) for part, size in blocks])
 
     def sums(self, vector):
         """Return the sum of each block, (size,) -> (len(layout),)."""
+        _require_shape("this layout takes a vector of", vector, (self.size,))
+        nodes = fast_nodes("blocks", vector)
+        if nodes and nodes.fits(vector, self.sizes):
+            return nodes.Sums.apply(vector, self.sizes)
         return namespace(vector).stack([part.sum() for part in pieces(vector, self.sizes)])
 
 

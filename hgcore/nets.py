@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hgcore.arrays import fast_module, namespace
-from hgcore.backend import reverse_mode
+from hgcore.arrays import namespace
+from hgcore.backend import fast_nodes
 from hgcore.layout import Layout
 
 
@@ -85,9 +85,7 @@ class DenseNet:
         object.__setattr__(self, "layout", Layout(shapes))
 
     def __call__(self, weights, inputs):
-        # asked first: torch.compile cannot follow a ContextVar
-        compiling = hasattr(weights, "detach") and namespace(weights).compiler.is_compiling()
-        fast = None if compiling or not reverse_mode.get() else fast_module("dense_net")
+        fast = fast_nodes("dense_net", weights)
         if fast and fast.fits(weights, inputs, self.layout):
             return fast.LogProbabilities.apply(weights, inputs, self.layout)
         return self.through(list(self.layout.split(weights).values()), inputs)

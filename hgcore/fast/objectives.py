@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from hgcore.backend import Backend, Linearized
 from hgcore.backend_torch import Torch
@@ -81,14 +78,6 @@ class _PenalizedObjective(Objective):
         (values, pull), xp = self._strengths, self.backend.xp
         return xp.stack([pull((unit,))[0] for unit in xp.diag(0 * values + 1)])
 
-    def _sums(self, vector):
-        """Return layout.sums, on a CPU in one pass."""
-        sizes = self.loss.layout.sizes
-        if isinstance(vector, np.ndarray) or vector.device.type != "cpu" or 0 in sizes:
-            return self.loss.layout.sums(vector)
-        starts = [0, *itertools.accumulate(sizes[:-1])]
-        return self.backend.xp.from_numpy(np.add.reduceat(vector.numpy(), starts))
-
     def _plus_own(self, inner, vector):
         """Return inner + the penalty's second derivative times `vector`, all (n,)."""
         total = self._twice * vector
@@ -104,7 +93,8 @@ class _PenalizedObjective(Objective):
         inner = self.inner.linearize(weights, t)
 
         def mixed(q):
-            return (2 * self._sums(weights * q)) @ self._slopes
+            sums = self.backend.evaluate(self.loss.layout.sums, weights * q)
+            return (2 * sums) @ self._slopes
 
         def product(q):
             curvature, rest = inner.product(q)
