@@ -12,5 +12,5 @@ from hgcore.data.newsgroups import newsgroups, tfidf_svd
 from hgcore.data.omniglot import OMNIGLOT, omniglot
 from hgcore.data.ptb import Text, ptb
 from hgcore.data.speech import speech_features
-from hgcore.data.splits import SOURCES, Source, Split, splits
+from hgcore.data.splits import SOURCES, Split, splits
 from hgcore.data.timit import Utterance, frame_labels, timit

@@ -41,7 +41,7 @@ def photographs(source: str, count: int, side: int) -> Tasks:
 
     Features: those of `data.image_features`, in the paper the 2,048 of Inception-V3.
     """
-    pixels, labels, _ = data.SOURCES[source].load()
+    pixels, labels, _ = data.SOURCES[source]()
     rows = _first_of_each_class(labels, count)
     names, groups = list(map(str, range(100))), []
     if source == "cifar10":
