@@ -6,8 +6,8 @@ from hgcore.data.addresses import authors_rng, batch
 from hgcore.data.boston import BOSTON, boston
 from hgcore.data.features import image_features
 from hgcore.data.files import FILES, DataError, File, cache, fetch, find_root, used
-from hgcore.data.fonts import FONT_ALPHABETS, font_alphabets
-from hgcore.data.mnist import MNIST_SMALL, idx
+from hgcore.data.fonts import font_alphabets
+from hgcore.data.mnist import MNIST_SMALL
 from hgcore.data.newsgroups import newsgroups, tfidf_svd
 from hgcore.data.omniglot import OMNIGLOT, omniglot
 from hgcore.data.ptb import Text, ptb

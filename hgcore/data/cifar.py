@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hgcore.data.files import fetch, in_reach, refusing
+from hgcore.data.files import fetch, in_reach
 
 ARCHIVE_10, ARCHIVE_100 = "cifar10/cifar-10-binary.tar.gz", "cifar100/cifar-100-binary.tar.gz"
 FEATURES = 3 * 32 * 32
@@ -66,9 +66,8 @@ def _tiles(sheet: str) -> np.ndarray:
     """Return the tiles of a sheet, row by row, as uint8 (N, 3072)."""
     from PIL import Image  # here: profile quick does not need it
 
-    with refusing(f"{sheet} is not a picture of tiles of 32 x 32"):
-        with Image.open(io.BytesIO(fetch(sheet))) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        height, width = (length // 32 for length in pixels.shape[:2])
-        tiles = pixels.reshape(height, 32, width, 32, 3).transpose(0, 2, 4, 1, 3)
-        return tiles.reshape(-1, FEATURES)
+    with Image.open(io.BytesIO(fetch(sheet))) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    height, width = (length // 32 for length in pixels.shape[:2])
+    tiles = pixels.reshape(height, 32, width, 32, 3).transpose(0, 2, 4, 1, 3)
+    return tiles.reshape(-1, FEATURES)

@@ -5,34 +5,23 @@ from functools import partial
 
 import numpy as np
 
-from hgcore.data.files import fetch, packaged, refusing
+from hgcore.data.files import fetch, packaged
 
 # of the (5000, 785) uint8 array, label last, in the package's order
 MNIST_SMALL = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 
 
-def idx(name: str, content: bytes, axes: int) -> np.ndarray:
-    """Parse a gzipped IDX file of unsigned bytes with `axes` axes (read-only).
-
-    Magic number, sizes and length must agree.
-    """
-    with refusing(f"{name} is no IDX file of {axes} axes"):
-        raw = gzip.decompress(content)
-        magic, *shape = np.frombuffer(raw, ">u4", 1 + axes).tolist()
-        if magic != 0x800 + axes:
-            raise ValueError(f"magic number {magic}, expected {0x800 + axes}")
-        return np.frombuffer(raw, np.uint8, offset=4 * (1 + axes)).reshape(shape)
-
-
 def mnist_pixels() -> tuple[np.ndarray, np.ndarray, int]:
     """pixels (70000, 784) uint8, labels (70000,), 60000: the first so many are for training."""
-    names = [f"mnist/{part}-{{}}-ubyte.gz" for part in ("train", "t10k")]
-    images, labels = (
-        [idx(name.format(kind), fetch(name.format(kind)), axes) for name in names]
-        for kind, axes in (("images-idx3", 3), ("labels-idx1", 1))
-    )
-    pixels = np.concatenate(images).reshape(-1, 784)
-    return pixels, np.concatenate(labels).astype(np.int64), len(images[0])
+    parts = "train", "t10k"
+    images = [_idx(f"mnist/{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784) for part in parts]
+    labels = [_idx(f"mnist/{part}-labels-idx1-ubyte.gz", 8) for part in parts]
+    return np.concatenate(images), np.concatenate(labels).astype(np.int64), len(images[0])
+
+
+def _idx(name: str, header: int) -> np.ndarray:
+    """Return the bytes of a gzipped IDX file that follow its header."""
+    return np.frombuffer(gzip.decompress(fetch(name)), np.uint8, offset=header)
 
 
 def mnist_small_pixels() -> tuple[np.ndarray, np.ndarray, int]:

@@ -33,8 +33,8 @@ def stored(monkeypatch):
     return contents
 
 
-def packed(array, *sizes, magic=None):
-    header = [magic or 0x800 + array.ndim, *(sizes or array.shape)]
+def packed(array):
+    header = [0x800 + array.ndim, *array.shape]
     return gzip.compress(np.array(header, ">u4").tobytes() + array.tobytes())
 
 
@@ -61,23 +61,19 @@ def sheet(images):
     return buffer.getvalue()
 
 
-IDX, WORDS = np.zeros((2, 3, 4), np.uint8), "b <unk> a b <eos> <unk> c b <eos>".split()
-BAD_IDX = packed(IDX, magic=2049), packed(IDX, 2, 3, 5), packed(IDX, 2, 3, 3), gzip.compress(b"abc")
+WORDS = "b <unk> a b <eos> <unk> c b <eos>".split()
 REFUSED = [  # a call, words of its error
-    *((partial(data.idx, "x", bad, 3), "x is no IDX file of 3 axes") for bad in BAD_IDX),
     (partial(data.splits, "mnist_small", (4000, 1001)), "none negative"),
     (partial(data.splits, "mnist_small", (10, -1)), "none negative"),
     (partial(numbered, WORDS, [], [], words=2), "got 2"),
     (partial(numbered, WORDS, [], [], words=6), "got 6"),
     (partial(data.omniglot, ["Arcadian"], drawings=21), "got 21"),
-    (partial(data.omniglot, ["Arcadian"]), "images_background.npz holds Arcadian as"),
 ]
 
 
 @pytest.mark.parametrize("call, words", REFUSED)
-def test_loader_refuses(call, words, stored):
-    stored["omniglot/images_background.npz"] = npz(np.ones((25, 20, 105, 105), bool))
-    with pytest.raises((ValueError, data.DataError), match=words):
+def test_loader_refuses(call, words):
+    with pytest.raises(ValueError, match=words):
         call()
 
 
