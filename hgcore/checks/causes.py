@@ -76,18 +76,17 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None, whole
     grad, (weights, *slots) = result.grad, problem.split_state(result.state)
     if whole:
         _require_functions(problem, hyper, None if inner_batches is None else grad)
-    if not bool((grad == 0).any() if whole else (grad == 0).all()):
-        if slots and problem.steps and not any(map(bool, (slot.any() for slot in slots))):
-            inner = lambda w: problem.inner_loss(w, hyper, 0)  # noqa: E731
-            require_graph(problem, "inner_loss", inner, weights)  # it never moved the slots
-        return
     t = inner_batches[0] if inner_batches else 0
+    inner_loss = lambda w: problem.inner_loss(w, hyper, t)  # noqa: E731
+    if not bool((grad == 0).any() if whole else (grad == 0).all()):
+        if slots and problem.steps and not any(slot.any() for slot in slots):
+            require_graph(problem, "inner_loss", inner_loss, weights)  # it never moved the slots
+        return
     value, outer, by_hyper = problem.outer_gradients(weights, hyper)
     if not outer.any():
         require_graph(problem, "outer_loss", problem.outer_loss, weights, hyper)
     if not problem.steps:
         return
-    inner_loss = lambda w: problem.inner_loss(w, hyper, t)  # noqa: E731
     inner, _, _, mixed = problem.objective(hyper).linearize(weights, t)
     require = functools.partial(_require_derivative, problem)
     require("inner_loss", inner_loss, weights, abs(inner).sum())
