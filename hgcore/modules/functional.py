@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hgcore.layout import Layout
-from hgcore.modules.draws import ALONE, drawn_from, generators, set_seed
+from hgcore.modules.draws import ALONE, drawn_from, generators
 from hgcore.modules.refusals import as_real, require_plain
 
 
@@ -132,16 +132,13 @@ class ModuleFunction:
         """Select kernels with second derivatives; yield (module, *inputs) -> output."""
 
         def run(module, *inputs, **named):
-            if seed is not None:
-                set_seed(seed, weights.device)
-            return module(*inputs, **named)
+            with nothing if seed is None else drawn_from(seed, weights.device):
+                return module(*inputs, **named)
 
-        with contextlib.ExitStack() as settings:
-            settings.enter_context(_plain_attention())
-            if weights.is_cuda and any(isinstance(part, torch.nn.RNNBase) for part in self.parts):
-                settings.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if seed is not None:
-                settings.enter_context(drawn_from(seed, weights.device))
+        nothing = contextlib.nullcontext()
+        recurrent = weights.is_cuda and any(isinstance(x, torch.nn.RNNBase) for x in self.parts)
+        cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nothing
+        with _plain_attention(), cudnn:
             yield run
 
     def _examine(self, weights, inputs, named, seed, run: Callable) -> None:
