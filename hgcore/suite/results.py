@@ -49,7 +49,8 @@ def state(job: Job, root: Path, out: Path | None = None) -> str:
     file = job.record(out or root)
     try:
         record = load(file)
-        data = {k: FILES[k].sha256 if k in FILES else sha for k, sha in record["data"].items()}
+        today = {k: file.sha256 for k, file in FILES.items() if file.sha256}
+        data = {k: today.get(k, sha) for k, sha in record["data"].items()}
         if record["key"] == notebooks.key(job.name, job.parameters, data, root):
             return "done"
     except (OSError, ValueError):

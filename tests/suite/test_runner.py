@@ -19,6 +19,10 @@ SLOW = """import pathlib, time
 pathlib.Path("started").touch()
 time.sleep(0 if pathlib.Path("fast").exists() else 60)
 value = 0.25"""
+# reads a file whose SHA-256 is known after its download only
+BY_MD5 = """from hgcore.data.files import note
+note("timit-nltk/timit.zip", 64 * "a")
+value = 0.25"""
 kills = pytest.mark.skipif(sys.platform != "linux", reason="kills processes")
 
 
@@ -37,7 +41,7 @@ def begin(toy, *arguments):
 
 def test_done_once(toy, run):
     """What failed is run again, and only that; a copy fails until its name is its own."""
-    toy.add("good")
+    toy.add("good", compute=BY_MD5)
     toy.add("wrong", compute="value = 1 / 0")
     good, copied = (notebooks.path(f"toy/{name}", toy.root) for name in ("good", "copied"))
     copied.write_bytes(good.read_bytes())
