@@ -80,15 +80,12 @@ def scaled(net: DenseNet, free, hyper):
     t is hyper (m,) for the weights that leave a unit, and 0.2 for a bias. Under one penalty on
     |z|**2 the penalty on a weight is proportional to exp(-2 t).
     """
-    xp, rest = namespace(free), np.exp(0.2)
-    scales = iter(unit_layout(net).split(xp.exp(hyper)).values())
-
-    def scale(block):
-        if block.ndim == 1:
-            return rest * xp.ones_like(block)
-        return xp.broadcast_to(next(scales)[:, None], block.shape)
-
-    blocks = {name: scale(block) for name, block in net.layout.split(free).items()}
+    xp, shapes, blocks = namespace(free), net.layout.shapes, {}
+    scales = unit_layout(net).split(xp.exp(hyper)).values()
+    for layer, of_units in enumerate(scales, start=1):
+        weights, biases = f"weights {layer}", f"biases {layer}"
+        blocks[weights] = xp.broadcast_to(of_units[:, None], shapes[weights])
+        blocks[biases] = np.full(shapes[biases], np.exp(0.2))
     return free * net.layout.join(blocks)
 
 
