@@ -9,21 +9,19 @@ import numpy as np
 
 from hgcore.data import Split
 from hgcore.nets import DenseNet, cross_entropy
-from hgcore.optimizers import HeavyBall
 from hgcore.outer import OuterStep
 from hgcore.problem import Problem
 from hgcore.trajectory import train
 
 
 def weight_decays(
-    backend, net: Callable, start, train: Split, valid: Split, *, optimizer=None, steps=0
+    backend, net: Callable, start, train: Split, valid: Split, *, optimizer, steps=0
 ) -> Problem:
     """Return the problem of Figures 5, 8 and 9: tune an L2 penalty for each weight of any net.
 
     net: (weights (n,), inputs) -> log-probabilities; start: its initial weights (n,). hyper: the
     log penalties (n,), or one for all weights (1,). Inner loss: cross-entropy on all of `train`
-    plus sum(exp(hyper) * weights**2). Outer loss: cross-entropy on all of `valid`. optimizer: heavy
-    ball (0.1, 0.9) if None; it diverges where exp(hyper) is about 19 or more.
+    plus sum(exp(hyper) * weights**2). Outer loss: cross-entropy on all of `valid`.
     """
     xp = backend.xp
 
@@ -34,7 +32,6 @@ def weight_decays(
     def outer(weights, hyper):
         return cross_entropy(net(weights, valid.images), valid.labels)
 
-    optimizer = optimizer or HeavyBall(rate=0.1, decay=0.9)
     return Problem(backend, inner, outer, optimizer, backend.array(start), steps)
 
 
@@ -50,16 +47,15 @@ def concatenate(*splits: Split) -> Split:
 
 
 def train_in_parts(
-    problem: Problem, hyper, *, steps: int, every: int, resume: OuterStep | None = None
+    problem: Callable, hyper, *, steps: int, every: int, resume: OuterStep | None = None
 ) -> Iterator[OuterStep]:
     """Yield one OuterStep without a hypergradient after each `every` inner steps.
 
-    For runs that only train, in the form of `hg.alternate`: hyper stays as it is. problem: a
-    Problem, or k -> Problem.
+    For runs that only train, in the form of `hg.alternate`: hyper stays as it is. problem: k ->
+    Problem.
     """
-    at = problem if callable(problem) else lambda k: problem
-    hyper, state = at(0).as_hyper(hyper), resume and resume.carry[0]
+    hyper, state = problem(0).as_hyper(hyper), resume and resume.carry[0]
     for k in range(resume.k + 1 if resume else 0, steps):
-        state = train(at(k), hyper, state, range(k * every, (k + 1) * every))
-        flat = at(k).backend.xp.concatenate(state)
+        state = train(problem(k), hyper, state, range(k * every, (k + 1) * every))
+        flat = problem(k).backend.xp.concatenate(state)
         yield OuterStep(k, hyper, None, None, flat, flat.nbytes, hyper, (state,))

@@ -71,8 +71,9 @@ def phone(backend):
 START, STREAM = papers.initial_weights(NET, (3, 1)), (0, 2, 0, "hyperloss")
 SHORT, MOMENTUM = dict(steps=5, batch=4), dict(rate=0.5, decay=0.5)
 AGAINST_REST = dict(steps=6, rate=0.1, decay=0.9, loss=papers.one_against_rest)
+HEAVY_BALL = dict(optimizer=hg.HeavyBall(0.1, 0.9), steps=4)
 
-weight_decays = made(papers.weight_decays, NET, START, *PAIR, steps=4)
+weight_decays = made(papers.weight_decays, NET, START, *PAIR, **HEAVY_BALL)
 weighted_examples = made(papers.weighted_examples, RUNS, VALID, steps=12, rates=(0.5, 0.7))
 penalties = made(papers.penalty_problem, *MNIST, steps=7, batch=20, meta_penalty=0.01)
 schedule = made(papers.schedule_problem, NET, *PAIR, **SHORT, address=(0, 1))
