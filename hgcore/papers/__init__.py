@@ -31,7 +31,6 @@ from hgcore.papers.franceschi2017_tasks import (
     deal,
     edge_precision,
     generated,
-    in_span,
     interaction_constraints,
     interaction_layout,
     interactions,

@@ -103,24 +103,23 @@ def deal(tasks: Tasks, train: int, valid: int, seed: Sequence[int]) -> list[Spli
     return [Split((tasks.features[r] - mean) / unit, one_hot[r]) for r in rows]
 
 
-def in_span(train: Split, *others: Split) -> list[Split]:
-    """Return the splits in an orthonormal basis of the span of the training features.
-
-    Weights that start at zero never leave it, and norms and products in it stay the same: so do
-    training, penalties and scores, with fewer weights if there are fewer examples than features.
-    """
-    parts = [train, *others]
-    if len(train.images) >= train.images.shape[1]:
-        return parts
-    basis = np.linalg.qr(train.images.T)[0]
-    return [Split(part.images @ basis, part.labels) for part in parts]
-
-
 def tuning_and_final(backend, parts: Sequence[Split]) -> list[list[Split]]:
-    """Return [train, valid] and [train and valid, test] of `deal`, each pair `in_span`."""
+    """Return [train, valid] and [train and valid, test] of `deal`, each pair in the training span.
+
+    That is: in an orthonormal basis of the span of the training features. Weights that start at
+    zero never leave it, and norms and products in it stay the same: so do training, penalties and
+    scores, with fewer weights if there are fewer examples than features.
+    """
     train, valid, test = parts
-    pairs = in_span(train, valid), in_span(concatenate(train, valid), test)
-    return [[part.on(backend) for part in pair] for pair in pairs]
+    pairs = (train, valid), (concatenate(train, valid), test)
+    return [[part.on(backend) for part in _in_span(*pair)] for pair in pairs]
+
+
+def _in_span(train: Split, other: Split) -> tuple[Split, ...]:
+    if len(train.images) >= train.images.shape[1]:
+        return train, other
+    basis = np.linalg.qr(train.images.T)[0]
+    return tuple(Split(part.images @ basis, part.labels) for part in (train, other))
 
 
 def chosen(rows: np.ndarray) -> np.ndarray:
