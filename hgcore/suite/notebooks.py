@@ -89,20 +89,15 @@ def normalized(nb: dict) -> dict:
         cell = {**cell, "metadata": {"tags": sorted(tags(cell))} if tags(cell) else {}}
         if cell["cell_type"] == "code":
             count += 1
-            cell |= {"execution_count": count, "outputs": _outputs(cell["outputs"], count)}
+            shown = [x for x in cell["outputs"] if x.get("name") != "stderr"]
+            cell |= {"execution_count": count, "outputs": [_output(x, count) for x in shown]}
         cells.append(cell)
     return {**nb, "metadata": METADATA, "cells": cells}
 
 
-def _outputs(outputs: list, count: int) -> list:
-    kept = []
-    for output in outputs:
-        new = {"metadata": {}, "execution_count": count}
-        output = output | {name: new[name] for name in new if name in output}
-        if kept and output.get("name") == "stdout" == kept[-1].get("name"):  # stderr was between
-            output["text"] = "".join([*kept.pop()["text"], *output["text"]])
-        kept += [output] if output.get("name") != "stderr" else []
-    return kept
+def _output(output: dict, count: int) -> dict:
+    new = {"metadata": {}, "execution_count": count}
+    return output | {name: new[name] for name in new if name in output}
 
 
 def write(nb: dict, file: Path) -> None:
