@@ -70,16 +70,12 @@ def _count(text: str) -> int:
 
 
 def _setting(text: str) -> tuple:
-    """Return (key, value) of KEY=VALUE; VALUE is a Python literal or text."""
+    """Return (key, value) of KEY=VALUE; VALUE is a Python literal that JSON has, or text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, for example steps=20")
-    with contextlib.suppress(ValueError, SyntaxError):
-        value = ast.literal_eval(value)
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} must be numbers, text or lists") from None
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):
+        value = json.loads(json.dumps(ast.literal_eval(value)))
     return key, value
 
 

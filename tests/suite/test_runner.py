@@ -67,9 +67,12 @@ def test_settings_of_the_command_line(toy, run):
     assert not (toy.root / "figures").exists()
     for refused in ("nothing",), ("",), ("--update", "--seed", "1"):
         assert run("run", *refused)[0] == 2
-    for wrong in ("--set", "steps"), ("--set", "sizes={1}"), ("--jobs", "0"):
+    for wrong in ("--set", "steps"), ("--jobs", "0"):
         with pytest.raises(SystemExit):
             run("run", *wrong)
+    texts = "a=[1, 2.5]", "a=(True, None)", "a=none", "a={1}", "a="
+    values = [cli._setting(text)[1] for text in texts]
+    assert values == [[1, 2.5], [True, None], "none", "{1}", ""]
 
 
 def test_verify(toy, run):
