@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m hgcore", epilog=EXAMPLES, formatter_class=form)
-    commands = top.add_subparsers(required=True, metavar="{run,verify,list,report,copy}")
+    commands = top.add_subparsers(required=True)
     default = "(default: %(default)s)"
     names = argparse.ArgumentParser(add_help=False)
     patterns = "names, beginnings, patterns (default: all)"
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     option("--backend", choices=("autograd", "torch"), default="torch", help=default)
     option("--device", choices=("cpu", "cuda"), default="cpu", help=default)
     option("--seed", type=int, default=0, metavar="N", help=default)
-    option("--jobs", type=_count, default=2, metavar="N", help=f"notebooks at a time {default}")
+    option("--jobs", type=int, default=2, metavar="N", help=f"notebooks at a time {default}")
 
     def add(name: str, act, what: str, *parents):
         command = commands.add_parser(name, parents=parents, help=what, description=what)
@@ -63,12 +63,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of notebooks >= 1, got {text!r}")
-    return int(text)
-
-
 def _setting(text: str) -> tuple:
     """Return (key, value) of KEY=VALUE; VALUE is a Python literal that JSON has, or text."""
     key, equals, value = text.partition("=")
@@ -84,6 +78,8 @@ def _jobs(args, root: Path) -> list[Job]:
     given |= {"seed": args.seed, "overrides": dict(args.overrides)}
     if args.update and Job("", **given) != Job(""):
         raise ValueError("--update writes the default parameters into notebooks/; leave others out")
+    if args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
     return [Job(n, **given, update=args.update) for n in notebooks.select(args.names, root)]
 
 
