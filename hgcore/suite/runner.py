@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -98,22 +98,16 @@ def in_process(job: Job, given: dict) -> Outcome:
 
 def execute(job: Job, root: Path, out: Path) -> None:
     """Run the notebook in this process. Two runs of one job wait for each other."""
-    import papermill
     from filelock import FileLock
 
     source, target, start = notebooks.path(job.name, root), job.executed(out), time.time()
-    braces = str.maketrans({"{": "{{", "}": "}}"})  # papermill formats its paths
-    paths = [str(file).translate(braces) for file in (source, target)]
-    options = {"kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
-    options |= {"record_timing": False, "start_timeout": 300, "iopub_timeout": 60}
-    options |= {"resources": {"metadata": {"path": str(root)}}}
     quoted = f'"{job.name}"', f"'{job.name}'"
     if not any(name in cell for cell in notebooks.code(job.name, root) for name in quoted):
         raise ValueError(f"suite.start in {source} must be given its name, {job.name!r}")
     with FileLock(target.with_suffix(".lock")):
         done = results.state(job, root, out) == "done"
         if not done or job.record(out).stat().st_mtime < start:  # else another runner did it
-            _with_kernel(lambda: papermill.execute_notebook(*paths, job.parameters, **options))
+            _execute_cells(source, target, job.parameters, root)
         if results.state(job, root, out) != "done":
             rule = "its first cell sets the five parameters only, its last calls suite.check"
             raise RuntimeError(f"{job.name} wrote no whole record; the rule: {rule}")
@@ -121,11 +115,15 @@ def execute(job: Job, root: Path, out: Path) -> None:
             notebooks.write(notebooks.normalized(notebooks.read(target)), source)
 
 
-def _with_kernel(call: Callable) -> None:
-    """Call it again, twice at most, if another process took a port of the kernel meanwhile."""
+def _execute_cells(source: Path, target: Path, parameters: dict, cwd: Path) -> None:
+    """Run the cells; again, twice at most, if another process took a port of the kernel."""
+    import papermill
+
+    options = {"kernel_name": "python3", "progress_bar": False, "coalesce_streams": True}
+    options |= {"record_timing": False, "start_timeout": 300, "iopub_timeout": 60, "cwd": cwd}
     for last in (False, False, True):
         try:
-            return call()
+            return papermill.execute_notebook(source, target, parameters, **options)
         except RuntimeError as error:
             if last or "died before replying" not in str(error):
                 raise
