@@ -133,13 +133,17 @@ def main() -> None:
     """Run the job that the command line has as JSON; the last line says what went wrong."""
     root, out = (Path(os.environ[name]) for name in ("HGCORE_ROOT", "HGCORE_OUT"))
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
+    job = Job(**json.loads(sys.argv[1]))
     try:
-        execute(Job(**json.loads(sys.argv[1])), root, out)
+        execute(job, root, out)
     except Exception as error:  # noqa: BLE001  whatever a notebook may raise
         print(error)
         said = f"{type(error).__name__}: {error}"
         if hasattr(error, "ename"):  # of papermill
             said = f"cell In [{error.exec_count}]: {error.ename}: {error.evalue}"
+        if job.overrides:
+            given = ", ".join(f"{name}={value!r}" for name, value in job.overrides.items())
+            said += f"; check the settings {given}"
         sys.exit(" ".join(said.split()))
 
 

@@ -69,6 +69,9 @@ def test_settings_of_the_command_line(toy, run):
         assert run("run", *refused)[0] == 2
     with pytest.raises(SystemExit):
         run("run", "--set", "steps")
+    toy.add("two", compute="value = {5: 0.25}[run.scale.steps]")
+    status, text = run("run", "two", "--set", "steps=6")
+    assert status == 1 and "cell In [4]: KeyError: 6; check the settings steps=6" in text
     texts = "a=[1, 2.5]", "a=(True, None)", "a=none", "a={1}", "a="
     values = [cli._setting(text)[1] for text in texts]
     assert values == [[1, 2.5], [True, None], "none", "{1}", ""]
