@@ -212,15 +212,10 @@ def brief(value) -> str:
     """Return a measured value in few characters."""
     if isinstance(value, dict):
         return f"nothing: {value.get('undecided')}"
-    if isinstance(value, list) and len(value) > 6:
-        given = np.ravel(np.array(value, dtype=object)).tolist()
-        numbers = [x for x in given if isinstance(x, (int, float))]
-        if not numbers:
-            return f"{len(given)} values, none a finite number"
-        ends = f"from {brief(min(numbers))} to {brief(max(numbers))}"
-        odd = f", {len(given) - len(numbers)} of them not finite" * (len(numbers) < len(given))
-        return f"{len(given)} numbers {ends}{odd}"
     if isinstance(value, list):
+        numbers = np.ravel(np.array(value, dtype=object)).tolist()
+        if len(value) > 6 and all(isinstance(x, (int, float)) for x in numbers):
+            return f"{len(numbers)} numbers from {brief(min(numbers))} to {brief(max(numbers))}"
         return ", ".join(map(brief, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
