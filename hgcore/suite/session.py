@@ -180,9 +180,9 @@ def start(
     _print_table(tables | {"this run": scale})
     figures.use_style()
     np.set_printoptions(precision=4, suppress=True)
+    parameters = name, profile, backend, device, seed, overrides
     first = len(executed) - 1 if executed else None
-    own = {"scale": SimpleNamespace(**scale), "root": root, "first_input": first}
-    return Run(name, profile, backend, device, seed, overrides, **own)
+    return Run(*parameters, scale=SimpleNamespace(**scale), root=root, first_input=first)
 
 
 def _require(what: str, value, allowed: list) -> None:
@@ -193,12 +193,11 @@ def _require(what: str, value, allowed: list) -> None:
 
 
 def _overridden(tables: dict, profile: str, overrides: dict) -> dict:
-    first, names = next((first, list(table)) for first, table in tables.items())
     for other, table in tables.items():
-        if odd := sorted(set(table) ^ set(names)):
-            raise ValueError(f"{other} and {first} differ in {odd}")
+        if odd := sorted(set(table) ^ set(tables[profile])):
+            raise ValueError(f"{other} and {profile} differ in {odd}")
     for name, value in overrides.items():
-        _require("override", name, names)
+        _require("override", name, list(tables[profile]))
         known = [table[name] for table in tables.values()]
         kinds = set(map(_kind, known))
         kinds |= {int} if float in kinds else set()
