@@ -1,9 +1,9 @@
 """A race: exact hypergradients of one task by hgcore, plain torch and other libraries."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -79,12 +79,13 @@ LIBRARIES = {"higher": "higher", "TorchOpt": "torchopt", "JAX": "jax"}
 
 def installed_entrants(compiled: bool = True) -> dict[str, Callable]:
     """Return the entrants whose library is installed; those of JAX only if `compiled`."""
-
-    def takes_part(name: str) -> bool:
-        library = LIBRARIES.get(name.split(",")[0], "torch")
-        return bool(importlib.util.find_spec(library)) and (compiled or library != "jax")
-
-    return {name: entrant for name, entrant in (THEIRS | OURS).items() if takes_part(name)}
+    absent = [name for name, library in LIBRARIES.items() if not find_spec(library)]
+    absent += [] if compiled else ["JAX"]
+    return {
+        name: entrant
+        for name, entrant in (THEIRS | OURS).items()
+        if name.split(",")[0] not in absent
+    }
 
 
 def blas_kernels() -> str:
@@ -115,13 +116,9 @@ class Race(NamedTuple):
 def race(entrants: Mapping[str, Callable], task: Task, rounds: int) -> Race:
     """Return the race of all entrants in turn, in this process, on one core."""
     one_thread()
-    calls, grads = {name: entrant(task) for name, entrant in entrants.items()}, {}
-
-    def keep(name: str) -> None:
-        grads[name] = calls[name]()
-
-    seconds = meter.race({name: partial(keep, name) for name in calls}, rounds)
-    return Race(seconds, {name: np.asarray(grad, float) for name, grad in grads.items()})
+    calls = {name: entrant(task) for name, entrant in entrants.items()}
+    grads = {name: np.asarray(call(), float) for name, call in calls.items()}
+    return Race(meter.race(calls, rounds), grads)
 
 
 def one_thread() -> None:
