@@ -91,14 +91,14 @@ def run(args, root: Path) -> int:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} have a record; --force repeats their runs")
     failed = 0
     for outcome in run_all(todo, root, args.jobs, args.dask):
-        print(outcome.lines(), flush=True)
-        failed += outcome.status == "FAILED"
+        print(outcome.lines("done", "FAILED"), flush=True)
+        failed += bool(outcome.wrong)
     return min(failed, 1)
 
 
 def verify(args, root: Path) -> int:
     """Run into a temporary folder and compare with the committed records."""
-    jobs, wrong, entries = _jobs(args, root), 0, ledger(root)
+    jobs, failed, entries = _jobs(args, root), 0, ledger(root)
     for job in jobs:  # before anything runs
         if not job.record(root).exists():
             raise ValueError(f"{job.name} has no record at {job.profile}; `list` shows which exist")
@@ -110,13 +110,14 @@ def verify(args, root: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for outcome in run_all(jobs, root, args.jobs, out=out):
-            job, found = outcome.job, ["no run"]
-            if outcome.status == "done":
+            if not outcome.wrong:
+                job = outcome.job
                 records = job.record(root), job.record(out)
-                found = list(results.differences(*records, entries.get(job.name, [])))
-            wrong += bool(found)
-            print(outcome.lines(*found, status="differs" if found else "same"))
-    return min(wrong, 1)
+                found = results.differences(*records, entries.get(job.name, []))
+                outcome = outcome._replace(wrong=list(found))
+            print(outcome.lines("same", "differs"))
+            failed += bool(outcome.wrong)
+    return min(failed, 1)
 
 
 def show(args, root: Path) -> None:

@@ -21,17 +21,16 @@ from hgcore.suite.session import THREADS, Job
 
 
 class Outcome(NamedTuple):
-    """How a job ended: done or FAILED, and then with a message."""
+    """How a job ended; wrong: lines that say what went wrong."""
 
     job: Job
-    status: str
-    seconds: float = 0.0
-    message: str = ""
+    seconds: float
+    wrong: list[str]
 
-    def lines(self, *found: str, status: str = "") -> str:
-        """Return it as a line, then the message and what else was found."""
-        line = f"  {status or self.status:<8} {self.seconds:8.1f} s  {self.job.name}"
-        return "\n           ".join([line, *filter(None, [self.message]), *found])
+    def lines(self, good: str, bad: str) -> str:
+        """Return it as a line that begins with `good` or `bad`, then what went wrong."""
+        line = f"  {bad if self.wrong else good:<8} {self.seconds:8.1f} s  {self.job.name}"
+        return "\n           ".join([line, *self.wrong])
 
 
 def run_all(
@@ -55,7 +54,7 @@ def run_all(
         try:
             for future in as_completed(futures):
                 if error := future.exception():
-                    yield Outcome(futures[future], "FAILED", 0, f"{type(error).__name__}: {error}")
+                    yield Outcome(futures[future], 0, [f"{type(error).__name__}: {error}"])
                 else:
                     yield future.result()
         except KeyboardInterrupt:
@@ -90,10 +89,10 @@ def in_process(job: Job, given: dict) -> Outcome:
             _running.discard(process)
     seconds = time.perf_counter() - start
     if code == 0:
-        return Outcome(job, "done", seconds)
+        return Outcome(job, seconds, [])
     lines = log.read_text(encoding="utf-8").strip().splitlines() or [f"ended with status {code}"]
     said = lines[-1][:400] if code > 0 else f"killed by {signal.Signals(-code).name}"
-    return Outcome(job, "FAILED", seconds, f"{said}\nsee {log}")
+    return Outcome(job, seconds, [said, f"see {log}"])
 
 
 def execute(job: Job, root: Path, out: Path) -> None:
