@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from hgcore.checkpoint import write_atomically
@@ -74,13 +75,13 @@ def _setting(text: str) -> tuple:
 
 
 def _jobs(args, root: Path) -> list[Job]:
-    given = {"profile": args.profile, "backend_name": args.backend, "device": args.device}
-    given |= {"seed": args.seed, "overrides": dict(args.overrides)}
-    if args.update and Job("", **given) != Job(""):
+    job = Job("", args.profile, args.backend, args.device, args.seed, dict(args.overrides))
+    if args.update and job != Job(""):
         raise ValueError("--update writes the default parameters into notebooks/; leave others out")
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
-    return [Job(n, **given, update=args.update) for n in notebooks.select(args.names, root)]
+    names = notebooks.select(args.names, root)
+    return [replace(job, name=name, update=args.update) for name in names]
 
 
 def run(args, root: Path) -> int:
