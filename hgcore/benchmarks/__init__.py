@@ -1,3 +1,1 @@
 """A race against other libraries, one problem for every method (the atlas), and GPU checks."""
-
-from hgcore.benchmarks import atlas, baselines, peers
