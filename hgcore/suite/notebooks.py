@@ -76,8 +76,12 @@ def key(name: str, parameters: dict, data: dict, root: Path) -> str:
     """
     profile = parameters["profile"]
     cells = [TABLE.sub(lambda m: m[0] if m[1] == profile else "", c) for c in code(name, root)]
-    content = [__version__, cells, parameters, data]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256([__version__, cells, parameters, data])
+
+
+def sha256(value) -> str:
+    """Return the SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def normalized(nb: dict) -> dict:

@@ -1,7 +1,5 @@
 """Long loops of a notebook: an interrupted run resumes, with the same bits."""
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -52,10 +50,9 @@ def folder(run) -> Path:
     # a cell that is executed again resumes, too; without a kernel the cells are the file's
     executed = list(dict.fromkeys(session.inputs()[run.first_input :]))
     cells = executed or notebooks.code(run.name, run.root)
-    content = json.dumps([cells, run.parameters, _package()])
+    content = notebooks.sha256([cells, run.parameters, _package()])
     out = Path(os.environ.get("HGCORE_OUT", run.root))
-    place = Path(out, "runs", "resume", run.profile, run.name)
-    return place / hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Path(out, "runs", "resume", run.profile, run.name, content[:16])
 
 
 def clear(run) -> None:
@@ -68,7 +65,7 @@ def clear(run) -> None:
 def _package() -> str:
     """Return the SHA-256 of the package's source."""
     files = sorted(Path(hg.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return notebooks.sha256([file.read_text(encoding="utf-8") for file in files])
 
 
 def _keep(file: Path, step: hg.OuterStep, rows: list, ended: bool) -> None:

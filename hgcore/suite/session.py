@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import hashlib
 import json
 import os
 import platform
@@ -232,8 +231,7 @@ def _print_table(columns: dict) -> None:
 
 def digest(record: dict) -> str:
     """Return the SHA-256 of a record without its digest."""
-    rest = {name: value for name, value in record.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return notebooks.sha256({name: x for name, x in record.items() if name != "digest"})
 
 
 def signed(record: dict) -> str:
