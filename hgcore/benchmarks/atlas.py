@@ -90,15 +90,31 @@ def pca_features(images: Sequence[np.ndarray], features: int, condition: float) 
     return [np.column_stack([np.ones(len(part)), part]) * scales for part in scores]
 
 
-def regression(
-    backend, examples: Sequence[int], features: int, bands: int, condition: float
-) -> tuple[Problem, np.ndarray]:
-    """Return (logistic regression from zero on all examples, its hyperparameters).
+class ConditionedProblem(NamedTuple):
+    """Logistic regression from zero, all examples in each step, and its optimum.
 
-    Weights (9 features,). hyper (bands + 1,): log penalties of the bands of features, about as
-    large as the flattest curvature, and the log rate, zero here. The outer loss is the
-    cross-entropy of other digits. `steps` is zero: replace it, and the optimizer.
+    Weights (n,): 9 for each feature. hyper (bands + 1,): log penalties of the bands of features,
+    about as large as the flattest curvature, and the log rate, 1 / the largest curvature at the
+    optimum. The outer loss is the cross-entropy of other digits. `steps` is zero: replace it, and
+    the optimizer. optimum (n,); curvatures there (n,) ascending; hypergradient (bands + 1,) there,
+    by the implicit function theorem.
     """
+
+    problem: Problem
+    hyper: np.ndarray
+    optimum: object
+    curvatures: np.ndarray
+    hypergradient: np.ndarray
+
+    @property
+    def condition(self) -> float:
+        return self.curvatures[-1] / self.curvatures[0]
+
+
+def conditioned_problem(
+    backend, examples: Sequence[int], features: int, bands: int, condition: float
+) -> ConditionedProblem:
+    """Return the problem with its optimum, found by Newton's method."""
     train, valid = data.splits("mnist_small", examples)
     # orthonormal rows of sum zero: scores in them have no direction that changes no probability
     parts = (*pca_features([train.images, valid.images], features, condition), helmert(CLASSES))
@@ -121,30 +137,7 @@ def regression(
         initial=np.zeros(layout.size),
         steps=0,
     )
-    return problem, np.append(np.full(bands, np.log(0.025 / condition)), 0.0)
-
-
-class ConditionedProblem(NamedTuple):
-    """`regression` with its optimum.
-
-    hyper: the rate is 1 / the largest curvature at the optimum. optimum (n,); curvatures (n,)
-    ascending; hypergradient: at the optimum, by the implicit function theorem, (bands + 1,).
-    """
-
-    problem: Problem
-    hyper: np.ndarray
-    optimum: object
-    curvatures: np.ndarray
-    hypergradient: np.ndarray
-
-    @property
-    def condition(self) -> float:
-        return self.curvatures[-1] / self.curvatures[0]
-
-
-def conditioned_problem(backend, *size) -> ConditionedProblem:
-    """Return `regression` of this size with its optimum, found by Newton's method."""
-    problem, hyper = regression(backend, *size)
+    hyper = np.append(np.full(bands, np.log(0.025 / condition)), 0.0)
     (optimum,) = newton_minimum(problem, hyper, NEWTON)
     curvatures = np.linalg.eigvalsh(hessian(problem, hyper, optimum))
     hyper[-1] = -np.log(curvatures[-1])
