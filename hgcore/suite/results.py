@@ -63,8 +63,8 @@ def _job(record: dict) -> Job:
 
 
 def files(root: Path, *profiles: str) -> list[Path]:
-    """Return the files of all records in figures/ of these profiles, in this order."""
-    jobs = [Job(name, profile) for profile in profiles for name in notebooks.discover(root)]
+    """Return the files of all records in figures/: by notebook, then by profile, as given."""
+    jobs = [Job(name, profile) for name in notebooks.discover(root) for profile in profiles]
     return [file for job in jobs if not job.own and (file := job.record(root)).exists()]
 
 
@@ -106,9 +106,8 @@ def _unlike_ledger(record: dict, entries: list[dict]) -> Iterator[str]:
 
 def best(root: Path) -> dict[str, dict]:
     """Return {notebook: its record} of the profile paper, else of reduced."""
-    records = [load(file) for file in files(root, "reduced", "paper")]
-    found = {record["notebook"]: record for record in records}
-    return {name: found[name] for name in notebooks.discover(root) if name in found}
+    records = map(load, files(root, "reduced", "paper"))
+    return {record["notebook"]: record for record in records}
 
 
 def decided(root: Path, records: dict[str, dict]) -> list[dict]:
