@@ -13,13 +13,14 @@ from functools import partial
 
 from hgcore.backend_torch import Torch
 from hgcore.benchmarks.baselines import DECAY, Task
-from hgcore.benchmarks.peers import as_problem
+from hgcore.benchmarks.peers import as_problem, ours
 from hgcore.checkpoint import write_atomically
 from hgcore.data import find_root
 from hgcore.fixed_point import PLAIN, ReversalBuffer, arithmetic, as_decay
 from hgcore.hypergradient import Reverse
 from hgcore.optimizers import AdamW
 from hgcore.reversible import Reversible
+from hgcore.trajectory import Stored
 
 NET = (784, 2800, 2800, 10)  # 10,068,410 weights
 MILLION = Task((784, 1000, 200, 10), 64, 1000, "float32", "cuda")  # 987,210 weights
@@ -78,14 +79,9 @@ def bandwidth(device: str, count: int, times: int = 20) -> float:
 
 def reversible_over_stored(task: Task, rounds: int = 3) -> float:
     """Return median seconds of a reversible hypergradient over those of a stored one."""
-    problem, hyper = as_problem(task)
-    spent = {solver: [] for solver in (Reverse(), Reverse(Reversible()))}
-    for solver in spent:
-        solver(replace(problem, steps=min(2, task.steps)), hyper)  # loads and compiles
-    for _ in range(rounds):
-        for solver, each in spent.items():
-            each.append(seconds(task.backend, lambda solver=solver: solver(problem, hyper)))
-    stored, reversible = map(statistics.median, spent.values())
+    calls = [ours(task, trajectory) for trajectory in (Stored(), Reversible())]
+    spent = [[seconds(task.backend, call) for call in calls] for _ in range(rounds)]
+    stored, reversible = map(statistics.median, zip(*spent, strict=True))
     return reversible / stored
 
 
