@@ -93,10 +93,9 @@ class Run(Job):
         if super().own or self.first_input is None:
             return super().own or "unsaved"
         cells, executed = notebooks.code(self.name, self.root), [x.strip() for x in inputs()]
-        before = set(executed[: self.first_input]).difference(cells, [""])
+        known = [x in cells or _sets_parameters(x) for x in executed[: self.first_input]]
         since = list(filter(None, executed[self.first_input :]))
-        saved = all(map(_sets_parameters, before)) and since == cells[: len(since)]
-        return "" if saved else "unsaved"
+        return "" if all(known) and since == cells[: len(since)] else "unsaved"
 
     def write_record(self, claims: list[dict]) -> None:
         """Write all figures of the run, then its record: not below figures/ if it is our own."""
