@@ -234,23 +234,22 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
         return
     before, after = ({c["id"]: c for c in record["claims"]} for record in (ours, theirs))
     for entry in entries:
-        name, rtol = entry["id"], ours["figures"].get(entry["figure"], {}).get("rtol")
-        verdicts = [claims.get(name, {}).get("verdict") for claims in (before, after)]
-        if verdicts[0] != verdicts[1]:
-            yield f"claim {name}: {verdicts[0]}, now {verdicts[1]}"
-        elif name in before and rtol is not None and "confidence" not in entry:
-            gap = _gap(before[name]["measured"], after[name]["measured"], least=1)
+        name, rtol = entry["id"], theirs["figures"].get(entry["figure"], {}).get("rtol")
+        was, now = (claims.get(name, {}) for claims in (before, after))
+        if was.get("verdict") != now.get("verdict"):
+            yield f"claim {name}: {was.get('verdict')}, now {now.get('verdict')}"
+        elif was and rtol is not None and "confidence" not in entry:
+            gap = _gap(was["measured"], now["measured"], least=1)
             if not gap <= rtol:
                 yield f"claim {name}: measured differs by {gap:.2g}, allowed {rtol:.2g}"
-    for name, figure in ours["figures"].items():
-        again = theirs["figures"][name]
-        before, now, rtol = figure["series"], again["series"], again["rtol"]
-        if odd := sorted(set(before) ^ set(now)):
+    for name, figure in theirs["figures"].items():
+        was, now, rtol = ours["figures"][name]["series"], figure["series"], figure["rtol"]
+        if odd := sorted(set(was) ^ set(now)):
             yield f"{name}: series {odd}"
         if rtol is None:
             continue
-        for series in set(before) & set(now):
-            if not (gap := _gap(before[series], now[series])) <= rtol:
+        for series in sorted(set(was) & set(now)):
+            if not (gap := _gap(was[series], now[series])) <= rtol:
                 yield f"{name}: {series} differs by {gap:.2g} of its magnitude, allowed {rtol:.2g}"
         a, b = (imread(place.with_name(f"{name}.png")) for place in (file, other))
         gap = abs(a - b).mean() if a.shape == b.shape else 1
