@@ -88,10 +88,10 @@ def _bytes(fig, kind: str, *without: str, **options) -> bytes:
 
 def rounded(values):
     """Return numbers, text or an array of either as JSON has it; what is not finite as None."""
-    array = np.ma.filled(values, np.nan) if np.ma.isMaskedArray(values) else np.asarray(values)
+    array = np.ma.filled(values, np.nan)
     if array.dtype.kind != "f":
         return array.tolist() if array.dtype.kind in "biuU" else array.astype(str).tolist()
-    return np.frompyfunc(_short, 1, 1)(array).tolist() if array.ndim else _short(array)
+    return np.asarray(np.frompyfunc(_short, 1, 1)(array)).tolist()
 
 
 def _short(number):
