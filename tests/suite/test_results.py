@@ -125,6 +125,9 @@ def test_differences(toy):
     assert "pictures differ" in found(shade=0.5)[0]
     assert "one.small: HOLDS, now FAILS" in found(measured=3.0)[0]
     assert found(measured=0.25000001) == [] and "measured differs" in found(measured=0.26)[0]
+    again = toy.record("one", "quick", measured=0.26, line={"x": [1], "y": [3.0]})
+    edit(again, '"rtol": 1e-06', '"rtol": null', sign=True)
+    assert list(results.differences(toy.record("one"), again, entries)) == []
     entries[0]["confidence"] = 0.95
     assert found(measured=0.26) == []
     again = toy.record("one", "quick")
