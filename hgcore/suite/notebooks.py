@@ -110,7 +110,7 @@ def write(nb: dict, file: Path) -> None:
 
     nb = nbformat.from_dict(nb)
     nbformat.validate(nb)
-    write_atomically(file, nbformat.writes(nb).rstrip("\n").encode() + b"\n")
+    write_atomically(file, f"{nbformat.writes(nb)}\n".encode())
 
 
 def copy(name: str, new: str, root: Path) -> Path:
