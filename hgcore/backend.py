@@ -96,10 +96,6 @@ class Backend:
         except (AttributeError, ValueError, OSError):
             return 2**62
 
-    def thread_restorer(self) -> Callable:
-        """Return a function without arguments that restores the present thread count."""
-        return lambda: None
-
 
 def require_scalar(value, attribute: str = "shape"):
     """Return the value of a loss; raise ValueError unless it is a real scalar of shape ().

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -101,9 +101,6 @@ class Torch(Backend):
     def memory(self) -> int:
         cuda = self.xp.device(self.device).type == "cuda"
         return self.xp.cuda.mem_get_info(self.device)[1] if cuda else super().memory()
-
-    def thread_restorer(self) -> Callable:
-        return functools.partial(self.xp.set_num_threads, self.xp.get_num_threads())
 
     def evaluate(self, f, *args):
         with self.xp.no_grad(), _own_call(args):

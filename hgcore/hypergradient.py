@@ -43,11 +43,9 @@ class Reverse:
     @examined(of_run)
     @quiet
     def __call__(self, problem: Problem, hyper) -> Hypergradient:
-        restore_threads = problem.backend.thread_restorer()
         run = self.trajectory.train(problem, hyper)
         value, adjoint, grad = problem.outer_gradients(run.final[0], hyper)
         adjoint = (adjoint, *(0 * slot for slot in run.final[1:]))
-        restore_threads()
         for t in reversed(run.steps):
             before, linearized = run.undo(t)
             adjoint, part = problem.vjp_step(before, linearized, hyper, t, adjoint)

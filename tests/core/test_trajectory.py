@@ -1,12 +1,10 @@
 """Strategies: what they keep, that they come back, and that guesses are those of the papers."""
 
 import math
-from dataclasses import replace
 
 import catalogue
 import numpy as np
 import pytest
-import torch
 from catalogue import gap, same_bits
 
 import hgcore as hg
@@ -151,18 +149,6 @@ def test_device_path_has_the_bits_of_the_cpu_path(name):
     """Momentum's kicks round alike in NumPy and torch; Adam's root and logarithm to 1e-12."""
     ours, cpu = (REVERSIBLE(*catalogue.everything(b, name)).grad for b in (Device(), hg.Torch()))
     assert gap(ours, cpu) < (1e-12 if "adam" in name else 1e-15)
-
-
-def test_threads_changed_on_the_way_are_restored():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    problem, hyper = catalogue.bowl(hg.Torch())
-    outer_loss = lambda w, h: torch.set_num_threads(2) or problem.outer_loss(w, h)  # noqa: E731
-    try:
-        REVERSIBLE(replace(problem, outer_loss=outer_loss), hyper)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_other_bits_of_the_plain_gradient_are_noticed(backend, monkeypatch):
