@@ -134,29 +134,17 @@ class Torch(Backend):
         return tuple(y.detach() for y in outputs), pull
 
     def jvp(self, f, *args) -> tuple:
-        torch, zeros, (leaves, outputs) = self.xp, self.xp.zeros_like, self._outputs(f, args)
-        live = [y for y in outputs if y.requires_grad]
-        cotangents = [zeros(y).requires_grad_() for y in live]
-        with torch.enable_grad():
-            pulled = self._grad(live, leaves, cotangents, create_graph=True)
-        once = second_derivatives.fault(outputs)
+        leaves, outputs = self._outputs(f, args)
+        if (why := second_derivatives.fault(outputs)) is not None:
+            raise RuntimeError(why)
+        cotangents = [self.xp.zeros_like(y, requires_grad=True) for y in outputs]
+        with self.xp.enable_grad():
+            pulled = self._grad(outputs, leaves, cotangents, create_graph=True)
 
         def push(*tangents):
-            try:  # the vjp of a (linear) vjp is the jvp; an error if a cotangent is not used
-                if once:
-                    raise RuntimeError(once)
-                seeds = pulled, cotangents, tangents
-                found = iter(torch.autograd.grad(*seeds, retain_graph=True) if live else ())
-                return tuple(next(found) if y.requires_grad else zeros(y) for y in outputs)
-            except RuntimeError:  # an operation that torch differentiates once; not thread-safe
-                with second_derivatives.explained(once):
-                    traced = lambda *a: tuple(map(self.traced, f(*a)))  # noqa: E731
-                    found = torch.func.jvp(traced, args, tangents)[1]
-                pull = functools.partial(self._grad, outputs, leaves, retain_graph=True)
-                second_derivatives.require_agreement(pull, outputs, tangents, found)
-                return found
+            return self._grad(pulled, cotangents, tangents, retain_graph=True)
 
-        return tuple(y.detach() for y in outputs), push
+        return tuple(y.detach() for y in outputs), push  # the vjp of a linear vjp is the jvp
 
     def _outputs(self, f, args) -> tuple[list, tuple]:
         """Return (leaves like `args`, the outputs of f there, with their graph)."""

@@ -100,7 +100,7 @@ EMBEDDING = {  # option of torch.nn.Embedding: why it is refused if it is set
     "padding_idx": "has a gradient without the row of padding_idx; set that row to zero",
 }
 _OTHER = Limit("an operation", "", "write it with other operations of torch")
-_FAILED = "derivative for .* is not implemented|double backward|differentiat|forward AD|[Ss]parse"
+_FAILED = "derivative for .* is not implemented|double backward|differentiat|[Ss]parse"
 
 
 def fault(outputs) -> str | None:
@@ -129,40 +129,18 @@ def _nodes(outputs) -> Iterator:
 
 
 @contextlib.contextmanager
-def explained(why: str | None = None):
-    """Raise torch's RuntimeError of a missing derivative with the cause and the way out.
-
-    why: the message if the cause of any error is known.
-    """
+def explained():
+    """Raise torch's RuntimeError of a missing derivative with the cause and the way out."""
     try:
         yield
     except RuntimeError as error:
         said = str(error).strip().split("\n")[0].rstrip(".")
-        if why is None and not re.search(_FAILED, said):
+        if not re.search(_FAILED, said):
             raise
         limits = *MISSING, *WRONG, _OTHER
         limit = next(limit for limit in limits if re.search(limit.operation, said))
         need = f"torch cannot differentiate {limit.what} as often as hypergradients need"
-        raise RuntimeError(why or f"{need} ({said}); {limit.instead}") from error
-
-
-def require_agreement(pull, outputs, tangents, found) -> None:
-    """Raise RuntimeError unless forward and reverse mode agree: <c, J t> = <J'c, t> for one c.
-
-    pull: c -> J'c; found: J t of torch.func.jvp, which is zero or wrong for some operations.
-    """
-    import torch
-
-    cotangents = [torch.cos(torch.arange(y.numel())).to(y).reshape(y.shape) for y in outputs]
-    forward = [c * y for c, y in zip(cotangents, found, strict=True)]
-    reverse = [c * t for c, t in zip(pull(cotangents), tangents, strict=True)]
-    size = sum(x.abs().sum() for x in (*forward, *reverse))
-    difference = sum(x.sum() for x in forward) - sum(x.sum() for x in reverse)
-    if abs(difference) > 1e-3 * size:
-        raise RuntimeError(
-            "forward mode of torch gives another derivative than its reverse mode, for a function"
-            " with an operation that torch differentiates once; replace one of its operations"
-        )
+        raise RuntimeError(f"{need} ({said}); {limit.instead}") from error
 
 
 @functools.lru_cache(maxsize=1024)

@@ -104,25 +104,17 @@ def test_padding_idx_with_a_row_of_zeros_is_right():
 
 
 class Cube(torch.autograd.Function):
-    """x**3, which torch can differentiate once in reverse mode, and in forward mode."""
+    """x**3, which torch can differentiate once."""
 
     @staticmethod
-    def forward(x):
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
         return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, cotangent):
         return 3 * ctx.saved_tensors[0] ** 2 * cotangent
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 3 * ctx.saved_tensors[0] ** 2 * tangent
 
 
 cube = Cube.apply
@@ -141,26 +133,9 @@ def test_wrong_second_derivative_is_refused(loss, words):
     assert not close(found, (ahead - behind) / (2 * STEP), 0.1)
     with pytest.raises(RuntimeError, match=words):
         backend.linearize(loss, at, at)
+    with pytest.raises(RuntimeError, match=words):
+        backend.jvp(lambda w: (loss(w),), at)
     assert float(backend.gradients(loss, at)[0]) == float(loss(at))  # enough for an outer loss
-
-
-def test_jvp_of_what_torch_differentiates_once():
-    """Terms of it, too, of which reverse mode would leave one out."""
-    h, tangent = torch.tensor([[1.0, 0.7, -0.4], [1.0, -2.0, 0.5]], dtype=torch.float64)
-    f = lambda h: (h.exp(), cube(h), cube(h) + h, cube(h[0]) * h[1], h.round())  # noqa: E731
-    mixed = 3 * h[0] ** 2 * h[1] * tangent[0] + h[0] ** 3 * tangent[1]
-    slope = 3 * h**2 * tangent
-    expected = h.exp() * tangent, slope, slope + tangent, mixed, 0 * h
-    for a, b in zip(hg.Torch().jvp(f, h)[1](tangent), expected, strict=True):
-        assert torch.allclose(a, b, atol=1e-14)
-
-
-def test_jvp_notices_wrong_forward_mode():
-    """torch.func.jvp of a product by scatter_reduce is zero."""
-    at, where = torch.tensor([1.5, 2.0], dtype=torch.float64), torch.tensor([0, 0])
-    f = lambda h: (cube(h), torch.scatter_reduce(h, 0, where, h, "prod"))  # noqa: E731
-    with pytest.raises(RuntimeError, match="gives another derivative"):
-        hg.Torch().jvp(f, at)[1](at)
 
 
 def test_errors_of_torch_are_explained_or_kept():
