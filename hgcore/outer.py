@@ -205,15 +205,15 @@ def _loop(name, step, problem, hyper, optimizer, steps, project, resume) -> Iter
             raise type(error)(f"outer step {k}: {error}") from error
         c = optimizer.coefficients(now.backend, hyper, hyper, k)
         updated, *slots = now.backend.evaluate(optimizer.step, (hyper, *slots), result.grad, c)
-        updated = updated if project is None else _projected(project, updated)
+        updated = updated if project is None else _projected(now.backend, project, updated)
         # a copy: the caller may change it
         yield OuterStep(k, hyper, *result, 1 * updated, (*carry, tuple(slots)), loop)
         hyper = updated
 
 
-def _projected(project: Callable, hyper):
-    allowed = project(hyper)
-    kind, like, shape = type(allowed).__name__, type(hyper).__name__, tuple(hyper.shape)
-    if kind != like or allowed.shape != hyper.shape:
-        raise TypeError(f"project must return a {like} of shape {shape} like its input, got {kind}")
+def _projected(backend, project: Callable, hyper):
+    allowed, shape = backend.array(project(hyper)), tuple(hyper.shape)
+    if tuple(allowed.shape) != shape:
+        found = tuple(allowed.shape)
+        raise ValueError(f"project must return a vector of shape {shape}, got {found}")
     return allowed

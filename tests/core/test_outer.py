@@ -145,3 +145,11 @@ def test_loop_keeps_what_the_caller_changes(loop):
             touch(step.updated), touch(step.state), touch(step.grad)
         runs.append(values)
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("kind", [list, np.float64, torch.Tensor.double])
+def test_projection_may_be_of_another_kind(kind):
+    """It gets the precision of the backend, so that the step can be saved and resumed."""
+    problem, hyper = catalogue.bowl(hg.Torch(dtype="float32"))
+    step = next(hg.descend(hg.Reverse(), problem, hyper, optimizer=STILL, steps=1, project=kind))
+    assert torch.equal(step.updated, step.hyper) and step.updated.dtype == torch.float32
