@@ -10,15 +10,10 @@ from hgcore.arrays import like, namespace
 
 def box(low, high) -> Callable:
     """Return the projection onto low <= hyper <= high (numbers or vectors)."""
-    for name, bound in (("low", low), ("high", high)):
-        if bound is None:
-            raise TypeError(
-                f"{name} must be a number or a vector, got None; use -inf or inf for an open end"
-            )
     lows, highs = np.broadcast_arrays(_host(low), _host(high))
-    if (wrong := lows > highs).any():
-        excess = (lows - highs)[wrong].max()
-        raise ValueError(f"low must not exceed high, and does by {excess:.6g}")
+    if (wrong := ~(lows <= highs)).any():  # so are None and NaN
+        found = f"got {lows[wrong][0]:.6g} and {highs[wrong][0]:.6g}"
+        raise ValueError(f"low <= high must hold, {found}; use -inf or inf for an open end")
 
     def project(hyper):
         if "float" not in str(getattr(hyper, "dtype", type(hyper))):
@@ -35,22 +30,16 @@ def _host(bound) -> np.ndarray:
 
 
 def simplex(total: float = 1.0) -> Callable:
-    """Return the projection onto {hyper >= 0, sum = total > 0}."""
-    onto = _capped(total)
+    """Return the projection onto {hyper >= 0, sum = total >= 0}."""
+    onto = box_l1(0.0, total, total)
     # a constant does not change the projection; with this one, the bound on the sum is active
     return lambda hyper: onto(hyper - hyper.max() + total)
 
 
 def l1_ball(radius: float = 1.0) -> Callable:
-    """Return the projection onto {sum |hyper_i| <= radius}, radius > 0 (Duchi et al. 2008)."""
-    onto = _capped(radius)
+    """Return the projection onto {sum |hyper_i| <= radius}, radius >= 0 (Duchi et al. 2008)."""
+    onto = box_l1(0.0, radius, radius)
     return lambda hyper: namespace(hyper).sign(hyper) * onto(abs(hyper))
-
-
-def _capped(total: float) -> Callable:
-    if not total > 0:
-        raise ValueError(f"the sum must be positive, got {total}")
-    return box_l1(0.0, total, total)
 
 
 def box_l1(low, high, radius: float) -> Callable:

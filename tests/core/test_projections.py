@@ -29,7 +29,7 @@ def sample(seed):
     return point, low, high, least + rng.random() * (most - least)
 
 
-@pytest.mark.parametrize("total", [0.1, 7.0])
+@pytest.mark.parametrize("total", [0.0, 0.1, 7.0])
 @pytest.mark.parametrize("seed", range(15))
 def test_projection_is_nearest_point(seed, total, backend):
     point, low, high, radius = sample(seed)
