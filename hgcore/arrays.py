@@ -81,10 +81,5 @@ def require_arguments(name: str, function, *arguments: str) -> None:
 
 def require_real(values) -> None:
     """Raise TypeError for complex numbers: their imaginary parts would be dropped."""
-    if isinstance(values, (list, tuple)):
-        for value in values:
-            require_real(value)
-        return
-    kind = getattr(values, "dtype", values)
-    if isinstance(kind, complex) or getattr(kind, "is_complex", getattr(kind, "kind", "f") == "c"):
+    if values.is_complex() if hasattr(values, "is_complex") else np.iscomplexobj(values):
         raise TypeError("numbers must be real, got complex ones; give both parts as real numbers")
