@@ -56,11 +56,8 @@ def require_instance(name: str, value, kind: type | tuple | str, example: str) -
     """Raise TypeError unless `value` is an object, not a class, of type or with method `kind`."""
     fits = hasattr(value, kind) if isinstance(kind, str) else isinstance(value, kind)
     if isinstance(value, type) or not fits:
-        found = value if isinstance(value, type) else type(value)
-        library = found.__module__.split(".")[0]
-        got = found.__name__ + f" of {library}" * (library not in ("builtins", "hgcore"))
-        got = f"the class {got}" if isinstance(value, type) else got
-        raise TypeError(f"{name} must be an object such as {example}, got {got}")
+        found = value if isinstance(value, type) else f"an object of {type(value)}"
+        raise TypeError(f"{name} must be an object such as {example}, got {found}")
 
 
 def require_count(name: str, count: int, least: int = 0, what: str = "steps") -> None:

@@ -82,13 +82,9 @@ class Problem:
     steps: int
 
     def __post_init__(self):
-        for name in ("inner_loss", "outer_loss"):
-            if not callable(loss := getattr(self, name)) or isinstance(loss, type):
-                raise TypeError(f"{name} must be a function, got {type(loss).__name__}")
         require_arguments("inner_loss", self.inner_loss, "weights", "hyper", "t")
         require_arguments("outer_loss", self.outer_loss, "weights", "hyper")
-        if isinstance(self.backend, type) or not hasattr(self.backend, "linearize"):
-            raise TypeError(f"backend must be hg.Torch() or hg.Autograd(), got {self.backend!r}")
+        require_instance("backend", self.backend, "linearize", "hg.Torch()")
         require_instance("optimizer", self.optimizer, Optimizer, "hg.Momentum(0.1, 0.9)")
         several = isinstance(self.initial, (list, tuple)) and any(map(np.ndim, self.initial))
         module = hasattr(self.initial, "parameters")
