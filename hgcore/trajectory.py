@@ -162,9 +162,8 @@ class Stored:
     def __post_init__(self):
         require_count("graphs", self.graphs)
 
-    def train(self, problem: Problem, hyper, first: int = 0) -> Trajectory:
-        """Return the trajectory back to the state before step `first`."""
-        return train_and_keep("Stored", problem, hyper, problem.steps + 1, first, self.graphs)
+    def train(self, problem: Problem, hyper) -> Trajectory:
+        return train_and_keep("Stored", problem, hyper, problem.steps + 1, graphs=self.graphs)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ class Truncated:
         require_count("last", self.last)
 
     def train(self, problem: Problem, hyper) -> Trajectory:
-        return Stored().train(problem, hyper, max(0, problem.steps - self.last))
+        first = max(0, problem.steps - self.last)
+        return train_and_keep("Truncated", problem, hyper, self.last + 1, first)
 
 
 @dataclass(frozen=True)
