@@ -9,7 +9,7 @@ import numpy as np
 from hgcore.arrays import like, namespace, require_count
 from hgcore.problem import Diverged
 
-_INSTEAD = "use a few terms of Neumann with growth=math.inf, which does not look at this"
+_INSTEAD = "a few terms of Neumann with growth=math.inf, which does not look at this"
 
 
 def rounding(b) -> float:
@@ -67,7 +67,7 @@ class Neumann:
             )
         return (
             f"{series} along a direction of curvature {eigenvalue:.3g}: the inner Hessian is not"
-            f" positive definite; train on to a minimum, add a penalty, or take {_INSTEAD[4:]}"
+            f" positive definite; train on to a minimum, add a penalty, or take {_INSTEAD}"
         )
 
 
@@ -116,7 +116,9 @@ class ConjugateGradient:
             largest = max(largest, relative)
             if not relative > rounding(b) * largest:
                 found = f"conjugate gradients met curvature {relative:.3g}"
-                raise Diverged(f"{found}: the inner Hessian is not positive definite; {_INSTEAD}")
+                raise Diverged(
+                    f"{found}: the inner Hessian is not positive definite; use {_INSTEAD}"
+                )
             x = x + (square / curvature) * direction
             residual = residual - (square / curvature) * image
             square, previous = float(residual @ residual), square
