@@ -36,7 +36,6 @@ class Penalized:
     strength: Callable
 
     def __call__(self, weights, hyper, t):
-        _require_all_blocks(self.layout, weights)
         squares = self.layout.sums(weights * weights)
         return self.loss(weights, hyper, t) + self.strength(hyper) @ squares
 
@@ -80,16 +79,15 @@ class _PenalizedObjective(Objective):
 
     def _plus_own(self, inner, vector):
         """Return inner + the penalty's second derivative times `vector`, all (n,)."""
+        _require_all_blocks(self.loss.layout, vector)
         total = self._twice * vector
         total += inner
         return total
 
     def gradient(self, weights, t):
-        _require_all_blocks(self.loss.layout, weights)
         return self._plus_own(self.inner.gradient(weights, t), weights)
 
     def linearize(self, weights, t) -> Linearized:
-        _require_all_blocks(self.loss.layout, weights)
         inner = self.inner.linearize(weights, t)
 
         def mixed(q):
@@ -108,7 +106,6 @@ class _PenalizedObjective(Objective):
         )
 
     def pushforward(self, weights, t) -> tuple:
-        _require_all_blocks(self.loss.layout, weights)
         gradient, inner_push = self.inner.pushforward(weights, t)
 
         def push(dw, dh):
