@@ -127,11 +127,11 @@ class _Part(Problem):
     @classmethod
     def of(cls, whole: Problem, state: tuple, first: int, steps: int) -> _Part:
         """Return the problem of these steps of `whole`."""
-
-        def inner_loss(weights, hyper, t):
-            return whole.inner_loss(weights, hyper, None if t is None else first + t)
-
-        part = {"inner_loss": inner_loss, "initial": state[0], "steps": steps}
+        part = {
+            "inner_loss": lambda weights, hyper, t: whole.inner_loss(weights, hyper, first + t),
+            "initial": state[0],
+            "steps": steps,
+        }
         return cls(**vars(whole) | part, state=state, first=first)
 
     def initial_state(self, hyper) -> tuple:
