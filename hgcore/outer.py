@@ -143,8 +143,7 @@ class _Part(Problem):
     def coefficients(self, weights, hyper, t: int):
         return super().coefficients(weights, hyper, self.first + t)
 
-    def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
-        steps = range(self.steps) if steps is None else steps
+    def smallest_decays(self, hyper, state: tuple, steps: range) -> list[dict]:
         moved = range(self.first + steps.start, self.first + steps.stop)
         return super().smallest_decays(hyper, state, moved)
 

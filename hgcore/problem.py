@@ -212,14 +212,13 @@ class Problem:
         """Return (value, d outer/d weights (n,), d outer/d hyper (m,)) of the outer loss."""
         return self.backend.gradients(self.outer_loss, weights, hyper)
 
-    def smallest_decays(self, hyper, state: tuple, steps: range | None = None) -> list[dict]:
+    def smallest_decays(self, hyper, state: tuple, steps: range) -> list[dict]:
         """Return, for each of `steps`, the smallest values of decays and of shrink.
 
         Those of a clip and an epsilon that are functions stand beside them. Raises ValueError,
         naming the step, for one out of its range. Reads from the device once.
         """
         optimizer, backend, xp, rows = self.optimizer, self.backend, self.backend.xp, []
-        steps = range(self.steps) if steps is None else steps
         limits = [x for x in ("clip", "epsilon") if callable(getattr(optimizer, x, None))]
         names = (*optimizer.decays, *optimizer.shrinking, *limits)
         changing = any(callable(getattr(optimizer, name)) for name in names)

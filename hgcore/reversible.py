@@ -69,7 +69,8 @@ class Reversible:
                 " Adam, AdamW or RMSProp with decay=, or another strategy such as Checkpointed()"
             )
         backend, start = problem.backend, problem.initial_state(hyper)
-        smallest, exact = problem.smallest_decays(hyper, start), self.begin(problem, start)
+        steps, exact = range(problem.steps), self.begin(problem, start)
+        smallest = problem.smallest_decays(hyper, start, steps)
         gradients = Gradients(problem, hyper, self.graphs, self._gradient(problem, hyper, start[0]))
 
         def coefficients(t: int) -> SimpleNamespace:
@@ -92,7 +93,7 @@ class Reversible:
             if wrong:
                 raise ReversalError(_MISSED.format(wrong=min(wrong, exact.size), size=exact.size))
 
-        steps, monitor = range(problem.steps), DivergenceMonitor(backend, RANGE, _TOO_LARGE)
+        monitor = DivergenceMonitor(backend, RANGE, _TOO_LARGE)
         monitor(-1, exact.reach)
         for t in steps:
             gradient = backend.host_view(gradients(backend.array(exact.weights), t))

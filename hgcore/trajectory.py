@@ -105,7 +105,7 @@ def train_and_keep(name, problem: Problem, hyper, count: int, first=0, graphs=0)
     start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
     steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)
     block = _block(name, problem.backend, min(count, len(steps) + 1), start)
-    problem.smallest_decays(hyper, start)
+    problem.smallest_decays(hyper, start, range(problem.steps))
 
     def keep(t: int, state: tuple) -> None:
         if len(kept) < len(block):  # else it is in use, and dropped next
