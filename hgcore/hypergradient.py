@@ -138,7 +138,6 @@ class Implicit:
     @quiet
     def conditions(self, problem: Problem, hyper, state=None) -> Conditions:
         """Return how far from true both assumptions are at `state`; solves once more."""
-        require_instance("problem", problem, Problem, "hg.Problem(...)")
         hyper = problem.as_hyper(hyper)
         with named(lambda: of_optimum(self, problem, hyper, state)):
             state = self._state(problem, hyper, state)

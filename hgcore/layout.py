@@ -26,8 +26,6 @@ class Layout:
     size: int = field(init=False)
 
     def __post_init__(self):
-        if not self.shapes:
-            raise ValueError("a layout needs at least one block {name: shape}, got {}")
         for name, shape in self.shapes.items():
             if not isinstance(shape, tuple):
                 raise TypeError(f"the shape of block {name!r} must be a tuple, got {shape!r}")

@@ -64,10 +64,6 @@ ARGUMENTS = [  # a call with a backend, words of its error
         lambda b: hg.check(lambda k: bowl(b)[0], [0.1]),
         "problem must be an object .* got .*function",
     ),
-    (
-        lambda b: IMPLICIT.conditions([], [0.1]),
-        "problem must be an object .* got an object of .*list",
-    ),
     (lambda b: hg.Reverse()(bowl(b)[0], 0.1), r"flat vector \(m,\), got shape .*Layout.join"),
     (lambda b: hg.Reverse()(bowl(b)[0], {"rate": 0.1}), "got dict; use Layout.join"),
     (lambda b: hg.Reverse()(bowl(b)[0], [0.1, math.nan]), "hyper holds"),
