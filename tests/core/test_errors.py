@@ -20,6 +20,11 @@ IMPLICIT = hg.Implicit(hg.Identity())
 STILL = {"optimizer": hg.GradientDescent(0.0), "steps": 1}
 
 
+def run(backend, hyper=(0.1, 0.3), **changes):
+    """Return the hypergradient of the small quadratic problem."""
+    return hg.Reverse()(bowl(backend, **changes)[0], hyper)
+
+
 def outer(backend, **changes):
     """Do the first step of an outer loop."""
     problem, hyper = bowl(backend)
@@ -64,24 +69,18 @@ ARGUMENTS = [  # a call with a backend, words of its error
         lambda b: hg.check(lambda k: bowl(b)[0], [0.1]),
         "problem must be an object .* got .*function",
     ),
-    (lambda b: hg.Reverse()(bowl(b)[0], 0.1), r"flat vector \(m,\), got shape .*Layout.join"),
-    (lambda b: hg.Reverse()(bowl(b)[0], {"rate": 0.1}), "got dict; use Layout.join"),
-    (lambda b: hg.Reverse()(bowl(b)[0], [0.1, math.nan]), "hyper holds"),
-    (lambda b: hg.Reverse()(bowl(b)[0], torch.nn.Linear(2, 2)), r"flat vector .*, got Linear"),
-    (lambda b: hg.Reverse()(bowl(b)[0], [np.zeros(2), np.zeros(3)]), "flat vector .*, got list"),
-    (lambda b: hg.Reverse()(bowl(b)[0], np.array([0.1 + 1j, 0.3])), REAL),
-    (lambda b: hg.Reverse()(bowl(b)[0], [np.complex128(0.1 + 1j), 0.3]), REAL),
-    (lambda b: hg.Reverse()(*bowl(b, initial=b.xp.asarray([1 + 1j] * 5))), REAL),
-    (lambda b: hg.Reverse()(*bowl(b, inner_loss=lambda w, h, t: b.xp.asarray(1j))), REAL),
+    (lambda b: run(b, 0.1), r"flat vector \(m,\), got shape .*Layout.join"),
+    (lambda b: run(b, {"rate": 0.1}), "got dict; use Layout.join"),
+    (lambda b: run(b, [0.1, math.nan]), "hyper holds"),
+    (lambda b: run(b, torch.nn.Linear(2, 2)), r"flat vector .*, got Linear"),
+    (lambda b: run(b, [np.zeros(2), np.zeros(3)]), "flat vector .*, got list"),
+    (lambda b: run(b, np.array([0.1 + 1j, 0.3])), REAL),
+    (lambda b: run(b, [np.complex128(0.1 + 1j), 0.3]), REAL),
+    (lambda b: run(b, initial=b.xp.asarray([1 + 1j] * 5)), REAL),
+    (lambda b: run(b, inner_loss=lambda w, h, t: b.xp.asarray(1j)), REAL),
     # with a graph, NumPy would make a new array; without, it would change hyper for what follows
-    (
-        lambda b: hg.Reverse()(*bowl(hg.Autograd(), inner_loss=lambda w, h, t: h.fill(0))),
-        "read-only",
-    ),
-    (
-        lambda b: hg.Reverse()(*bowl(b, steps=10**12)),
-        r"Stored keeps 10\d+ states, .* GB.*Reversible\(\)",
-    ),
+    (lambda b: run(hg.Autograd(), inner_loss=lambda w, h, t: h.fill(0)), "read-only"),
+    (lambda b: run(b, steps=10**12), r"Stored keeps 10\d+ states, .* GB.*Reversible\(\)"),
     (
         lambda b: IMPLICIT(*bowl(b, inner_loss=lambda w, h, t: (w - t % 4).sum())),
         "Implicit differentiates inner_loss.*None stands for all",
@@ -198,10 +197,9 @@ def test_what_cannot_be_undone_raises(backend, changes, words):
 @pytest.mark.parametrize("ours, theirs", [("float32", "float64"), ("float64", "float32")])
 def test_data_of_another_precision_is_named(ours, theirs):
     data = hg.Torch(dtype=theirs).array(np.ones((5, 5)))
-    problem = bowl(hg.Torch(dtype=ours), inner_loss=lambda w, h, t: (data @ w).sum())
     words = f"takes {theirs} weights but not {ours} ones.*use hg.Torch.*dtype='{theirs}'"
     with pytest.raises(TypeError, match=words):
-        hg.Reverse()(*problem)
+        run(hg.Torch(dtype=ours), inner_loss=lambda w, h, t: (data @ w).sum())
 
 
 UNSEEDED = [(hg.Reversible(), name) for name in ("initial", "rate", "decay", "inner_loss")]
@@ -261,11 +259,11 @@ def test_change_in_place_is_refused(solver, name, what):
 
 
 def test_torch_without_graphs():
-    problem, hyper = bowl(hg.Torch(dtype="float32"))
+    backend = hg.Torch(dtype="float32")
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
-        hg.Reverse()(problem, hyper)
+        run(backend)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="use torch.no_grad"):
-        hg.Reverse()(problem, hyper)
+        run(backend)
     with torch.no_grad():
-        inside = hg.Reverse()(problem, hyper).grad
-    assert torch.equal(inside, hg.Reverse()(problem, hyper).grad)
+        inside = run(backend).grad
+    assert torch.equal(inside, run(backend).grad)
