@@ -1,5 +1,7 @@
 """Problems with known answers: each `case(backend)` returns (problem, hyper)."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -27,6 +29,17 @@ def gap(a, b) -> float:
 def same_bits(ours, theirs) -> bool:
     """Return whether two sequences hold equal arrays."""
     return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def same_in_threads(function, points) -> bool:
+    """Return whether four threads that share a function get the bits that it gives alone."""
+    alone, before = list(map(function, points)), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads change places inside one gradient
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            return same_bits(pool.map(function, points), alone)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def counted(problem) -> tuple:

@@ -1,7 +1,6 @@
 """Inner losses that know their derivatives, against the same losses as plain closures."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 
 import catalogue
 import pytest
@@ -132,16 +131,11 @@ def test_a_reused_buffer_is_noticed(known):
 
 
 @pytest.mark.parametrize("name", ["reversible", "forward"])
-@pytest.mark.parametrize("form", [penalized, None], ids=["known loss", "closure"])
-def test_problem_used_by_four_threads(form, name):
-    """One problem, another hyper in each: the same bits as alone."""
+def test_known_loss_is_shared_by_threads(name):
     problem, hyper, p = parts(TORCH)
-    problem = dataclasses.replace(problem, inner_loss=form(p) if form else problem.inner_loss)
+    problem = dataclasses.replace(problem, inner_loss=penalized(p))
     hypers = [hyper + 0.5 * i for i in range(4)] * 2
-    alone = [SOLVERS[name](problem, hyper).grad for hyper in hypers[:4]]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda hyper: SOLVERS[name](problem, hyper).grad, hypers))
-    assert all(torch.equal(a, b) for a, b in zip(alone * 2, together, strict=True))
+    assert catalogue.same_in_threads(lambda hyper: SOLVERS[name](problem, hyper).grad, hypers)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
