@@ -39,3 +39,15 @@ def test_gpu_buffer_has_the_bits_of_the_cpu(n, steps):
     places = np.asarray, lambda x: torch.as_tensor(x, device="cuda")
     ours, theirs = (catalogue.there_and_back(place, decays, steps, n) for place in places)
     assert catalogue.same_bits(ours, theirs)
+
+
+def test_recurrent_nets_do_without_cudnn():
+    """It has no second derivative; torch's own kernels, which functional selects, have one."""
+    backend, module = hg.Torch("cuda"), torch.nn.LSTM(3, 3).to("cuda", torch.float64)
+    w, net = hg.nets.functional(module)
+    x = torch.ones(4, 2, 3, dtype=torch.float64, device="cuda")
+    itself = lambda w, x: torch.func.functional_call(module, net.layout.split(w), (x,))  # noqa: E731
+    loss = lambda f: lambda w, h: f(w, x)[0].square().sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match="cudnn.flags"):
+        backend.linearize(loss(itself), w, w[:1]).hvp(w)
+    assert backend.linearize(loss(net), w, w[:1]).hvp(w).any()

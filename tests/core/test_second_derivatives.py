@@ -144,17 +144,3 @@ def test_errors_of_torch_are_explained_or_kept():
     for said, match in (("out of memory", "^out of memory$"), (unknown, words)):
         with pytest.raises(RuntimeError, match=match), explained():
             raise RuntimeError(said)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_recurrent_nets_of_cudnn():
-    """They have no second derivative; torch's own have one."""
-    backend, module = hg.Torch("cuda"), nn.LSTM(3, 3).to("cuda", torch.float64)
-    w, net = hg.nets.functional(module)
-    x = torch.ones(4, 2, 3, dtype=torch.float64, device="cuda")
-    loss = lambda w, h: net(w, x)[0].square().sum()  # noqa: E731
-    with pytest.raises(RuntimeError, match="cudnn.flags"):
-        backend.linearize(loss, w, w[:1]).hvp(w)
-    with torch.backends.cudnn.flags(enabled=False):
-        assert backend.linearize(loss, w, w[:1]).hvp(w).any()
