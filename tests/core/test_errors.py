@@ -32,21 +32,13 @@ def outer(backend, **changes):
     return next(hg.descend(**given | changes))
 
 
+EVERY = "every must .* inner steps >= 1, got"
 REAL = "numbers must be real, got complex"
 ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: bowl(b, steps=-1), "steps must be a whole number of steps >= 0, got -1"),
-    (
-        lambda b: bowl(b, inner_loss=1.0),
-        r"inner_loss must take \(weights, .*: 1.0 is not a callable",
-    ),
-    (
-        lambda b: bowl(b, optimizer=TORCH_ADAM),
-        "such as .*, got an object of .*torch.optim.adam.Adam",
-    ),
-    (
-        lambda b: replace(bowl(b)[0], backend=type(b)),
-        r"backend must be .* hg.Torch\(\), got <class",
-    ),
+    (lambda b: bowl(b, inner_loss=1.0), "inner_loss must take .*: 1.0 is not a callable"),
+    (lambda b: bowl(b, optimizer=TORCH_ADAM), "got an object of .*torch.optim.adam.Adam"),
+    (lambda b: replace(bowl(b)[0], backend=type(b)), r"backend must be .* hg.Torch\(\), got <cl"),
     (lambda b: bowl(b, inner_loss=lambda w, h: 1), r"inner_loss must take \(weights, hyper, t\): "),
     (lambda b: bowl(b, initial=torch.nn.Linear(2, 2)), "got a module; hg.nets.functional gives"),
     (lambda b: bowl(b, initial=[np.zeros(2), np.zeros((2, 2))]), "function of hyper, got several"),
@@ -98,11 +90,8 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: outer(b, resume="step.npz"), "resume must be .* hg.load.*, got an object of .*str"),
     (lambda b: outer(b, steps=2.5), "steps must be a whole number of steps >= 0, got 2.5"),
     (lambda b: next(hg.realtime(*bowl(b), **STILL, solver=hg.Reverse())), "Forward.*got .*Reverse"),
-    (
-        lambda b: next(hg.realtime(*bowl(b), **STILL, every=0)),
-        "every must .* inner steps >= 1, got",
-    ),
-    (lambda b: next(hg.alternate(IMPLICIT, *bowl(b), **STILL, every=0)), "inner steps >= 1, got"),
+    (lambda b: next(hg.realtime(*bowl(b), **STILL, every=0)), EVERY),
+    (lambda b: next(hg.alternate(IMPLICIT, *bowl(b), **STILL, every=0)), EVERY),
     (lambda b: hg.box_l1(-0.25, 1.0, 1.0)(b.array(ONES)), "low must be >= 0, got -0.25"),
     (lambda b: hg.box_l1(0.5, 1.0, 1.25)(b.array(ONES)), "up to 1.5, more than the radius 1.25"),
     (lambda b: hg.box(0.0, None), "low <= high must hold, got 0 and nan; use -inf or inf"),

@@ -13,11 +13,7 @@ import pytest
 import hgcore as hg
 
 FOLDER = Path(hg.__file__).parent
-FILES = [
-    *FOLDER.glob("[a-z]*.py"),
-    *FOLDER.glob("checks/[a-z]*.py"),
-    *FOLDER.glob("modules/[a-z]*.py"),
-]
+FILES = [file for part in (".", "checks", "modules") for file in FOLDER.glob(f"{part}/[a-z]*.py")]
 MODULES = {".".join(p.relative_to(FOLDER).with_suffix("").parts): p for p in FILES}
 
 

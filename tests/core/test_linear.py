@@ -72,9 +72,8 @@ def test_conditions_of_implicit(backend, scale):
     Small numbers are not taken for zero.
     """
     problem, hyper = catalogue.regression(backend, steps=3)
-    small = dataclasses.replace(
-        problem, outer_loss=lambda w, hyper: scale * problem.outer_loss(w, hyper)
-    )
+    outer_loss = lambda w, hyper: scale * problem.outer_loss(w, hyper)  # noqa: E731
+    small = dataclasses.replace(problem, outer_loss=outer_loss)
     state = hg.train(problem, backend.array(hyper))
     curvature = problem.objective(backend.array(hyper)).linearize(state[0], None)
     b = problem.outer_gradients(state[0], backend.array(hyper))[1]
@@ -187,11 +186,8 @@ def best_of_krylov():
 
 def woodbury():
     """b / rho - C (rho**2 W + rho C'C)^-1 C'b."""
-    a, b, rho = (
-        matrix(np.geomspace(0.01, 10, 10)),
-        np.random.default_rng(5).standard_normal(10),
-        0.1,
-    )
+    a, rho = matrix(np.geomspace(0.01, 10, 10)), 0.1
+    b = np.random.default_rng(5).standard_normal(10)
     for draw, rank, seed in itertools.product((columns, gaussian), (1, 7), (6, 7)):
         sketch = draw(np.random.default_rng([seed, 10]), rank, 10)
         c, w = a @ sketch.T, sketch @ a @ sketch.T

@@ -93,17 +93,14 @@ def of_batch(p, change):
     return fast.CrossEntropy(p.dense, lambda t: change(*p.batch(t)))
 
 
-BLOCKS = r"layout must name all blocks of the weights, \(53,\); it has {} numbers"
-LIKE_WEIGHTS = r"batch\(0\) must give tensors like the weights.*{}.*backend.array"
+BLOCKS = r"layout must name all blocks of the weights, \(53,\); it has {} numbers".format
+LIKE_WEIGHTS = r"batch\(0\) must give tensors like the weights.*{}.*backend.array".format
 SHAPES = r"batch\(0\) must give inputs \(examples, .*, got "
 REFUSED = [  # a loss that does not fit the net or its weights, words of its error
-    (lambda p: of_layout(p, 9), BLOCKS.format(9)),
-    (lambda p: of_layout(p, 10**3), BLOCKS.format(1000)),
-    (
-        lambda p: of_batch(p, lambda x, y: (x.float(), y)),
-        LIKE_WEIGHTS.format("inputs are torch.float32"),
-    ),
-    (lambda p: of_batch(p, lambda x, y: (x.numpy(), y)), LIKE_WEIGHTS.format("inputs are float64")),
+    (lambda p: of_layout(p, 9), BLOCKS(9)),
+    (lambda p: of_layout(p, 10**3), BLOCKS(1000)),
+    (lambda p: of_batch(p, lambda x, y: (x.float(), y)), LIKE_WEIGHTS("inputs are torch.float32")),
+    (lambda p: of_batch(p, lambda x, y: (x.numpy(), y)), LIKE_WEIGHTS("inputs are float64")),
     (lambda p: of_batch(p, lambda x, y: (x, y[:1])), SHAPES),  # which NumPy would repeat
     (lambda p: of_batch(p, lambda x, y: (x, y[:, 0])), SHAPES),
     (lambda p: of_batch(p, lambda x, y: (x[:, 1:], y)), SHAPES),

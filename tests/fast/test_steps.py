@@ -24,9 +24,8 @@ def test_pull_step_equals_that_of_a_graph(name, kind, dtype):
     if kind == "mixed":
         problem = replace(problem, optimizer=replace(problem.optimizer, rate=0.05))
     slots, hyper = problem.optimizer.slots, problem.as_hyper(hyper)
-    weights, gradient, *vectors = torch.randn(
-        (3 + 2 * len(slots), N), generator=rng, dtype=hyper.dtype
-    )
+    shape = 3 + 2 * len(slots), N
+    weights, gradient, *vectors = torch.randn(shape, generator=rng, dtype=hyper.dtype)
     before = weights, *(x**2 if slot.square else x for slot, x in zip(slots, vectors, strict=False))
     after = tuple(vectors[len(slots) :])
     for vector in (gradient, *before[1:]):

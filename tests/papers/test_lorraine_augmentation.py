@@ -20,10 +20,8 @@ def convolution():
 def setting(side=4, augmented=True, **changes):
     """Return (Augmentation of ten random images, hyper (6659,))."""
     backend, rng = hg.Torch(), np.random.default_rng(0)
-    train, valid = (
-        data.Split(rng.standard_normal((10, 3, side, side)), np.eye(10)).on(backend)
-        for _ in range(2)
-    )
+    draws = (rng.standard_normal((10, 3, side, side)) for _ in range(2))
+    train, valid = (data.Split(images, np.eye(10)).on(backend) for images in draws)
     (start, net), (hyper, augment) = (seeded(backend, m, 0) for m in (convolution, lorraine.UNet))
     fields = dict(optimizer=lorraine.Nesterov(0.1, 0.9), batch=5, every=3, seed=7, samples=3)
     black = backend.array(np.full((3, 1, 1), -2.0))

@@ -50,9 +50,8 @@ def corpus(tmp_path, monkeypatch):
         for name, content in contents.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(content)
-        monkeypatch.setenv(
-            "HGCORE_TIMIT", shutil.make_archive(path, "zip", path) if pack else str(path)
-        )
+        place = shutil.make_archive(path, "zip", path) if pack else str(path)
+        monkeypatch.setenv("HGCORE_TIMIT", place)
 
     return put
 
