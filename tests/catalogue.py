@@ -17,6 +17,7 @@ SOLVERS = {
     "reversible": hg.Reverse(hg.Reversible()),
     "forward": hg.Forward(),
 }
+LAYOUT = hg.Layout({"matrix": (2, 3), "number": (), "empty": (0,), "vector": (4,)})
 OPTIMIZERS = ("descent", "momentum", "heavy ball", "rmsprop", "adam", "adamw")
 
 

@@ -7,12 +7,11 @@ import catalogue
 import numpy as np
 import pytest
 import torch
-from catalogue import SOLVERS, bowl
+from catalogue import LAYOUT, SOLVERS, bowl
 
 import hgcore as hg
 from hgcore.nets import DenseNet
 
-LAYOUT = hg.Layout({"matrix": (2, 3), "number": (), "empty": (0,), "vector": (4,)})
 BLOCKS = LAYOUT.split(np.zeros(11))
 ONES = np.ones(3)
 TORCH_ADAM = torch.optim.Adam([torch.zeros(1)])

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from catalogue import LAYOUT
 
 import hgcore as hg
-
-LAYOUT = hg.Layout({"matrix": (2, 3), "number": (), "empty": (0,), "vector": (4,)})
 
 
 def test_split_gives_views_in_order(backend):
