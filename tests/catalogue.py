@@ -245,7 +245,8 @@ def unrolled(problem, hyper):
         if kind is hg.RMSProp:
             v = c.decay * v + g / (xp.sqrt(s) + c.epsilon)
             return w - c.rate * v, v, s
-        v = c.beta1 * v + (1 - c.beta1) * g
+        keep = c.beta1 * opt.fade**t
+        v = keep * v + (1 - keep) * g
         mean, square = v / (1 - c.beta1 ** (t + 1)), s / (1 - c.beta2 ** (t + 1))
         kept = w - c.rate * c.weight_decay * w if kind is hg.AdamW else w
         return kept - c.rate * mean / (xp.sqrt(square) + c.epsilon), v, s

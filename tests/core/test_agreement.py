@@ -21,6 +21,7 @@ CASES |= {
     "momentum, net": partial(catalogue.net, name="momentum"),
     "rmsprop, net": partial(catalogue.net, name="rmsprop", rate=0.01),
     "adamw, net": partial(catalogue.net, name="adamw", rate=0.01),
+    "adam, fading": partial(catalogue.everything, name="adam", fade=0.8),
     "decay 0.3": partial(catalogue.everything, decay=0.3),
     "one weight": partial(catalogue.everything, name="adamw", n=1, per_weight=True),
     "no steps": partial(catalogue.everything, steps=0),

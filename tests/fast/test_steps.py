@@ -9,7 +9,7 @@ import torch
 import hgcore as hg
 
 steps = pytest.importorskip("hgcore.fast.steps")
-N = 1003
+N, AUTOGRAD = 1003, hg.Autograd()
 # relative to the largest cotangent of its kind: both round each operation, some twenty of them
 RTOL = {"float64": 1e-14, "float32": 1e-5}
 
@@ -23,6 +23,7 @@ def test_pull_step_equals_that_of_a_graph(name, kind, dtype):
     problem, hyper = catalogue.everything(backend, name, per_weight=kind != "scalars", steps=8, n=N)
     if kind == "mixed":
         problem = replace(problem, optimizer=replace(problem.optimizer, rate=0.05))
+    assert steps.fits(problem.optimizer, backend) and not steps.fits(problem.optimizer, AUTOGRAD)
     slots, hyper = problem.optimizer.slots, problem.as_hyper(hyper)
     shape = 3 + 2 * len(slots), N
     weights, gradient, *vectors = torch.randn(shape, generator=rng, dtype=hyper.dtype)
@@ -37,12 +38,3 @@ def test_pull_step_equals_that_of_a_graph(name, kind, dtype):
         for found, expected in zip(fast, plain, strict=True):
             assert found.dtype == expected.dtype and found.shape == expected.shape
             assert abs(found - expected).max() <= RTOL[dtype] * max(1, abs(expected).max())
-
-
-def test_fits_only_what_the_loops_know():
-    """The optimizers as they are, on a CPU; all others take a graph."""
-    backend, adam = hg.Torch(), hg.Adam(0.1)
-    assert steps.fits(adam, backend) and not steps.fits(adam, hg.Autograd())
-    own = type("Own", (hg.Adam,), {"drift": lambda self, c, gradient, mean, square: -c.rate * mean})
-    for optimizer in (own(0.1), replace(adam, clip=1.0), hg.Adam(0.1, fade=0.9), hg.RMSProp(0.1)):
-        assert not steps.fits(optimizer, backend)
