@@ -40,7 +40,7 @@ def test_training_equals_torch_optim(backend, name, clip):
         assert gap(found, w.detach()) < (1e-5 if clip else 1e-9)
 
 
-def test_adam_in_single_precision_with_the_largest_beta():
+def test_adam_in_float32_with_the_largest_beta():
     """1 - beta**(t + 1) without cancellation."""
     ends = []
     for dtype in ("float32", "float64"):
