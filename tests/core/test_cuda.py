@@ -46,7 +46,8 @@ def test_recurrent_nets_do_without_cudnn():
     backend, module = hg.Torch("cuda"), torch.nn.LSTM(3, 3).to("cuda", torch.float64)
     w, net = hg.nets.functional(module)
     x = torch.ones(4, 2, 3, dtype=torch.float64, device="cuda")
-    itself = lambda w, x: torch.func.functional_call(module, net.layout.split(w), (x,))  # noqa: E731
+    call, split = torch.func.functional_call, net.layout.split
+    itself = lambda w, x: call(module, split(w), (x,))  # noqa: E731
     loss = lambda f: lambda w, h: f(w, x)[0].square().sum()  # noqa: E731
     with pytest.raises(RuntimeError, match="cudnn.flags"):
         backend.linearize(loss(itself), w, w[:1]).hvp(w)
