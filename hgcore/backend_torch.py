@@ -44,15 +44,11 @@ class Torch(Backend):
     def __post_init__(self):
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}")
-        torch = self.xp
         try:
-            kind = torch.device(self.device).type
-        except (RuntimeError, TypeError):
-            rule = "device must be 'cpu', 'cuda' or 'cuda:1'"
-            raise ValueError(f"{rule}, got {self.device!r}") from None
-        if kind == "cuda" and not torch.cuda.is_available():
-            found = f"torch {torch.__version__} sees no GPU"
-            raise ValueError(f"{found} for {self.device!r}; use 'cpu'")
+            self.xp.empty(0, device=self.xp.device(self.device))
+        except (RuntimeError, TypeError, AssertionError) as error:
+            rule = "device must be 'cpu', or 'cuda' or 'cuda:1' on a machine with such a GPU"
+            raise ValueError(f"{rule}, got {self.device!r}: {error}") from None
 
     @property
     def xp(self) -> ModuleType:
@@ -113,7 +109,7 @@ class Torch(Backend):
 
     def sources(self, f, *args) -> tuple[bool, int]:
         args = [x.detach().requires_grad_() for x in args]
-        leaves = second_derivatives.leaves(self._loss(f, args))
+        leaves = second_derivatives.leaves((self._loss(f, args),))
         found, own = set(map(id, leaves)), set(map(id, args))
         return bool(found & own), len(found - own)
 
@@ -140,6 +136,11 @@ class Torch(Backend):
         cotangents = [self.xp.zeros_like(y, requires_grad=True) for y in outputs]
         with self.xp.enable_grad():
             pulled = self._grad(outputs, leaves, cotangents, create_graph=True)
+        reached = set(map(id, [*pulled, *second_derivatives.leaves(pulled)]))
+        apart = [y for y, c in zip(outputs, cotangents, strict=True) if id(c) not in reached]
+        ones = tuple(map(self.xp.ones_like, apart))
+        if any(x.any() for x in self._grad(apart, leaves, ones, retain_graph=True)):
+            raise RuntimeError(second_derivatives.NO_GRAPH)
 
         def push(*tangents):
             return self._grad(pulled, cotangents, tangents, retain_graph=True)

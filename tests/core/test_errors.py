@@ -46,7 +46,9 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Adam(torch.ones((), requires_grad=True)), "rate is a tensor that requires a"),
     (lambda b: hg.AdamW(0.1, clip=0.0), "AdamW: clip must be positive, got 0"),
     (lambda b: hg.Adam(0.1, epsilon=-1.0), "Adam: epsilon must be >= 0, got -1"),
-    (lambda b: hg.Torch("float32"), "device must be 'cpu', 'cuda' or 'cuda:1', got 'float32'"),
+    (lambda b: hg.Torch("float32"), "device must be 'cpu', or 'cuda' .*, got 'float32'"),
+    (lambda b: hg.Torch("cuda:99"), "on a machine with such a GPU, got 'cuda:99': "),
+    (lambda b: hg.Torch(None), "device must be 'cpu', .*, got None"),
     (lambda b: hg.Torch(dtype="float16"), "'float32' or 'float64', got 'float16'"),
     (lambda b: hg.Implicit(hg.DenseSolve(), 8), r"must be values of t such as range\(8\)"),
     (lambda b: hg.Reverse(hg.Reversible), "trajectory must be an object such as"),
@@ -217,12 +219,6 @@ def test_divergence_is_seen_where_one_looks_seldom(way, monkeypatch):
     steep = lambda w, h, t: loss(w, h, t) * (math.nan if t == last else 1)  # noqa: E731
     with pytest.raises(hg.Diverged, match=f"training diverged at step {last}"):
         hg.Reverse(way)(replace(problem, inner_loss=steep), hyper)
-
-
-def test_missing_gpu_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="sees no GPU for 'cuda'; use 'cpu'"):
-        hg.Torch("cuda")
 
 
 IN_PLACE = [(solver, "inner_loss", what) for solver in SOLVERS.values() for what in (0, 1)]

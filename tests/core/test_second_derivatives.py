@@ -138,6 +138,22 @@ def test_wrong_second_derivative_is_refused(loss, words):
     assert float(backend.gradients(loss, at)[0]) == float(loss(at))  # enough for an outer loss
 
 
+class WithoutGraph(Cube):
+    @staticmethod
+    def backward(ctx, cotangent):
+        with torch.no_grad():
+            return 3 * ctx.saved_tensors[0] ** 2 * cotangent
+
+
+def test_jvp_of_what_has_no_graph_is_refused():
+    """Unless its derivative is zero anyway."""
+    at, backend = torch.tensor([0.5, 1.0], dtype=torch.float64), hg.Torch()
+    with pytest.raises(RuntimeError, match="its gradient without a graph"):
+        backend.jvp(lambda h: (h.exp(), WithoutGraph.apply(h)), at)
+    push = backend.jvp(lambda h: (h.exp(), WithoutGraph.apply(h.round()), 0 * at), at)[1]
+    assert [y.tolist() for y in push(at)] == [(at.exp() * at).tolist(), [0, 0], [0, 0]]
+
+
 def test_errors_of_torch_are_explained_or_kept():
     unknown = "derivative for aten::new is not implemented."
     words = "an operation as often.*aten::new is not.*; write it with other"
