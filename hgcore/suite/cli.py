@@ -81,6 +81,8 @@ def _jobs(args, root: Path) -> list[Job]:
     if args.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {args.jobs}")
     names = notebooks.select(args.names, root)
+    if not args.names and job.profile == "reduced":  # which not every notebook has
+        names = [n for n in names if any("reduced=dict(" in c for c in notebooks.code(n, root))]
     return [replace(job, name=name, update=args.update) for name in names]
 
 

@@ -77,6 +77,17 @@ def test_settings_of_the_command_line(toy, run):
     assert values == [[1, 2.5], [True, None], "none", "{1}", ""]
 
 
+def test_all_that_have_a_reduced_scale_run(toy, run):
+    toy.add("one")
+    toy.add(
+        "two",
+        setup=toy.cells["setup"].replace("paper=", "reduced=dict(steps=9, sizes=[1]), paper="),
+    )
+    status, text = run("run", "--profile", "reduced")
+    assert status == 0 and "toy/two" in text and "toy/one" not in text
+    assert run("run", "toy/one", "--profile", "reduced")[0] == 1
+
+
 def test_verify(toy, run):
     toy.add("one")
     verify = "verify", "one", "--profile", "paper"
