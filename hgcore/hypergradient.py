@@ -12,7 +12,7 @@ import numpy as np
 
 from hgcore.arrays import require_instance
 from hgcore.backend import Linearized
-from hgcore.checks.causes import examined, named, of_optimum, of_run
+from hgcore.checks.causes import examined, named, of_optimum, of_run, require_transposes
 from hgcore.problem import Diverged, DivergenceMonitor, Problem, quiet
 from hgcore.trajectory import Stored, train
 
@@ -75,6 +75,8 @@ class Forward:
         """Return (state, its tangents, one for each hyperparameter) after `steps`."""
         problem.smallest_decays(hyper, state, steps)
         objective, monitor = problem.objective(hyper), DivergenceMonitor(problem.backend)
+        if steps and steps[0] == 0:
+            require_transposes(problem, hyper, state)
         for t in steps:
             gradient, push_gradient = objective.pushforward(state[0], t)
             state, push = problem.jvp_step(state, gradient, hyper, t)

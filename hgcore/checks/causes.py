@@ -99,6 +99,45 @@ def require_connected(problem: Problem, hyper, result, inner_batches=None, whole
         require_graph(problem, "inner_loss", inner_loss, weights)
 
 
+@quiet
+def require_transposes(problem: Problem, hyper, state: tuple) -> None:
+    """Raise ValueError unless forward mode has all terms of reverse mode, by hyper at step 0.
+
+    For g = J'u, u random, <u, J g> is <g, g>. torch leaves out of J what an operation computes in
+    its backward without a graph. Beside `state`, where some terms are zero.
+    """
+    backend, objective = problem.backend, problem.objective(hyper)
+    weights, *slots = (x + 1e-3 * abs(_random_like(x)) for x in state)
+    linearized = objective.linearize(weights, 0)
+    gradient, push_gradient = objective.pushforward(weights, 0)
+    at, step, still = (gradient, weights, *slots), problem._step_at(0), 0 * weights
+    pairs = {  # what: its value, u -> J'u, g -> J g
+        "inner_loss": ((gradient,), linearized.mixed, lambda g: (push_gradient(still, g),)),
+        "a coefficient": (
+            state,
+            lambda *u: backend.vjp(step, hyper, *at)[1](u)[0],
+            lambda g: backend.jvp(step, hyper, *at)[1](g, *[still] * len(at)),
+        ),
+        "initial": (
+            state,
+            lambda *u: problem.vjp_initial(hyper, u),
+            lambda g: backend.jvp(problem._initial, hyper)[1](g),
+        ),
+    }
+    eps = np.finfo(backend.dtype).eps
+    for name, (value, pull, push) in pairs.items():
+        u = tuple(map(_random_like, value))
+        g = pull(*u)
+        along = sum(a @ b for a, b in zip(u, push(g), strict=True))
+        size = sum(x @ x for x in u) * (1 + sum(x @ x for x in value))
+        if g @ g > eps * size and not abs(along - g @ g) <= eps**0.25 * (g @ g):
+            raise ValueError(
+                f"forward mode of torch gives another derivative of {name} than reverse mode: an"
+                " operation in it computes its gradient by NumPy or without a graph, or that is"
+                " not finite; write it with operations of torch, or use Reverse"
+            )
+
+
 def _require_functions(problem: Problem, hyper, implicit) -> None:
     """Raise ValueError if a coefficient or an initial vector passes no derivative on.
 

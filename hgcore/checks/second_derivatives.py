@@ -31,6 +31,11 @@ WRONG = (
         "pass the module or function itself; hg.fast.Compiled compiles a whole loss",
         "OptimizedModule",
     ),
+    Limit(
+        "linear_cross_entropy with options",
+        "linear_cross_entropy",
+        "leave its options out, or use cross_entropy of linear",
+    ),
     Limit("torch.cond", "AutogradOp", "use torch.where, or Python's if", "torch.cond"),
     Limit(
         "draws from Beta and Dirichlet",
@@ -99,10 +104,6 @@ EMBEDDING = {  # option of torch.nn.Embedding: why it is refused if it is set
     "scale_grad_by_freq": "has another gradient than the loss; use scale_grad_by_freq=False",
     "padding_idx": "has a gradient without the row of padding_idx; set that row to zero",
 }
-NO_GRAPH = (
-    "an operation gives its gradient without a graph, which forward mode needs: write its backward"
-    " with operations of torch, or use Reverse"
-)
 _OTHER = Limit("an operation", "", "write it with other operations of torch")
 _FAILED = "derivative for .* is not implemented|double backward|differentiat|[Ss]parse"
 
@@ -116,9 +117,9 @@ def fault(outputs) -> str | None:
     return next(filter(None, map(_fault_of, kinds)), None)
 
 
-def leaves(outputs) -> list:
-    """Return the tensors that require a gradient and that `outputs` were computed from."""
-    return [node.variable for node in _nodes(outputs) if hasattr(node, "variable")]
+def leaves(output) -> list:
+    """Return the tensors that require a gradient and that `output` was computed from."""
+    return [node.variable for node in _nodes((output,)) if hasattr(node, "variable")]
 
 
 def _nodes(outputs) -> Iterator:

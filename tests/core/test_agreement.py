@@ -81,11 +81,11 @@ def test_hyper_is_any_vector_and_stays_as_it_was(backend):
 
 
 def test_forward_calls_the_loss_once_a_step(backend):
-    """A hundred hyperparameters share the graph of one gradient."""
+    """A hundred hyperparameters share the graph of one gradient; two more calls look at step 0."""
     loss, start = (lambda w, h, t: (backend.xp.exp(h) * w**2).sum()), (lambda hyper: hyper + 1)
     problem, _ = catalogue.bowl(backend, n=100, steps=3, inner_loss=loss, initial=start)
     counted, calls = catalogue.counted(problem)
     hyper = np.linspace(-2, 0, 100)
     found = hg.Forward()(counted, hyper).grad
-    assert calls == [0, 1, 2]
+    assert calls == [0, 0, 0, 1, 2]
     assert gap(found, hg.Reverse()(problem, hyper).grad) < 1e-13

@@ -122,6 +122,14 @@ FAULTS = [  # a loss, words of the error
     (lambda w, h=None: cube(w).exp().sum() + w @ w, "Cube is marked @once_differentiable"),
     (torch.compile(lambda w, h=None: w.tanh().sum(), backend="aot_eager"), "compiled wrong; pass"),
 ]
+if hasattr(F, "linear_cross_entropy"):  # torch 2.13
+    options = nn.modules.linear_cross_entropy_options.LinearCrossEntropyOptions()
+    inputs, labels = (
+        torch.tensor([[0.5], [-1.0], [2.0]], dtype=torch.float64),
+        torch.tensor([0, 1, 1]),
+    )
+    chunked = lambda w, h=None: F.linear_cross_entropy(inputs, w[:, None], labels, options=options)  # noqa: E731
+    FAULTS.append((chunked, "of linear_cross_entropy with options wrong; leave"))
 
 
 @pytest.mark.parametrize("loss, words", FAULTS)
@@ -145,13 +153,20 @@ class WithoutGraph(Cube):
             return 3 * ctx.saved_tensors[0] ** 2 * cotangent
 
 
-def test_jvp_of_what_has_no_graph_is_refused():
-    """Unless its derivative is zero anyway."""
-    at, backend = torch.tensor([0.5, 1.0], dtype=torch.float64), hg.Torch()
-    with pytest.raises(RuntimeError, match="its gradient without a graph"):
-        backend.jvp(lambda h: (h.exp(), WithoutGraph.apply(h)), at)
-    push = backend.jvp(lambda h: (h.exp(), WithoutGraph.apply(h.round()), 0 * at), at)[1]
-    assert [y.tolist() for y in push(at)] == [(at.exp() * at).tolist(), [0, 0], [0, 0]]
+CUT = {  # where forward mode would leave out the derivative of WithoutGraph, or a part of it
+    "inner_loss": {"inner_loss": lambda w, h, t: (w @ w) * (2 * h + WithoutGraph.apply(h)).sum()},
+    "a coefficient": {"optimizer": hg.HeavyBall(0.1, lambda h, t: WithoutGraph.apply(h[0]))},
+    "initial": {"initial": lambda h: torch.cat([h, WithoutGraph.apply(h), h[:1]])},
+}
+
+
+@pytest.mark.parametrize("where", CUT)
+def test_forward_refuses_what_has_no_graph(where):
+    problem, hyper = catalogue.bowl(hg.Torch(), **CUT[where])[0], [0.3, 0.4]
+    assert hg.Reverse()(problem, hyper).grad.all()
+    for solve in hg.Forward(), lambda *at: next(hg.realtime(*at, optimizer=hg.Adam(0), steps=1)):
+        with pytest.raises(ValueError, match=f"forward mode .* derivative of {where} than"):
+            solve(problem, hyper)
 
 
 def test_errors_of_torch_are_explained_or_kept():
