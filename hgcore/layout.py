@@ -66,8 +66,8 @@ class Layout:
         """Return one value per coordinate (size,) from one per block (len(layout),)."""
         _require_shape("expected one value per block,", values, (len(self),))
         nodes = fast_nodes("blocks", values)
-        if nodes and nodes.fits(values, self.sizes):
-            return nodes.Expand.apply(values, self.sizes)
+        if nodes and nodes.fits(values, self):
+            return nodes.Expand.apply(values, self)
         xp, parts = namespace(values), pieces(values, [1] * len(self))
         blocks = [(part, size) for part, size in zip(parts, self.sizes, strict=True) if size]
         return xp.concatenate([xp.broadcast_to(part, (size,)) for part, size in blocks])
@@ -76,8 +76,8 @@ class Layout:
         """Return the sum of each block, (size,) -> (len(layout),)."""
         _require_shape("this layout takes a vector of", vector, (self.size,))
         nodes = fast_nodes("blocks", vector)
-        if nodes and nodes.fits(vector, self.sizes):
-            return nodes.Sums.apply(vector, self.sizes)
+        if nodes and nodes.fits(vector, self):
+            return nodes.Sums.apply(vector, self)
         return namespace(vector).stack([part.sum() for part in pieces(vector, self.sizes)])
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import hgcore as hg
 from hgcore.backend import nodes_allowed
@@ -50,6 +51,23 @@ def test_nodes_keep_out_of_transforms(allowed):
     assert torch.func.vmap(pair.sums)(both).tolist() == [[10, 45], [20, 90]]
     assert torch.func.jacfwd(pair.expand)(torch.ones(2)).sum(0).tolist() == [5, 6]
     assert torch.func.hessian(lambda w: pair.sums(w * w).sum())(vector).trace() == 22
+
+
+def test_nodes_keep_out_of_other_transforms(allowed):
+    """Forward mode, batched gradients of a graph with nodes, tracing, a negative bit."""
+    vector, pair = torch.arange(11.0), hg.Layout({"first": (5,), "second": (6,)})
+    f, units = (lambda w: pair.sums(w * w)), torch.eye(2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(vector, torch.ones(11))
+        tangent = torch.autograd.forward_ad.unpack_dual(f(dual)).tangent
+    leaf = vector.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(f(leaf), leaf, units, is_grads_batched=True)
+    value = f(leaf)
+    pull = lambda v: torch.autograd.grad(value, leaf, v, create_graph=True)[0]  # noqa: E731
+    for rows in slopes, torch.vmap(pull)(units):
+        assert tangent.tolist() == rows.sum(1).tolist() == [20, 90]
+    assert make_fx(f)(vector)(2 * vector).tolist() == [120, 1420]
+    assert pair.sums(torch.complex(vector, vector).conj().imag).tolist() == [-10, -45]
 
 
 def test_nodes_in_a_compiled_loss(allowed, compiler):
