@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -48,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(act=act)
         return command.add_argument
 
-    option = add("run", run, "run the notebooks without a record of their present code", parameters)
+    option = add(
+        "run", run, "run the notebooks without a record of their present cells", parameters
+    )
     setting = {"dest": "overrides", "type": _setting, "action": "append"}
     option("--set", **setting, metavar="KEY=VALUE", help="replace a setting of the scale table")
     option("--force", action="store_true", help="also run notebooks that have a record")
@@ -59,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     option = add("report", report, "write RESULTS.md and the README's table from the records")
     option("--check", action="store_true", help="write nothing; status 1 if anything is wrong")
     option = add("copy", copy, "copy a notebook, without its claims, to notebooks/own/")
-    option("name")
-    option("new")
+    option("name", metavar="NAME", help="the notebook")
+    option("new", metavar="NEW", help="the name of the copy: letters, digits and _")
     return top
 
 
@@ -102,9 +105,14 @@ def run(args, root: Path) -> int:
 def verify(args, root: Path) -> int:
     """Run into a temporary folder and compare with the committed records."""
     jobs, failed, entries = _jobs(args, root), 0, ledger(root)
+    if not args.names:
+        jobs = [job for job in jobs if job.record(root).exists()]
+    if not jobs:
+        raise ValueError(f"no notebook has a record at {args.profile}; try another --profile")
     for job in jobs:  # before anything runs
         if not job.record(root).exists():
-            raise ValueError(f"{job.name} has no record at {job.profile}; `list` shows which exist")
+            found = f"{job.name} has no record at {job.profile}"
+            raise ValueError(f"{found}; try another --profile, `list` shows which exist")
         try:
             results.load(job.record(root))
         except ValueError as error:
@@ -113,11 +121,11 @@ def verify(args, root: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         for outcome in run_all(jobs, root, args.jobs, out=out):
-            if not outcome.wrong:
-                job = outcome.job
+            job, found = outcome.job, outcome.wrong[:1]  # the log is gone with the folder
+            if job.record(out).exists():  # also where a check of our own failed
                 records = job.record(root), job.record(out)
                 found = results.differences(*records, entries.get(job.name, []))
-                outcome = outcome._replace(wrong=list(found))
+            outcome = outcome._replace(wrong=list(found))
             print(outcome.lines("same", "differs"))
             failed += bool(outcome.wrong)
     return min(failed, 1)
@@ -129,6 +137,7 @@ def show(args, root: Path) -> None:
         jobs = [Job(name, profile) for profile in PROFILES]
         states = [f"{job.profile}: {results.state(job, root)}" for job in jobs]
         print(f"{name:<52} {'  '.join(states)}")
+    print("done: a record of the present cells; older: of other cells or data; -: no record")
 
 
 def report(args, root: Path) -> int:
@@ -161,6 +170,9 @@ def main(arguments=None) -> int:
     args = parser().parse_args(arguments)
     try:
         return args.act(args, find_root()) or 0
+    except BrokenPipeError:  # `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"hgcore: {error}", file=sys.stderr)
         return 2

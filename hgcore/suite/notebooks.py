@@ -122,5 +122,7 @@ def copy(name: str, new: str, root: Path) -> Path:
         raise FileExistsError(f"{target} exists; choose another name")
     for cell in nb["cells"]:
         cell["source"] = cell["source"].replace(f'"{name}"', f'"own/{new}"')
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}  # they have the verdicts of `name`
     write(nb, target)
     return target

@@ -91,7 +91,7 @@ def in_process(job: Job, given: dict) -> Outcome:
     if code == 0:
         return Outcome(job, seconds, [])
     lines = log.read_text(encoding="utf-8").strip().splitlines() or [f"ended with status {code}"]
-    said = lines[-1][:400] if code > 0 else f"killed by {signal.Signals(-code).name}"
+    said = lines[-1][:1000] if code > 0 else f"killed by {signal.Signals(-code).name}"
     return Outcome(job, seconds, [said, f"see {log}"])
 
 

@@ -48,12 +48,15 @@ class Job:
     @property
     def own(self) -> str:
         """The folder below runs/ of a copy, or of other settings; "" for figures/."""
-        changed = self.overrides or self.seed or self.backend_name != "torch"
+        other = self.backend_name != "torch" or self.device != "cpu"
+        changed = self.overrides or self.seed or other
         return "overrides" if changed else "own" if self.name.startswith("own/") else ""
 
     def folder(self, out: Path) -> Path:
         """Return the folder of figures and record; out: the repository or another for results."""
         group = self.name.split("/")[0] if "/" in self.name else "tour"
+        if group == "own":
+            group = self.name  # two copies of one notebook have figures of one name
         if own := self.own:
             return Path(out, "runs", own, self.profile, group)
         return Path(out, "figures", "" if self.profile == "paper" else self.profile, group)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,16 @@ def test_all_that_have_a_reduced_scale_run(toy, run):
     assert run("run", "toy/one", "--profile", "reduced")[0] == 1
 
 
+def test_verify_of_a_check_that_failed(toy, run):
+    """Its record says so, and comes out again."""
+    toy.add("one", claims='suite.check(run, {"one.small": 7.0})')
+    kind = toy.ledger.read_text().replace("kind: paper", "kind: suite")
+    toy.ledger.write_text(re.sub("  paper: .*\n", "", kind))
+    assert run("run", "--profile", "paper")[0] == 1
+    status, text = run("verify", "--profile", "paper")
+    assert status == 0 and "same" in text
+
+
 def test_verify(toy, run):
     toy.add("one")
     verify = "verify", "one", "--profile", "paper"
@@ -96,6 +107,9 @@ def test_verify(toy, run):
     before = file.read_bytes()
     status, text = run(*verify)
     assert status == 0 and "same" in text and file.read_bytes() == before
+    toy.add("two")
+    assert run("verify", "--profile", "paper")[1].count("same") == 1  # those that have a record
+    assert run("verify", "--profile", "quick")[0] == 2
     record = json.loads(before)
     record["figures"]["one"]["series"]["axes 1: line"]["y"][0] = 3.01
     file.write_text(session.signed(record))

@@ -89,3 +89,9 @@ def test_check_without_claims_prints_values(start, toy, capsys):
     toy.ledger.write_text("")
     toy.finish(start(), 0.125)
     assert "one.small: 0.125" in capsys.readouterr().out
+
+
+def test_copies_and_devices_have_their_own_folders(tmp_path):
+    one, other = (session.Job(f"own/{name}").folder(tmp_path) for name in ("one", "other"))
+    assert one != other
+    assert session.Job("toy/one", device="cuda").folder(tmp_path).is_relative_to(tmp_path / "runs")
