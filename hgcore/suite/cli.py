@@ -143,7 +143,7 @@ def show(args, root: Path) -> None:
 def report(args, root: Path) -> int:
     """Write RESULTS.md and the README's table, or check them and every record."""
     if wrong := list(results.problems(root)):
-        wrong.insert(0, "restore these files from git, delete them, or `run --force` their notebooks:")
+        wrong.insert(0, "restore these files from git, or `run --force` their notebooks:")
     else:
         headline, texts = results.summary(root)
         for name, text in texts.items():
