@@ -89,8 +89,7 @@ class Reversible:
             return state(), linearized
 
         def close() -> None:
-            wrong = exact.mismatches(self.begin(problem, problem.initial_state(hyper)))
-            if wrong:
+            if wrong := exact.mismatches(self.begin(problem, problem.initial_state(hyper))):
                 raise ReversalError(_MISSED.format(wrong=min(wrong, exact.size), size=exact.size))
 
         monitor = DivergenceMonitor(backend, RANGE, _TOO_LARGE)

@@ -60,7 +60,7 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: hg.Nystrom(2, 0)(lambda v: v, b.array(ONES)), r"positive .* \(2 < 3\), got 0"),
     (
         lambda b: hg.check(lambda k: bowl(b)[0], [0.1]),
-        "problem must be an object .* got .*function",
+        "problem must be an object .* got an .*function",
     ),
     (lambda b: run(b, 0.1), r"flat vector \(m,\), got shape .*Layout.join"),
     (lambda b: run(b, {"rate": 0.1}), "got dict; use Layout.join"),
@@ -90,7 +90,10 @@ ARGUMENTS = [  # a call with a backend, words of its error
     (lambda b: outer(b, optimizer=hg.Momentum(0.1, -0.5)), "decay must lie in .*, got -0.5"),
     (lambda b: outer(b, resume="step.npz"), "resume must be .* hg.load.*, got an object of .*str"),
     (lambda b: outer(b, steps=2.5), "steps must be a whole number of steps >= 0, got 2.5"),
-    (lambda b: next(hg.realtime(*bowl(b), **STILL, solver=hg.Reverse())), "Forward.*got .*Reverse"),
+    (
+        lambda b: next(hg.realtime(*bowl(b), **STILL, solver=hg.Reverse())),
+        "Forward.*got an .*Reverse",
+    ),
     (lambda b: next(hg.realtime(*bowl(b), **STILL, every=0)), EVERY),
     (lambda b: next(hg.alternate(IMPLICIT, *bowl(b), **STILL, every=0)), EVERY),
     (lambda b: hg.box_l1(-0.25, 1.0, 1.0)(b.array(ONES)), "low must be >= 0, got -0.25"),

@@ -122,7 +122,7 @@ FAULTS = [  # a loss, words of the error
     (lambda w, h=None: cube(w).exp().sum() + w @ w, "Cube is marked @once_differentiable"),
     (torch.compile(lambda w, h=None: w.tanh().sum(), backend="aot_eager"), "compiled wrong; pass"),
 ]
-if hasattr(F, "linear_cross_entropy"):  # torch 2.13
+if hasattr(nn.modules, "linear_cross_entropy_options"):  # torch 2.13
     options = nn.modules.linear_cross_entropy_options.LinearCrossEntropyOptions()
     inputs, labels = (
         torch.tensor([[0.5], [-1.0], [2.0]], dtype=torch.float64),
