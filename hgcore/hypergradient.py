@@ -12,7 +12,8 @@ import numpy as np
 
 from hgcore.arrays import require_instance
 from hgcore.backend import Linearized
-from hgcore.checks.causes import examined, named, of_optimum, of_run, require_transposes
+from hgcore.checks.causes import examined, named, of_optimum, of_run
+from hgcore.checks.connected import require_transposes
 from hgcore.problem import Diverged, DivergenceMonitor, Problem, quiet
 from hgcore.trajectory import Stored, train
 

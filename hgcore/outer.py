@@ -8,7 +8,8 @@ from numbers import Real
 from typing import NamedTuple
 
 from hgcore.arrays import require_arguments, require_count, require_instance
-from hgcore.checks.causes import examined_steps, require_connected
+from hgcore.checks.causes import examined_steps
+from hgcore.checks.connected import require_connected
 from hgcore.fixed_point import ReversalError
 from hgcore.hypergradient import Forward, Implicit, Reverse
 from hgcore.optimizers import Optimizer

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hgcore.arrays import like, require_instance
-from hgcore.checks.causes import require_graph
+from hgcore.checks.connected import require_graph
 from hgcore.hypergradient import Forward, Reverse
 from hgcore.problem import OutOfRange, Problem, quiet
 from hgcore.reversible import Reversible
