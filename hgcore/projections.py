@@ -64,8 +64,8 @@ def box_l1(low, high, radius: float) -> Callable:
         within = max(radius, total)  # larger by rounding at most
         if float(more.sum()) <= within:
             return more
-        xp = namespace(hyper)
-        places = xp.clip(xp.concatenate([hyper - most, hyper - less]), 0, None)
+        xp, starts, ends = namespace(hyper), hyper - most, hyper - less
+        places = xp.clip(xp.concatenate([starts, ends]), 0, None)
         places = places[xp.argsort(places)]
         last = len(places) - 1
 
@@ -73,8 +73,13 @@ def box_l1(low, high, radius: float) -> Callable:
             return inside(hyper - places[i])
 
         end = bisect_left(range(last), -within, key=lambda i: -float(point(i).sum()))
-        more, less = point(end - 1) if end else more, point(end) if end < last else less
-        share = (more.sum() - within) / (more.sum() - less.sum())
-        return inside(more + share * (less - more))
+        less = point(end) if end < last else less
+        # between two places some coordinates move, together: their mean follows from the sum
+        moving = (starts < places[end]) & (ends >= places[end])
+        if not bool(moving.any()):  # the sums differ by rounding
+            return less
+        moved = hyper - hyper[moving].max()  # first, for large numbers have a coarse mean
+        mean = (within - xp.where(moving, 0, less).sum()) / moving.sum()
+        return inside(xp.where(moving, moved - moved[moving].mean() + mean, less))
 
     return project

@@ -61,6 +61,8 @@ def test_projection_ends_whatever_is_rounded(backend):
         for point in ([3e8, 1.0, 3e8], np.linspace(-1, 2, 5000)):
             found = single.numpy(project(single.array(point)))
             assert found.dtype == np.float32 and found.sum(dtype=float) < total * (1 + 1e-6)
+    found = hg.box_l1(0.0, np.inf, 1.0)(single.array([1e7, 1e7 + 1, 0.0]))
+    assert found.tolist() == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("low, radius", [([0.1] * 3, 0.3), ([0.1] * 10, 1.0)])
