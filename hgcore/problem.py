@@ -104,7 +104,7 @@ class Problem:
         """Return `hyper` as a vector (m,) of the backend; raise unless it is flat and finite."""
         flat = "hyper must be a flat vector (m,), got {}; use Layout.join, or [x] for one number"
         several = isinstance(hyper, (list, tuple)) and any(map(np.ndim, hyper))
-        if hyper is None or several or callable(hyper) or isinstance(hyper, dict):
+        if hyper is None or several or callable(hyper) or isinstance(hyper, (dict, str)):
             raise TypeError(flat.format(type(hyper).__name__))
         hyper = self.backend.constant(hyper)
         if hyper.ndim != 1:

@@ -65,18 +65,32 @@ class Gradients:
     """The gradients of a run, (weights, t) -> (n,), with their graph in the last `graphs` steps."""
 
     def __init__(self, problem: Problem, hyper, graphs: int = 0, plain: Callable | None = None):
-        self.backend, self.objective = problem.backend, problem.objective(hyper)
+        self.objective, self.kept = problem.objective(hyper), {}
         self.first, self.plain = problem.steps - graphs, plain or self.objective.gradient
-        self.kept, self.seen = {}, []
 
     def __call__(self, weights, t: int):
-        if t >= self.first:
-            self.kept[t] = self.objective.linearize(weights, t)
-        return self._noted(t, self.kept[t].gradient if t in self.kept else self.plain(weights, t))
+        if t < self.first:
+            return self.plain(weights, t)
+        self.kept[t] = self.objective.linearize(weights, t)
+        return self.kept[t].gradient
 
     def linearized(self, weights, t: int) -> Linearized:
         """Return the inner loss linearized at step t, from its graph if that was kept."""
-        found = self.kept.pop(t, None) or self.objective.linearize(weights, t)
+        return self.kept.pop(t, None) or self.objective.linearize(weights, t)
+
+
+class ComparedGradients(Gradients):
+    """Gradients that must have the same lengths in training and on the way back."""
+
+    def __init__(self, problem: Problem, hyper, graphs: int):
+        super().__init__(problem, hyper, graphs)
+        self.backend, self.seen = problem.backend, []
+
+    def __call__(self, weights, t: int):
+        return self._noted(t, super().__call__(weights, t))
+
+    def linearized(self, weights, t: int) -> Linearized:
+        found = super().linearized(weights, t)
         self._noted(t, found.gradient)
         return found
 
@@ -102,7 +116,7 @@ def train_and_keep(name, problem: Problem, hyper, count: int, first=0, graphs=0)
 
     name: of the strategy. Implements: Griewank and Walther 2000, Algorithm 799 (Revolve).
     """
-    start, gradients = problem.initial_state(hyper), Gradients(problem, hyper, graphs)
+    start, gradients = problem.initial_state(hyper), ComparedGradients(problem, hyper, graphs)
     steps, kept = range(first, problem.steps), []  # pairs (t, the state before step t)
     block = _block(name, problem.backend, min(count, len(steps) + 1), start)
     problem.smallest_decays(hyper, start, range(problem.steps))

@@ -24,10 +24,10 @@ def draw(source, size: int | None = None, seed: int = 0, backend=None) -> Callab
     """Return batch(t) of `size` examples of `source`, taken when it is asked for; keeps nothing.
 
     source: a tuple of arrays, examples along the first axis; a Dataset (__len__, __getitem__); or a
-    DataLoader, whose batch_size, collate_fn, drop_last and shuffle are used. Each epoch has its own
-    order, from (seed, epoch). What the examples and collate_fn draw themselves (augmentations by
-    torch, NumPy or random) comes from (seed, t). t = None: all examples, in order. backend: as in
-    `keep`.
+    DataLoader, whose collate_fn, drop_last, shuffle and, without `size`, batch_size are used. Each
+    epoch has its own order, from (seed, epoch). What the examples and collate_fn draw themselves
+    (augmentations by torch, NumPy or random) comes from (seed, t). t = None: all examples, in
+    order. backend: as in `keep`.
     """
     return _Drawn(source, size, seed, backend)
 

@@ -265,19 +265,21 @@ def counting(count):
 
 FIRST_CALLS = [  # a part of a module, words of the error of its first call
     (closure, "keeps a function of itself"),
-    (lambda: counting(lambda m: m.count.add_(1)), "changes its buffer '1.count'"),
+    (lambda: counting(lambda m: m.count.add_(1)), "changes its buffer 'net.1.count'"),
     (lambda: counting(lambda m: setattr(m, "count", m.count + 1) or 0), "changes its buffer"),
     (lambda: parametrizations.spectral_norm(layer()), "changes its buffer"),
     (lambda: nn.Dropout(0.1), r"draws random numbers .* seed=\(t,\), or call eval"),
     *((lambda draw=draw: noise(draw), "draws random numbers") for draw in DRAWS),
     (lambda: noise(OWN), "gives another output when it is called again"),
 ]
+OUTPUTS = [lambda m, x: m.net(x), lambda m, x: {"y": m.net(x)}, lambda m, x: (x, [m.net(x)])]
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("make, words", FIRST_CALLS)
-def test_first_call_refuses(make, words):
-    weights, net = functional(nn.Sequential(layer(), make()))
-    with pytest.raises(ValueError, match=f"Sequential {words}"):
+def test_first_call_refuses(make, words, output):
+    weights, net = functional(Custom(output, net=nn.Sequential(layer(), make())))
+    with pytest.raises(ValueError, match=f"Custom {words}"):
         net(weights, ONES)
 
 

@@ -67,12 +67,19 @@ def test_results_text(toy):
             edit(toy.ledger, "  accept:", f"  {change}\n  accept:")
         if measured:
             toy.record(name, "reduced" if name == "three" else "paper", measured=measured)
+    toy.add("five")
+    known = '  paper: {value: 0.5, known: "read off a plot"}\n'
+    start, own = toy.ledger.read_text().split("- id: five")
+    own = own.replace(known, "").replace("kind: paper", "kind: suite")
+    toy.ledger.write_text(f"{start}- id: five{own}")
+    with pytest.raises(AssertionError):
+        toy.record("five", measured=3.0)
     text = results.summary(toy.root)[1]["RESULTS.md"]
     for part in (
         "Of 4 claims of the papers 1 hold, 1 fail, 1 are not decided, 0 are errata and 1 were not"
-        " run. 1 of 3 notebooks ran at a reduced scale; 1 of the claims belong to them. 1 of the"
+        " run. 1 of 4 notebooks ran at a reduced scale; 1 of the claims belong to them. 1 of the"
         " papers' values are remembered or second-hand. 1 claims and checks were changed after a"
-        " run, 1 of them claims of the papers that hold. Of 0 checks of our own 0 fail.",
+        " run, 1 of them claims of the papers that hold. Of 1 checks of our own 1 fail.",
         "| [toy/four](notebooks/toy/four.ipynb) | | not run | | |",
         "[one](figures/toy/one.png) | 1 of 1 | paper | 1.5 |",
         "[three](figures/reduced/toy/three.png) | 0 of 1 | reduced | 1.5 |",
