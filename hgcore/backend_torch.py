@@ -74,7 +74,7 @@ class Torch(Backend):
         torch = self.xp
         dtype = getattr(torch, self.dtype)
         if isinstance(values, torch.Tensor) and values.dtype == dtype:
-            return values if values.device.type == self.device == "cpu" else values.to(self.device)
+            return values if values.is_cpu and self.device == "cpu" else values.to(self.device)
         kind = {"dtype": dtype, "device": self.device}
         if isinstance(values, (int, float)):  # filled on the device: no transfer to wait for
             return torch.full((), values, **kind)

@@ -235,7 +235,8 @@ class Decay(NamedTuple):
 
 def round_decay(decay):
     """Return `decay`, a float or an array of either backend, rounded to multiples of 2**-16."""
-    return namespace(decay).round(decay * DENOMINATOR) / DENOMINATOR
+    rounded = round if isinstance(decay, float) else namespace(decay).round
+    return rounded(decay * DENOMINATOR) / DENOMINATOR
 
 
 def as_decay(decay, least: float | None = None) -> Decay:

@@ -177,9 +177,10 @@ class Problem:
         c = self.optimizer.coefficients(self.backend, weights, hyper, t)
         for name in self.optimizer.decays:
             value = getattr(c, name)
-            rounded = round_decay(plain := self.backend.array(value))
-            varies = callable(getattr(self.optimizer, name))
-            setattr(c, name, value + (rounded - plain) if varies else rounded)
+            plain = self.backend.array(value)
+            plain = plain if plain.ndim else self.backend.host_view(plain)
+            rounded, varies = round_decay(plain), callable(getattr(self.optimizer, name))
+            setattr(c, name, value + (rounded - plain) if varies else self.backend.array(rounded))
         return c
 
     @quiet

@@ -19,9 +19,10 @@ from hgcore.arrays import namespace
 
 def numbers(tensor):
     """Return the numbers of a tensor in the same memory: NumPy's on a CPU, else without graph."""
-    return tensor.detach().numpy() if tensor.device.type == "cpu" else tensor.detach()
+    return tensor.detach().numpy() if tensor.is_cpu else tensor.detach()
 
 
+@functools.cache
 def elementwise(dtype) -> str:
     """Return which library computes tanh, exp and log of NumPy arrays of this type, the faster one.
 
@@ -72,17 +73,18 @@ def _sums(h, matrix, bias):
     return sums
 
 
-def _gradient_into(matrix, bias, h, delta) -> None:
-    """Write h' delta and the sum of delta over the batch, those of one layer."""
+def _gradient_into(matrix, bias, h, delta, ones) -> None:
+    """Write h' delta and ones' delta, the sum over the batch: those of one layer."""
     matmul = namespace(h).matmul
     matmul(h.T, delta, out=matrix)
-    matmul(_ones(delta[:, 0])[None], delta, out=bias[None])
+    matmul(ones[None], delta, out=bias[None])
 
 
 class Forward:
     """A run of the net at weights (n,) on inputs (batch, features), tensors.
 
-    log_probabilities, probabilities: (batch, classes). layout: the blocks of the weights.
+    log_probabilities, probabilities: (batch, classes). layout: the blocks of the weights. ones,
+    ones_of_classes: (batch,) and (classes,), for sums.
     """
 
     def __init__(self, weights, inputs, layout):
@@ -92,8 +94,9 @@ class Forward:
             self.h.append(_into("tanh", _sums(self.h[-1], *layer)))
         sums = _sums(self.h[-1], *self.layers[-1])
         sums -= numbers(torch.amax(torch.as_tensor(sums), 1, keepdim=True))  # NumPy: 3 times it
+        self.ones, self.ones_of_classes = _ones(sums[:, 0]), _ones(sums[0])
         self.probabilities = _into("exp", sums + 0)
-        total = (self.probabilities @ _ones(self.probabilities[0]))[:, None]
+        total = (self.probabilities @ self.ones_of_classes)[:, None]
         self.probabilities /= total
         sums -= _into("log", total)
         self.log_probabilities = sums
@@ -108,32 +111,32 @@ class Backward:
 
     def __init__(self, run: Forward, cotangent, weights):
         self.run, self.gradient = run, torch.empty_like(weights)
-        share = cotangent @ _ones(run.probabilities[0])
+        share = cotangent @ run.ones_of_classes
         self.softmax_term = share[:, None] * run.probabilities
         self.delta, self.slopes = [cotangent - self.softmax_term], [None]
         to = _layers(self.gradient, run.layout)
         for h, (matrix, _), place in zip(run.h[:0:-1], run.layers[:0:-1], to[:0:-1], strict=True):
-            _gradient_into(*place, h, self.delta[0])
+            _gradient_into(*place, h, self.delta[0], run.ones)
             self.slopes.insert(1, 1 - h * h)
             self.delta.insert(0, self.delta[0] @ matrix.T)
             self.delta[0] *= self.slopes[1]
-        _gradient_into(*to[0], run.h[0], self.delta[0])
+        _gradient_into(*to[0], run.h[0], self.delta[0], run.ones)
 
     def along(self, q) -> tuple:
         """Return (how the log-probabilities move along q (n,), an array; how the gradient does)."""
         h, layers, delta, slopes = self.run.h, self.run.layers, self.delta, self.slopes
+        ones, probabilities = self.run.ones, self.run.probabilities
         directions, product = _layers(q, self.run.layout), torch.empty_like(q)
         sums, inputs = [_sums(h[0], *directions[0])], [None]  # how both move, layer by layer
         for i in range(1, len(h)):
             sums.append(_sums(h[i], *directions[i]))
             inputs.append(sums[i - 1] * slopes[i])
             sums[i] += inputs[i] @ layers[i][0]
-        probabilities = self.run.probabilities
-        output = sums[-1] - ((probabilities * sums[-1]) @ _ones(probabilities[0]))[:, None]
+        output = sums[-1] - ((probabilities * sums[-1]) @ self.run.ones_of_classes)[:, None]
         moving, to = -self.softmax_term * output, _layers(product, self.run.layout)  # of delta
         for i in reversed(range(1, len(h))):
             matrix, bias = to[i]
-            _gradient_into(matrix, bias, h[i], moving)
+            _gradient_into(matrix, bias, h[i], moving, ones)
             matrix += inputs[i].T @ delta[i]
             moving = moving @ layers[i][0].T
             moving += delta[i] @ directions[i][0].T
@@ -142,7 +145,7 @@ class Backward:
             bend *= delta[i - 1]
             bend *= 2
             moving -= bend
-        _gradient_into(*to[0], h[0], moving)
+        _gradient_into(*to[0], h[0], moving, ones)
         return output, product
 
 
