@@ -73,6 +73,8 @@ class Torch(Backend):
     def traced(self, values):
         torch = self.xp
         dtype = getattr(torch, self.dtype)
+        if isinstance(values, np.ndarray):
+            values = torch.from_numpy(values)  # a tenth of the time of as_tensor
         if isinstance(values, torch.Tensor) and values.dtype == dtype:
             return values if values.is_cpu and self.device == "cpu" else values.to(self.device)
         kind = {"dtype": dtype, "device": self.device}
