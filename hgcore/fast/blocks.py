@@ -17,7 +17,7 @@ def fits(vector, layout) -> bool:
     np.add.reduceat knows no empty blocks.
     """
     watched = torch.autograd.forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
-    known = vector.device.type == "cpu" and vector.dtype in (torch.float32, torch.float64)
+    known = vector.is_cpu and vector.dtype in (torch.float32, torch.float64)
     if watched or not known or 0 in layout.sizes:
         return False
     try:
