@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from hgcore.arrays import require_arguments, require_count, require_instance
@@ -122,6 +123,7 @@ def alternate(
 class _Part(Problem):
     """Steps `first`, `first` + 1, ... of a problem, numbered from 0, from a constant state on."""
 
+    whole: Problem
     state: tuple
     first: int
 
@@ -133,7 +135,20 @@ class _Part(Problem):
             "initial": state[0],
             "steps": steps,
         }
-        return cls(**vars(whole) | part, state=state, first=first)
+        return cls(**vars(whole) | part, whole=whole, state=state, first=first)
+
+    def objective(self, hyper):
+        whole = self.whole.objective(hyper)  # it may know its derivatives
+
+        def moved(derivative: Callable) -> Callable:
+            return lambda weights, t: derivative(weights, self.first + t)
+
+        return SimpleNamespace(
+            gradient=moved(whole.gradient),
+            linearize=moved(whole.linearize),
+            pushforward=moved(whole.pushforward),
+            one_routine=whole.one_routine,
+        )
 
     def initial_state(self, hyper) -> tuple:
         return self.state

@@ -85,6 +85,25 @@ def test_loop_without_updates_is_one_run(loop, solver, error, name, backend):
     assert gap(last.state, whole.state) <= error and gap(last.grad, whole.grad) <= error
 
 
+class Known:
+    """An inner loss that is known by its derivatives only."""
+
+    def __init__(self, problem):
+        self.objective = lambda backend, hyper: problem.objective(hyper)
+
+    def __call__(self, weights, hyper, t):
+        raise AssertionError("differentiated by the backend")
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_loop_uses_derivatives_of_the_loss(loop, backend):
+    problem, hyper = catalogue.everything(backend, steps=8)
+    known = replace(problem, inner_loss=Known(problem))
+    *_, ours = loop(known, hyper, optimizer=STILL, steps=2)
+    *_, theirs = loop(problem, hyper, optimizer=STILL, steps=2)
+    assert same_bits(ours.grad, theirs.grad)
+
+
 DIVERGED = [  # a loop, the inner step from which on outer step 2 is not finite, words of the error
     ("descend", 1, "training diverged at step 1:"),
     ("realtime", 7, "training diverged at step 7:"),
