@@ -224,7 +224,7 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
 
     entries: the notebook's part of the ledger. What a claim measures is compared like the series of
     its figure, but below one absolutely (it may be a rounding error), and outcomes of random runs
-    by their verdict only.
+    by their verdict only: those of another sample may decide what was not decided.
     """
     from matplotlib.image import imread
 
@@ -236,7 +236,9 @@ def differences(file: Path, other: Path, entries: list[dict]) -> Iterator[str]:
     for entry in entries:
         name, rtol = entry["id"], theirs["figures"].get(entry["figure"], {}).get("rtol")
         was, now = (claims.get(name, {}) for claims in (before, after))
-        if was.get("verdict") != now.get("verdict"):
+        verdicts = {was.get("verdict"), now.get("verdict")}
+        by_chance = "confidence" in entry and NOT_DECIDED in verdicts and None not in verdicts
+        if len(verdicts) > 1 and not by_chance:
             yield f"claim {name}: {was.get('verdict')}, now {now.get('verdict')}"
         elif was and rtol is not None and "confidence" not in entry:
             gap = _gap(was["measured"], now["measured"], least=1)

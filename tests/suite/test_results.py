@@ -7,6 +7,7 @@ import os
 import pytest
 from matplotlib.image import imsave
 
+from hgcore import suite
 from hgcore.suite import notebooks, results, session
 from hgcore.suite.claims import ledger
 
@@ -135,8 +136,11 @@ def test_differences(toy):
     again = toy.record("one", "quick", measured=0.26, line={"x": [1], "y": [3.0]})
     edit(again, '"rtol": 1e-06', '"rtol": null', sign=True)
     assert list(results.differences(toy.record("one"), again, entries)) == []
+    undecided = suite.Undecided("by chance")
+    assert "one.small: HOLDS, now NOT DECIDED" in found(measured=undecided)[0]
     entries[0]["confidence"] = 0.95
-    assert found(measured=0.26) == []
+    assert found(measured=0.26) == found(measured=undecided) == []
+    assert "one.small: HOLDS, now FAILS" in found(measured=3.0)[0]
     again = toy.record("one", "quick")
     edit(again, '"figures": {\n  "one"', '"figures": {\n  "two"', sign=True)
     for kind in ("png", "pdf"):
