@@ -143,12 +143,9 @@ class _Part(Problem):
         def moved(derivative: Callable) -> Callable:
             return lambda weights, t: derivative(weights, self.first + t)
 
-        return SimpleNamespace(
-            gradient=moved(whole.gradient),
-            linearize=moved(whole.linearize),
-            pushforward=moved(whole.pushforward),
-            one_routine=whole.one_routine,
-        )
+        gradient, linearize = map(moved, (whole.gradient, whole.linearize))
+        one_routine = getattr(whole, "one_routine", False)
+        return SimpleNamespace(gradient=gradient, linearize=linearize, one_routine=one_routine)
 
     def initial_state(self, hyper) -> tuple:
         return self.state
