@@ -56,30 +56,34 @@ def box_l1(low, high, radius: float) -> Callable:
         raise ValueError(f"low must be >= 0, got {least:.6g}; for either sign see box or l1_ball")
 
     def project(hyper):
-        more, less, most = inside(hyper), lowest(hyper), highest(hyper)
-        total, rounding = float(less.sum()), len(less) * namespace(less).finfo(less.dtype).eps
-        if total > radius * (1 + rounding):
-            why = f"low alone adds up to {total:.6g}, more than the radius {radius:.6g}"
+        more, least = inside(hyper), float(lowest(hyper).sum())
+        rounding = len(more) * namespace(more).finfo(more.dtype).eps
+        if least > radius * (1 + rounding):
+            why = f"low alone adds up to {least:.6g}, more than the radius {radius:.6g}"
             raise ValueError(f"the set is empty: {why}")
-        within = max(radius, total)  # larger by rounding at most
-        if float(more.sum()) <= within:
-            return more
-        xp, starts, ends = namespace(hyper), hyper - most, hyper - less
-        places = xp.clip(xp.concatenate([starts, ends]), 0, None)
-        places = places[xp.argsort(places)]
-        last = len(places) - 1
+        within = max(radius, least)  # larger by rounding at most
+        return more if float(more.sum()) <= within else like(onto_sum(hyper, within), hyper)
 
-        def point(i: int):
-            return inside(hyper - places[i])
+    def onto_sum(hyper, within: float):
+        """Return the point of the set whose sum is `within`, in double precision."""
+        xp = namespace(hyper)
+        shifted = xp.asarray(hyper, dtype=xp.float64)
+        less, most = lowest(shifted), highest(shifted)
+        for _ in range(2):  # the second time in numbers that are small where it matters
+            starts, ends = shifted - most, shifted - less
+            places = xp.concatenate([starts, ends])
+            places = places[xp.argsort(places)]
 
-        end = bisect_left(range(last), -within, key=lambda i: -float(point(i).sum()))
-        less = point(end) if end < last else less
+            def fall(i: int, at=shifted, places=places) -> float:
+                return -float(inside(at - places[i]).sum())
+
+            place = places[bisect_left(range(len(places) - 1), -within, key=fall)]
+            starts, ends, shifted = starts - place, ends - place, shifted - place
         # between two places some coordinates move, together: their mean follows from the sum
-        moving = (starts < places[end]) & (ends >= places[end])
+        moving, still = (starts < 0) & (ends >= 0), inside(shifted)
         if not bool(moving.any()):  # the sums differ by rounding
-            return less
-        moved = hyper - hyper[moving].max()  # first, for large numbers have a coarse mean
-        mean = (within - xp.where(moving, 0, less).sum()) / moving.sum()
-        return inside(xp.where(moving, moved - moved[moving].mean() + mean, less))
+            return still
+        rest = float(within - xp.where(moving, 0, still).sum()) / int(moving.sum())
+        return inside(xp.where(moving, shifted - shifted[moving].mean() + rest, still))
 
     return project

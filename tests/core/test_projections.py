@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import hgcore as hg
 
@@ -61,8 +62,23 @@ def test_projection_ends_whatever_is_rounded(backend):
         for point in ([3e8, 1.0, 3e8], np.linspace(-1, 2, 5000)):
             found = single.numpy(project(single.array(point)))
             assert found.dtype == np.float32 and found.sum(dtype=float) < total * (1 + 1e-6)
-    found = hg.box_l1(0.0, np.inf, 1.0)(single.array([1e7, 1e7 + 1, 0.0]))
-    assert found.tolist() == [0.0, 1.0, 0.0]
+
+
+FAR = [  # a projection, a point far above its radius, the nearest allowed point
+    (hg.l1_ball(), [1e15, -1e15, 3.0], [0.5, -0.5, 0.0]),
+    (hg.l1_ball(0.125), [4e6, 3.0, 0.0], [0.125, 0.0, 0.0]),
+    (hg.box_l1(0.0, 1.0, 1.5), [3e8, 1.0, 3e8], [0.75, 0.0, 0.75]),
+    (hg.box_l1(0.0, 1.0, 1.5), [1e17, 1e16, 3.0], [1.0, 0.5, 0.0]),
+    (hg.box_l1(0.0, [0.25, np.inf, 1.0], 0.75), [1e8, 1e8, 0.0], [0.25, 0.5, 0.0]),
+    (hg.box_l1(0.0, np.inf, 1.0), [1e7, 1e7 + 1, 0.0], [0.0, 1.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize("project, point, nearest", FAR)
+def test_projection_of_a_far_point(project, point, nearest, backend):
+    for given in (backend.array(point), np.array(point, "float32"), torch.tensor(point)):
+        found = project(given)
+        assert found.dtype == given.dtype and np.asarray(found).tolist() == nearest
 
 
 @pytest.mark.parametrize("low, radius", [([0.1] * 3, 0.3), ([0.1] * 10, 1.0)])
